@@ -1,0 +1,126 @@
+"""Our parameters under PyTorch names, and back: a rename, a transpose and a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from adaperceiver_jax.models.params import param_shapes
+
+_STACK = "blocks"  # the module whose parameters carry a leading axis, one row a block
+_COMPONENTS = {"fuse_0": "fuse.0", "fuse_1": "fuse.1", "fuse_3": "fuse.3"}
+_LEAVES = {"kernel": "weight", "scale": "weight"}
+
+
+def _torch_names(path: tuple[str, ...]) -> tuple[str, str | None]:
+    """A parameter's path -> (name, None), or (prefix, suffix) around the number of its block."""
+    *modules, leaf = (_COMPONENTS.get(part, part) for part in path)
+    parts = [*modules, _LEAVES.get(leaf, leaf)]
+    if _STACK not in parts:
+        return ".".join(parts), None
+    cut = parts.index(_STACK) + 1
+    return ".".join(parts[:cut]) + ".", "." + ".".join(parts[cut:])
+
+
+def _transpose(path: tuple[str, ...], array: np.ndarray, to_torch: bool) -> np.ndarray:
+    """Kernels are (in, out) here and (out, in) there, convolutions HWIO here and OIHW there."""
+    if path[-1] != "kernel":
+        return array
+    if array.ndim == 2:
+        return array.T
+    return array.transpose((3, 2, 0, 1) if to_torch else (2, 3, 1, 0))
+
+
+def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield tuple(entry.key for entry in path), leaf
+
+
+def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
+    """The parameters of any model of the package as NumPy arrays under their PyTorch names.
+
+    Raises ValueError naming the parameters that are not this model's.
+    """
+    _check_params(model, params)
+    state = {}
+    for path, leaf in _leaves(params):
+        array = np.asarray(leaf)
+        prefix, suffix = _torch_names(path)
+        if suffix is None:
+            state[prefix] = np.ascontiguousarray(_transpose(path, array, to_torch=True))
+            continue
+        for block, row in enumerate(array):
+            state[f"{prefix}{block}{suffix}"] = np.ascontiguousarray(
+                _transpose(path, row, to_torch=True)
+            )
+    return state
+
+
+def _check_params(model: nn.Module, params: Any) -> None:
+    ours = {path: leaf.shape for path, leaf in _leaves(param_shapes(model))}
+    given = {path: np.shape(leaf) for path, leaf in _leaves(params)}
+    wrong = [
+        f"{'.'.join(path)} is {given.get(path, 'missing')}, the model's is {ours.get(path, 'none')}"
+        for path in sorted(ours.keys() | given.keys())
+        if ours.get(path) != given.get(path)
+    ]
+    if wrong:
+        raise ValueError(f"these parameters do not fit {type(model).__name__}: {_some(wrong)}")
+
+
+def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
+    """A PyTorch state dict (arrays under PyTorch names) as parameters of `model`, in NumPy.
+
+    Raises ValueError naming what is missing, left over or of another shape.
+    """
+    shapes = param_shapes(model)
+    unused = set(state_dict)
+    missing, wrong = [], []
+
+    def take(name: str, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | None:
+        if name not in state_dict:
+            missing.append(name)
+            return None
+        unused.discard(name)
+        array = _transpose(path, np.asarray(state_dict[name]), to_torch=False)
+        if array.shape != shape:
+            theirs = np.shape(state_dict[name])
+            ours = _transpose(path, np.empty(shape, np.bool_), to_torch=True).shape
+            wrong.append(f"{name} is {theirs}, the model's is {ours}")
+            return None
+        return array
+
+    def convert(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | None:
+        prefix, suffix = _torch_names(path)
+        if suffix is None:
+            array = take(prefix, path, shape)
+            return None if array is None else np.ascontiguousarray(array)
+        rows = [take(f"{prefix}{i}{suffix}", path, shape[1:]) for i in range(shape[0])]
+        return None if any(row is None for row in rows) else np.stack(rows)
+
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: convert(tuple(entry.key for entry in path), leaf.shape), shapes
+    )
+    problems = [
+        f"{what}: {_some(sorted(names))}"
+        for what, names in (
+            ("missing", missing),
+            ("left over", unused),
+            ("of another shape", wrong),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"these weights do not fit {type(model).__name__}; " + "; ".join(problems)
+        )
+    return params
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,10 @@
+"""Cross-entropy of class logits."""
+
+from __future__ import annotations
+
+import jax
+
+
+def soft_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the batch for logits (..., B, C) against soft labels (B, C) -> (...)."""
+    return -(labels * jax.nn.log_softmax(logits)).sum(axis=-1).mean(axis=-1)

@@ -1,0 +1,322 @@
+"""AdaPerceiver: one latent stream for classification, distillation and dense prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import ArrayLike, DTypeLike
+
+from adaperceiver_jax.models.adapters import (
+    LearnedToken,
+    OutputAdapter,
+    PatchEmbed,
+    ProjectedPatches,
+)
+from adaperceiver_jax.models.attention import IMPLEMENTATIONS, ReadHead
+from adaperceiver_jax.models.config import (
+    AdaPerceiverConfig,
+    check_granularities,
+    check_images,
+    check_sub_network,
+)
+from adaperceiver_jax.models.latent_stream import Run, run_blocks, stacked_blocks
+from adaperceiver_jax.models.masks import make_mask
+from adaperceiver_jax.models.rope import Rope, make_rope, rope_scale
+from adaperceiver_jax.models.write_head import FoldedQuery, WriteHead
+
+
+@struct.dataclass
+class Output:
+    """What one sub-network predicts."""
+
+    logits: jax.Array | None
+    """(B, classes)"""
+    features: jax.Array | None
+    """(B, patches, features)"""
+
+
+@struct.dataclass
+class Readouts:
+    """What every granularity (T) and every depth (L) of one pass predicts, for training."""
+
+    token_logits: jax.Array | None
+    """(T, B, classes)"""
+    depth_logits: jax.Array | None
+    """(L, B, classes)"""
+    token_features: jax.Array | None
+    """(T, B, patches, features)"""
+    depth_features: jax.Array | None
+    """(L, B, patches, features)"""
+
+
+@struct.dataclass
+class Start:
+    """A run up to its first block."""
+
+    patches: jax.Array
+    """(B, patches, D)"""
+    latents: jax.Array
+    """(B, N, D)"""
+    run: Run
+
+
+class AdaPerceiver(nn.Module):
+    """The model; `config` says what it is, the other fields only how it is computed.
+
+    Parameters carry the reference's names, with the blocks stacked along a leading axis.
+    """
+
+    config: AdaPerceiverConfig
+    dtype: DTypeLike = jnp.float32
+    """Of the matmuls; parameters, norms, softmax, RoPE and the streams stay float32."""
+    attention: str = "cut"
+    """'cut' or 'masked': see LatentAttention."""
+    remat: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    unroll: int = 1
+    """Blocks a loop iteration; `config.depth` leaves no loop."""
+
+    def setup(self) -> None:
+        c = self.config
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"attention={self.attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
+            )
+        stddev = 1e-6 if c.process_token_init == "learned" else c.embed_dim**-0.5
+        self.patch_embed = PatchEmbed(c, self.dtype)
+        self.process_latents = LearnedToken((c.embed_dim,), stddev)
+        self.read_head = self._cross_attention(ReadHead)
+        self.blocks = stacked_blocks(c, self.dtype, self.attention, self.remat, self.unroll)
+        if c.num_classes is not None:
+            self.output_latents = LearnedToken((1, c.embed_dim))
+            self.write_head = self._cross_attention(WriteHead)
+            self.output_adapter = OutputAdapter(c, c.num_classes, c.use_output_ffn, self.dtype)
+        if c.output_feat_dim is not None:
+            tokens = ProjectedPatches(c.embed_dim, self.dtype)
+            write_head = self._cross_attention(WriteHead)
+            if c.num_classes is not None:  # distillation: a second stream of outputs
+                adapter = OutputAdapter(c, c.output_feat_dim, True, self.dtype)
+                self.output_latents_feat = tokens
+                self.write_head_feat = write_head
+                self.output_adapter_feat = adapter
+            else:
+                adapter = OutputAdapter(c, c.output_feat_dim, c.use_output_ffn, self.dtype)
+                self.output_latents = tokens
+                self.write_head = write_head
+                self.output_adapter = adapter
+            self.feature_stream = (tokens, write_head, adapter)
+
+    def _cross_attention(self, kind: type) -> nn.Module:
+        c = self.config
+        return kind(
+            c.embed_dim,
+            c.num_heads,
+            c.qkv_bias,
+            c.proj_bias,
+            c.attn_drop,
+            c.proj_drop,
+            self.dtype,
+        )
+
+    @nn.nowrap
+    def example_inputs(self) -> jax.ShapeDtypeStruct:
+        """The smallest input that the parameters can be made from."""
+        c = self.config
+        return jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.in_channels), jnp.float32)
+
+    def __call__(
+        self,
+        images: jax.Array,
+        num_tokens: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> Output:
+        """Runs one sub-network on images (B, H, W, C).
+
+        Args:
+          num_tokens: latents, any count; None is max_latent_tokens.
+          width: of the blocks' FFNs; None is the full width.
+          depth: blocks; None is all.
+          token_granularities: bounds of the block mask in this call, instead of the config's.
+          train: applies dropout and stochastic depth, from the 'dropout' rng.
+        """
+        c = self.config
+        check_sub_network(c, num_tokens, width, depth)
+        hidden = None if width is None else c.hidden_units(width)
+        start = self.start(images, num_tokens, hidden, None, token_granularities, train)
+        z, _ = run_blocks(self, start.latents, start.run, depth or c.depth)
+        rope = start.run.rope
+        logits = features = None
+        if c.num_classes is not None:
+            logits = self.write_logits(z, self.fold(rope), train=train)
+        if c.output_feat_dim is not None:
+            features = self._token_features(start.patches, z, rope, [z.shape[1]], train)[0]
+        return Output(logits, features)
+
+    def readouts(
+        self,
+        images: jax.Array,
+        widths: ArrayLike | None = None,
+        readout_tokens: ArrayLike | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> Readouts:
+        """One pass over the largest granularity, read out at every granularity and every depth.
+
+        Args:
+          widths: (B,) one width a sample, may be traced; None is the full width.
+          readout_tokens: (L,) how many latents the readout after each block sees, may be
+            traced; None reads no depths.
+          token_granularities: T counts instead of the config's; the last is the run's N.
+          train: applies dropout and stochastic depth, from the 'dropout' rng.
+        """
+        c = self.config
+        granularities = tuple(token_granularities or c.token_granularities)
+        if not granularities:
+            raise ValueError("token_granularities=(): readouts need at least one token count")
+        check_granularities(granularities)
+        num_tokens = granularities[-1]
+        by_depth = readout_tokens is not None
+        _check_array("widths", widths, (images.shape[0],), c.full_width)
+        _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
+        hidden = None
+        if widths is not None:
+            table = np.array([c.hidden_units(w) for w in range(c.full_width + 1)], np.int32)
+            hidden = jnp.asarray(table)[jnp.asarray(widths)]
+        start = self.start(images, num_tokens, None, hidden, granularities, train, by_depth)
+        z, latents = run_blocks(self, start.latents, start.run, c.depth)
+
+        rope = start.run.rope
+        positions = jnp.arange(num_tokens)
+        depth_visible = positions < jnp.asarray(readout_tokens)[:, None] if by_depth else None
+        token_logits = depth_logits = token_features = depth_features = None
+        if c.num_classes is not None:
+            folded = self.fold(rope)
+            token_visible = positions < np.array(granularities)[:, None]
+            token_logits = self.write_logits(z, folded, token_visible, train)
+            token_logits = jnp.moveaxis(token_logits, -2, 0)
+            if by_depth:
+                visible = depth_visible[:, None, None, :]  # (L, B, R, N)
+                depth_logits = self.write_logits(latents, folded, visible, train)[..., 0, :]
+        if c.output_feat_dim is not None:
+            token_features = self._token_features(start.patches, z, rope, granularities, train)
+            if by_depth:
+                depth_features = self._depth_features(
+                    start.patches, latents, rope, depth_visible, train
+                )
+        return Readouts(token_logits, depth_logits, token_features, depth_features)
+
+    def start(
+        self,
+        images: jax.Array,
+        num_tokens: int | None,
+        hidden: int | None,
+        hidden_per_sample: jax.Array | None,
+        token_granularities: Sequence[int] | None,
+        train: bool,
+        keep_latents: bool = False,
+    ) -> Start:
+        """Embeds the images and reads them into N latents."""
+        c = self.config
+        patches = self.embed(images)
+        n = num_tokens or c.max_latent_tokens
+        granularities = tuple(token_granularities or c.token_granularities)
+        check_granularities(granularities)
+        scale = rope_scale(n, c.max_latent_tokens) if c.rope_scale is None else c.rope_scale
+        rope = make_rope(n, c.head_dim, c.rope_theta, scale)
+        mask = make_mask(c.mask, n, granularities)
+        run = Run(rope, hidden_per_sample, mask, hidden, train, keep_latents)
+        latents = self.read_head(self.process_latents(), patches, rope, train)
+        return Start(patches, latents, run)
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """images (B, H, W, C) -> patches (B, patches, D): what a policy network looks at."""
+        c = self.config
+        check_images(images.shape, c.patch_size, c.in_channels)
+        return self.patch_embed(images)
+
+    def fold(self, rope: Rope) -> FoldedQuery:
+        """The class token's query for N latents, folded once for all samples and readouts."""
+        return self.write_head.fold(self.output_latents()[0], rope)
+
+    def write_logits(
+        self,
+        z: jax.Array,
+        folded: FoldedQuery,
+        visible: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Latents (..., N, D) -> logits (..., classes), or (..., R, classes) for R readouts.
+
+        visible: bool, broadcasts to (..., R, N), which latents each readout sees.
+        """
+        scores, source = self.write_head.scores(folded, z)
+        written = self.write_head.write_one(
+            self.output_latents()[0], scores, source, visible, train
+        )
+        logits = self.output_adapter(written, train)
+        return logits if visible is not None else logits[..., 0, :]
+
+    def _token_features(
+        self,
+        patches: jax.Array,
+        z: jax.Array,
+        rope: Rope,
+        granularities: Sequence[int],
+        train: bool,
+    ) -> jax.Array:
+        """(T, B, patches, features): keys and values are made once for all granularities."""
+        tokens, write_head, adapter = self.feature_stream
+        outputs = tokens(patches)
+        q = write_head.queries(outputs)
+        k, v = write_head.keys_values(z, rope)
+        written = [
+            write_head(outputs, q, k[:, :t], v[:, :t], train=train) for t in granularities
+        ]
+        return adapter(jnp.stack(written), train)
+
+    def _depth_features(
+        self,
+        patches: jax.Array,
+        latents: jax.Array,
+        rope: Rope,
+        visible: jax.Array,
+        train: bool,
+    ) -> jax.Array:
+        """Latents (L, B, N, D), visible (L, N) -> (L, B, patches, features), depth by depth."""
+        outputs = self.feature_stream[0](patches)
+        q = self.feature_stream[1].queries(outputs)
+
+        def read_depth(module: AdaPerceiver, carry: tuple, z: jax.Array, seen: jax.Array):
+            _, write_head, adapter = module.feature_stream
+            k, v = write_head.keys_values(z, rope)
+            return carry, adapter(write_head(outputs, q, k, v, seen, train), train)
+
+        scan = nn.scan(
+            nn.remat(read_depth, prevent_cse=False) if self.remat else read_depth,
+            variable_broadcast="params",
+            split_rngs={"params": False, "dropout": True},
+        )
+        return scan(self, (), latents, visible)[1]
+
+
+def _check_array(name: str, value: ArrayLike | None, shape: tuple[int, ...], most: int) -> None:
+    """Checks a per-sample or per-depth array; values only where they are known."""
+    if value is None:
+        return
+    if jnp.shape(value) != shape:
+        raise ValueError(f"{name} of shape {jnp.shape(value)}: must be {shape}")
+    if isinstance(value, jax.core.Tracer):
+        return
+    values = np.asarray(value)
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} of dtype {values.dtype}: must be integers")
+    if values.min() < 1 or values.max() > most:
+        raise ValueError(f"{name}={values.tolist()}: each must be in 1..{most}")

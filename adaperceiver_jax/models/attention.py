@@ -1,0 +1,180 @@
+"""Attention among latents and between streams.
+
+Every module keeps q, k, v and proj as separate linear layers, as the reference does.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from adaperceiver_jax.models.layers import LayerNorm, Linear
+from adaperceiver_jax.models.masks import LatentMask
+from adaperceiver_jax.models.rope import Rope, apply_rope
+
+IMPLEMENTATIONS = ("cut", "masked")
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(head_dim)) v for q (B, M, H, d) and k, v (B, N, H, d) -> (B, M, H, d).
+
+    mask: bool, broadcasts to (B, H, M, N), True where visible. With a key the attention weights
+    are dropped at rate `dropout`.
+    """
+    if key is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    scores = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32)
+    weights = softmax(scores * q.shape[-1] ** -0.5, mask)
+    weights = drop_weights(weights, dropout, key).astype(v.dtype)
+    return jnp.einsum("bhmn,bnhd->bmhd", weights, v)
+
+
+def softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax over the last axis of float32 scores, where the mask is True."""
+    return jax.nn.softmax(scores, axis=-1, where=mask) if mask is not None else jax.nn.softmax(
+        scores, axis=-1
+    )
+
+
+def drop_weights(weights: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Drops attention weights at this rate and rescales the rest."""
+    kept = jax.random.bernoulli(key, 1 - rate, weights.shape)
+    return jnp.where(kept, weights / (1 - rate), 0)
+
+
+class Attention(nn.Module):
+    """The four projections of multi-head attention and what is done between them."""
+
+    features: int
+    num_heads: int
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.q, self.k, self.v = (
+            Linear(self.features, self.features, self.qkv_bias, self.dtype) for _ in range(3)
+        )
+        self.proj = Linear(self.features, self.features, self.proj_bias, self.dtype)
+        self.drop = nn.Dropout(self.proj_drop)
+
+    def heads(self, x: jax.Array) -> jax.Array:
+        """(..., D) -> (..., H, D / H)."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+
+    def project(self, x: jax.Array, train: bool) -> jax.Array:
+        """(..., H, D / H) -> (..., D), through the output projection and its dropout."""
+        x = self.proj(x.reshape(*x.shape[:-2], -1))
+        return self.drop(x, deterministic=not train)
+
+    def weight_key(self, train: bool) -> jax.Array | None:
+        """The key for attention dropout, None where nothing is dropped."""
+        return self.make_rng("dropout") if train and self.attn_drop else None
+
+
+class LatentAttention(Attention):
+    """Self-attention among the latents, under their mask, RoPE on queries and keys.
+
+    `implementation` 'cut' attends block by block, each without a mask, so that nothing masked is
+    computed; 'masked' attends once under a constant mask. Same numbers.
+    """
+
+    implementation: str = "cut"
+
+    def __call__(
+        self, z: jax.Array, rope: Rope, mask: LatentMask, train: bool = False
+    ) -> jax.Array:
+        """z (B, N, D) -> (B, N, D)."""
+        q = apply_rope(self.heads(self.q(z)), rope)
+        k = apply_rope(self.heads(self.k(z)), rope)
+        v = self.heads(self.v(z))
+        if mask.kind == "block" and self.implementation == "cut":
+            parts = [
+                attend(
+                    q[:, first:end], k[:, :end], v[:, :end], None, self.attn_drop, self.weight_key(train)
+                )
+                for first, end in mask.spans()
+            ]
+            return self.project(jnp.concatenate(parts, axis=1), train)
+        array = mask.array()
+        visible = None if array is None else jnp.asarray(array)[None, None]
+        return self.project(attend(q, k, v, visible, self.attn_drop, self.weight_key(train)), train)
+
+
+class CrossAttention(Attention):
+    """Attention from a sink (queries) to a source (keys and values)."""
+
+    def queries(self, sink: jax.Array, rope: Rope | None = None) -> jax.Array:
+        """(B, M, D) -> (B, M, H, D / H)."""
+        q = self.heads(self.q(sink))
+        return q if rope is None else apply_rope(q, rope)
+
+    def keys_values(
+        self, source: jax.Array, rope: Rope | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(B, N, D) -> keys and values, each (B, N, H, D / H)."""
+        k = self.heads(self.k(source))
+        return (k if rope is None else apply_rope(k, rope)), self.heads(self.v(source))
+
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """q (B, M, H, d), k and v (B, N, H, d), mask (N,) bool or None -> (B, M, D)."""
+        visible = None if mask is None else mask[None, None, None, :]
+        return self.project(attend(q, k, v, visible, self.attn_drop, self.weight_key(train)), train)
+
+
+class CrossAttentionHead(nn.Module):
+    """A cross-attention with a norm for either side: what reading and writing have in common."""
+
+    features: int
+    num_heads: int
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    attn_drop: float = 0.0
+    proj_drop: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.snk_norm = LayerNorm(self.features, dtype=self.dtype)
+        self.src_norm = LayerNorm(self.features, dtype=self.dtype)
+        self.cattn = CrossAttention(
+            self.features,
+            self.num_heads,
+            self.qkv_bias,
+            self.proj_bias,
+            self.attn_drop,
+            self.proj_drop,
+            self.dtype,
+        )
+
+
+class ReadHead(CrossAttentionHead):
+    """Reads the patches into the latents: RoPE on the queries only."""
+
+    def __call__(
+        self, token: jax.Array, patches: jax.Array, rope: Rope, train: bool = False
+    ) -> jax.Array:
+        """token (D,), the one learned latent; patches (B, I, D); rope of N latents -> (B, N, D).
+
+        All latents start from the same vector, so its query is projected once and only turned
+        to each position.
+        """
+        batch, num_tokens = patches.shape[0], rope.cos.shape[0]
+        token = token.astype(jnp.float32)
+        q = self.cattn.queries(self.snk_norm(token))  # (H, d)
+        q = apply_rope(jnp.broadcast_to(q, (num_tokens, *q.shape)), rope)
+        k, v = self.cattn.keys_values(self.src_norm(patches))
+        q = jnp.broadcast_to(q, (batch, *q.shape))
+        return token + self.cattn(q, k, v, None, train)

@@ -1,0 +1,115 @@
+"""The latent stream: L identical blocks over the latents, their parameters stacked."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.typing import DTypeLike
+
+from adaperceiver_jax.models.attention import LatentAttention
+from adaperceiver_jax.models.config import AdaPerceiverConfig
+from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, stochastic_depth
+from adaperceiver_jax.models.masks import LatentMask
+from adaperceiver_jax.models.rope import Rope
+
+
+@struct.dataclass
+class Run:
+    """What every block of one run needs besides the latents; the static part fixes the program."""
+
+    rope: Rope
+    hidden_per_sample: jax.Array | None
+    """(B,) hidden units of each sample, where samples differ in width."""
+    mask: LatentMask = struct.field(pytree_node=False)
+    hidden: int | None = struct.field(pytree_node=False, default=None)
+    """Hidden units of the whole batch; None is all."""
+    train: bool = struct.field(pytree_node=False, default=False)
+    keep_latents: bool = struct.field(pytree_node=False, default=False)
+    """Whether the latents after every block are wanted."""
+
+
+class Block(nn.Module):
+    """z + ls1 * attention(norm1(z)), then z + ls2 * FFN(norm2(z)); the stream stays float32."""
+
+    config: AdaPerceiverConfig
+    dtype: DTypeLike = jnp.float32
+    attention: str = "cut"
+
+    @nn.compact
+    def __call__(
+        self, z: jax.Array, drop_path: jax.Array, run: Run
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """z (B, N, D) -> z (B, N, D), twice if the run keeps latents."""
+        c = self.config
+        attention = LatentAttention(
+            c.embed_dim,
+            c.num_heads,
+            c.qkv_bias,
+            c.proj_bias,
+            c.attn_drop,
+            c.proj_drop,
+            self.dtype,
+            self.attention,
+            name="attn",
+        )
+        ffn = FFN(
+            c.embed_dim,
+            c.hidden_units(c.full_width),
+            c.embed_dim,
+            c.ffn_layer,
+            c.act_layer,
+            c.proj_drop,
+            self.dtype,
+            name="ffn",
+        )
+
+        def branch(x: jax.Array, scale: str) -> jax.Array:
+            x = x.astype(jnp.float32)
+            if c.layer_scale:
+                x = LayerScale(c.embed_dim, c.layer_scale, name=scale)(x)
+            if run.train and c.drop_path:
+                x = stochastic_depth(x, drop_path, self.make_rng("dropout"))
+            return x
+
+        norm1 = LayerNorm(c.embed_dim, dtype=self.dtype, name="norm1")
+        norm2 = LayerNorm(c.embed_dim, dtype=self.dtype, name="norm2")
+        z = z + branch(attention(norm1(z), run.rope, run.mask, run.train), "ls1")
+        z = z + branch(ffn(norm2(z), run.hidden, run.hidden_per_sample, run.train), "ls2")
+        return z, (z if run.keep_latents else None)
+
+
+def stacked_blocks(
+    config: AdaPerceiverConfig, dtype: DTypeLike, attention: str, remat: bool, unroll: int
+) -> nn.Module:
+    """All blocks as one scan over parameters (L, ...): compiled once, whatever the depth."""
+    block = nn.remat(Block, prevent_cse=False) if remat else Block
+    scanned = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        unroll=unroll,
+    )
+    return scanned(config, dtype, attention)
+
+
+def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
+    """The first `depth` of `module.blocks`: z (B, N, D) -> z, latents (depth, B, N, D) or None."""
+    config: AdaPerceiverConfig = module.config
+    rates = np.linspace(0, config.drop_path, config.depth, dtype=np.float32)[:depth]
+
+    def first_blocks(module: nn.Module, z: jax.Array) -> tuple:
+        return module.blocks(z, jnp.asarray(rates), run)
+
+    if depth == config.depth:
+        return first_blocks(module, z)
+
+    def cut(variables: dict) -> dict:
+        params = variables["params"]
+        blocks = jax.tree.map(lambda p: p[:depth], params["blocks"])
+        return {"params": {**params, "blocks": blocks}}
+
+    return nn.map_variables(first_blocks, "params", trans_in_fn=cut)(module, z)

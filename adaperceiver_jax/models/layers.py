@@ -1,0 +1,125 @@
+"""The small layers that every model is made of, and how their parameters start."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+# PyTorch's trunc_normal_(std=0.02) cuts at +-2, a hundred standard deviations out.
+trunc_normal = nn.initializers.truncated_normal(stddev=0.02, lower=-100.0, upper=100.0)
+
+
+def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """What PyTorch's Linear and Conv start from: uniform in +-1 / sqrt(fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
+
+
+def activation(name: str, x: jax.Array) -> jax.Array:
+    """'gelu' (exact, with erf) or 'silu'."""
+    return jax.nn.gelu(x, approximate=False) if name == "gelu" else jax.nn.silu(x)
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias, the kernel optionally cut to its first rows or columns.
+
+    The cut is the paper's MatLinear at inference: a narrower layer, nothing masked is computed.
+    """
+
+    in_features: int
+    features: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", trunc_normal, (self.in_features, self.features))
+        zeros = nn.initializers.zeros
+        self.bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
+
+    def __call__(self, x: jax.Array, rows: int | None = None, columns: int | None = None):
+        """(..., rows or in_features) -> (..., columns or features)."""
+        y = jnp.matmul(x.astype(self.dtype), self.kernel[:rows, :columns].astype(self.dtype))
+        return y if self.bias is None else y + self.bias[:columns].astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis; computed in float32, returned in `dtype`."""
+
+    features: int
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x).mean(axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class LayerScale(nn.Module):
+    """One learned factor a channel."""
+
+    features: int
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.init_value), (self.features,))
+        return x * gamma
+
+
+def stochastic_depth(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+    """Drops the whole branch x (B, ...) of a sample with probability `rate`, rescales the rest."""
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+class FFN(nn.Module):
+    """fc2(act(fc1(x))), or SwiGLU's fc2(act(gate(x)) * fc1(x)), cut to a number of hidden units."""
+
+    in_features: int
+    hidden: int
+    features: int
+    kind: str = "mlp"
+    act: str = "gelu"
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.fc1 = Linear(self.in_features, self.hidden, dtype=self.dtype)
+        if self.kind == "swiglu":
+            self.gate = Linear(self.in_features, self.hidden, dtype=self.dtype)
+        self.fc2 = Linear(self.hidden, self.features, dtype=self.dtype)
+        self.drop = nn.Dropout(self.dropout)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        hidden: int | None = None,
+        hidden_per_sample: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """x (B, N, in_features) -> (B, N, features).
+
+        `hidden` cuts the weights for the whole batch; `hidden_per_sample` (B,) masks, so that
+        every sample of one compiled step may have its own width.
+        """
+        y = self.fc1(x, columns=hidden)
+        if self.kind == "swiglu":
+            y = activation(self.act, self.gate(x, columns=hidden)) * y
+        else:
+            y = activation(self.act, y)
+        if hidden_per_sample is not None:
+            used = jnp.arange(y.shape[-1]) < hidden_per_sample[:, None, None]
+            y = jnp.where(used, y, 0)
+        y = self.drop(y, deterministic=not train)
+        return self.drop(self.fc2(y, rows=hidden), deterministic=not train)

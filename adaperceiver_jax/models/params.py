@@ -1,0 +1,30 @@
+"""Making and counting the parameters of any model of the package."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def _init(model: nn.Module, key: jax.Array) -> Any:
+    example = model.example_inputs()
+    return model.init(key, jnp.zeros(example.shape, example.dtype))["params"]
+
+
+def init_params(model: nn.Module, key: jax.Array) -> Any:
+    """Fresh parameters; nothing but the initialisers is compiled."""
+    return jax.jit(_init, static_argnums=0)(model, key)
+
+
+def param_shapes(model: nn.Module) -> Any:
+    """The parameters' shapes and dtypes, with nothing allocated."""
+    return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
+
+
+def count_params(params: Any) -> int:
+    """How many numbers a tree of parameters (or their shapes) holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

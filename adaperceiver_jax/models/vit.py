@@ -1,0 +1,181 @@
+"""The Vision Transformer as timm builds it: the teacher, and the paper's baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.typing import DTypeLike
+
+from adaperceiver_jax.models.adapters import Patchify, resample_positions
+from adaperceiver_jax.models.attention import attend
+from adaperceiver_jax.models.config import check_images
+from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, Linear, trunc_normal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Sizes and variant of a ViT; the defaults are ViT-B/16."""
+
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    image_size: int = 224
+    patch_size: int = 16
+    in_channels: int = 3
+    num_classes: int | None = 1000
+    """None leaves the head out."""
+    class_token: bool = True
+    reg_tokens: int = 0
+    global_pool: str = "token"
+    """'token' scores the class token, 'avg' the mean of the patches, normed after the mean."""
+    pre_norm: bool = False
+    """CLIP's LayerNorm right after the embedding; the patch convolution then has no bias."""
+    layer_scale: float | None = None
+    norm_epsilon: float = 1e-6
+    """1e-5 in CLIP's models."""
+
+    def __post_init__(self) -> None:
+        if self.global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool={self.global_pool!r}: must be 'token' or 'avg'")
+        if self.global_pool == "token" and not self.class_token:
+            raise ValueError("global_pool='token' with class_token=False: use global_pool='avg'")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim}: must be a multiple of num_heads={self.num_heads}"
+            )
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}"
+            )
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class token first, then registers."""
+        return int(self.class_token) + self.reg_tokens
+
+
+@struct.dataclass
+class ViTOutput:
+    """What a ViT predicts."""
+
+    logits: jax.Array | None
+    """(B, classes)"""
+    features: jax.Array
+    """(B, patches, D), after the final norm where the model has one before pooling"""
+    prefix: jax.Array
+    """(B, class token and registers, D), likewise"""
+
+
+class ViTAttention(nn.Module):
+    """Multi-head self-attention with one fused qkv projection."""
+
+    features: int
+    num_heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, N, D) -> (B, N, D)."""
+        qkv = Linear(self.features, 3 * self.features, dtype=self.dtype, name="qkv")(x)
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, self.num_heads, -1), -3, 0)
+        y = attend(q, k, v).reshape(x.shape)
+        return Linear(self.features, self.features, dtype=self.dtype, name="proj")(y)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block; the stream stays float32."""
+
+    config: ViTConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """(B, N, D) -> (B, N, D)."""
+        c = self.config
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(c.embed_dim, c.norm_epsilon, self.dtype, name=name)
+
+        def scaled(x: jax.Array, name: str) -> jax.Array:
+            x = x.astype(jnp.float32)
+            return LayerScale(c.embed_dim, c.layer_scale, name=name)(x) if c.layer_scale else x
+
+        attention = ViTAttention(c.embed_dim, c.num_heads, self.dtype, name="attn")
+        hidden = int(c.embed_dim * c.mlp_ratio)
+        mlp = FFN(c.embed_dim, hidden, c.embed_dim, dtype=self.dtype, name="mlp")
+        x = x + scaled(attention(norm("norm1")(x)), "ls1")
+        return x + scaled(mlp(norm("norm2")(x)), "ls2"), None
+
+
+class ViT(nn.Module):
+    """Images to logits and patch features; `config` says which ViT."""
+
+    config: ViTConfig
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    unroll: int = 1
+
+    def setup(self) -> None:
+        c = self.config
+        self.patch_embed = Patchify(
+            c.in_channels, c.patch_size, c.embed_dim, not c.pre_norm, self.dtype
+        )
+        tiny, dim = nn.initializers.normal(1e-6), c.embed_dim
+        if c.class_token:
+            self.cls_token = self.param("cls_token", tiny, (1, 1, dim))
+        if c.reg_tokens:
+            self.reg_token = self.param("reg_token", tiny, (1, c.reg_tokens, dim))
+        positions = (c.image_size // c.patch_size) ** 2 + c.num_prefix_tokens
+        self.pos_embed = self.param("pos_embed", trunc_normal, (1, positions, dim))
+        if c.pre_norm:
+            self.norm_pre = LayerNorm(dim, c.norm_epsilon, self.dtype)
+        block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.depth,
+            unroll=self.unroll,
+        )(c, self.dtype)
+        final = LayerNorm(dim, c.norm_epsilon, jnp.float32)
+        if c.global_pool == "avg":
+            self.fc_norm = final
+        else:
+            self.norm = final
+        if c.num_classes is not None:
+            self.head = Linear(dim, c.num_classes, dtype=self.dtype)
+
+    @nn.nowrap
+    def example_inputs(self) -> jax.ShapeDtypeStruct:
+        """The smallest input that the parameters can be made from."""
+        c = self.config
+        return jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.in_channels), jnp.float32)
+
+    def __call__(self, images: jax.Array) -> ViTOutput:
+        """Images (B, H, W, C); any size that the patch divides, positions resampled."""
+        c = self.config
+        check_images(images.shape, c.patch_size, c.in_channels)
+        batch, height, width, _ = images.shape
+        prefix = [t for t in (c.class_token and self.cls_token, c.reg_tokens and self.reg_token)
+                  if not isinstance(t, bool | int)]
+        x = self.patch_embed(images).astype(jnp.float32)
+        tokens = [jnp.broadcast_to(t, (batch, *t.shape[1:])) for t in prefix]
+        first, patches = jnp.split(self.pos_embed, [c.num_prefix_tokens], axis=1)
+        patches = resample_positions(patches, height // c.patch_size, width // c.patch_size)
+        x = jnp.concatenate([*tokens, x], axis=1) + jnp.concatenate([first, patches], axis=1)
+        if c.pre_norm:
+            x = self.norm_pre(x).astype(jnp.float32)
+        x, _ = self.blocks(x, None)
+        if c.global_pool == "token":
+            x = self.norm(x)
+        prefix, features = jnp.split(x, [c.num_prefix_tokens], axis=1)
+        logits = None
+        if c.num_classes is not None:
+            pooled = prefix[:, 0] if c.global_pool == "token" else self.fc_norm(features.mean(1))
+            logits = self.head(pooled).astype(jnp.float32)
+        return ViTOutput(logits, features, prefix)
