@@ -100,7 +100,8 @@ def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
             array = take(prefix, path, shape)
             return None if array is None else np.ascontiguousarray(array)
         rows = [take(f"{prefix}{i}{suffix}", path, shape[1:]) for i in range(shape[0])]
-        return None if any(row is None for row in rows) else np.stack(rows)
+        found = [row for row in rows if row is not None]
+        return np.stack(found) if len(found) == len(rows) else None
 
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: convert(tuple(entry.key for entry in path), leaf.shape), shapes
@@ -115,9 +116,7 @@ def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
         if names
     ]
     if problems:
-        raise ValueError(
-            f"these weights do not fit {type(model).__name__}; " + "; ".join(problems)
-        )
+        raise ValueError(f"these weights do not fit {type(model).__name__}; " + "; ".join(problems))
     return params
 
 

@@ -45,7 +45,9 @@ def flops(
     """
     size = config.image_size if image_size is None else image_size
     height, image_width = (size, size) if isinstance(size, int) else size
-    check_images((1, height, image_width, config.in_channels), config.patch_size, config.in_channels)
+    check_images(
+        (1, height, image_width, config.in_channels), config.patch_size, config.in_channels
+    )
     patches = (height // config.patch_size) * (image_width // config.patch_size)
     if isinstance(config, ViTConfig):
         if (num_tokens, width, depth) != (None, None, None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -88,6 +89,7 @@ class AdaPerceiver(nn.Module):
                 f"attention={self.attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}"
             )
         stddev = 1e-6 if c.process_token_init == "learned" else c.embed_dim**-0.5
+        self.output_latents: LearnedToken | ProjectedPatches
         self.patch_embed = PatchEmbed(c, self.dtype)
         self.process_latents = LearnedToken((c.embed_dim,), stddev)
         self.read_head = self._cross_attention(ReadHead)
@@ -183,34 +185,34 @@ class AdaPerceiver(nn.Module):
             raise ValueError("token_granularities=(): readouts need at least one token count")
         check_granularities(granularities)
         num_tokens = granularities[-1]
-        by_depth = readout_tokens is not None
         _check_array("widths", widths, (images.shape[0],), c.full_width)
         _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
         hidden = None
         if widths is not None:
             table = np.array([c.hidden_units(w) for w in range(c.full_width + 1)], np.int32)
             hidden = jnp.asarray(table)[jnp.asarray(widths)]
-        start = self.start(images, num_tokens, None, hidden, granularities, train, by_depth)
+        keep = readout_tokens is not None
+        start = self.start(images, num_tokens, None, hidden, granularities, train, keep)
         z, latents = run_blocks(self, start.latents, start.run, c.depth)
 
-        rope = start.run.rope
+        rope, patches = start.run.rope, start.patches
         positions = jnp.arange(num_tokens)
-        depth_visible = positions < jnp.asarray(readout_tokens)[:, None] if by_depth else None
+        by_token = positions < np.array(granularities)[:, None]  # (T, N)
+        by_depth = None
+        if readout_tokens is not None:
+            by_depth = positions < jnp.asarray(readout_tokens)[:, None]  # (L, N)
         token_logits = depth_logits = token_features = depth_features = None
         if c.num_classes is not None:
             folded = self.fold(rope)
-            token_visible = positions < np.array(granularities)[:, None]
-            token_logits = self.write_logits(z, folded, token_visible, train)
-            token_logits = jnp.moveaxis(token_logits, -2, 0)
-            if by_depth:
-                visible = depth_visible[:, None, None, :]  # (L, B, R, N)
-                depth_logits = self.write_logits(latents, folded, visible, train)[..., 0, :]
+            token_logits = self.write_logits(z, folded, by_token, train)  # (B, T, classes)
+            token_logits = jnp.moveaxis(token_logits, 1, 0)
+            if by_depth is not None:
+                visible = by_depth[:, None, None, :]  # (L, B, R, N)
+                depth_logits = self.write_logits(latents, folded, visible, train)[:, :, 0]
         if c.output_feat_dim is not None:
-            token_features = self._token_features(start.patches, z, rope, granularities, train)
-            if by_depth:
-                depth_features = self._depth_features(
-                    start.patches, latents, rope, depth_visible, train
-                )
+            token_features = self._token_features(patches, z, rope, granularities, train)
+            if by_depth is not None:
+                depth_features = self._depth_features(patches, latents, rope, by_depth, train)
         return Readouts(token_logits, depth_logits, token_features, depth_features)
 
     def start(
@@ -244,7 +246,12 @@ class AdaPerceiver(nn.Module):
 
     def fold(self, rope: Rope) -> FoldedQuery:
         """The class token's query for N latents, folded once for all samples and readouts."""
-        return self.write_head.fold(self.output_latents()[0], rope)
+        return self.write_head.fold(self._class_token(), rope)
+
+    def _class_token(self) -> jax.Array:
+        """The one output token (D,) of a model with classes."""
+        token: Any = self.output_latents
+        return token()[0]
 
     def write_logits(
         self,
@@ -258,9 +265,7 @@ class AdaPerceiver(nn.Module):
         visible: bool, broadcasts to (..., R, N), which latents each readout sees.
         """
         scores, source = self.write_head.scores(folded, z)
-        written = self.write_head.write_one(
-            self.output_latents()[0], scores, source, visible, train
-        )
+        written = self.write_head.write_one(self._class_token(), scores, source, visible, train)
         logits = self.output_adapter(written, train)
         return logits if visible is not None else logits[..., 0, :]
 
@@ -277,9 +282,7 @@ class AdaPerceiver(nn.Module):
         outputs = tokens(patches)
         q = write_head.queries(outputs)
         k, v = write_head.keys_values(z, rope)
-        written = [
-            write_head(outputs, q, k[:, :t], v[:, :t], train=train) for t in granularities
-        ]
+        written = [write_head(outputs, q, k[:, :t], v[:, :t], train=train) for t in granularities]
         return adapter(jnp.stack(written), train)
 
     def _depth_features(

@@ -100,12 +100,12 @@ class PatchEmbed(nn.Module):
         c = self.config
         height, width = images.shape[1:3]
         if c.fourier_bands is not None:
-            maps = fourier_maps(height, width, c.fourier_bands, c.image_size / 2)
-            maps = jnp.broadcast_to(jnp.asarray(maps), (images.shape[0], *maps.shape))
-            images = jnp.concatenate([images, maps.astype(images.dtype)], axis=-1)
-        x = Patchify(
-            images.shape[-1], c.patch_size, c.embed_dim, dtype=self.dtype, name="embed"
-        )(images)
+            one = fourier_maps(height, width, c.fourier_bands, c.image_size / 2)
+            maps = jnp.broadcast_to(one.astype(images.dtype), (images.shape[0], *one.shape))
+            images = jnp.concatenate([images, maps], axis=-1)
+        x = Patchify(images.shape[-1], c.patch_size, c.embed_dim, dtype=self.dtype, name="embed")(
+            images
+        )
         table = self.param(
             "pos_embed", nn.initializers.normal(0.02), (1, c.grid_size**2, c.embed_dim)
         )
@@ -160,6 +160,7 @@ class OutputAdapter(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.drop = nn.Dropout(c.head_drop)
+        self.ffn: FFN | Linear
         if self.use_ffn:
             self.norm = LayerNorm(c.embed_dim, dtype=self.dtype)
             self.ffn = FFN(

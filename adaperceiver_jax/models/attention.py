@@ -40,8 +40,10 @@ def attend(
 
 def softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Softmax over the last axis of float32 scores, where the mask is True."""
-    return jax.nn.softmax(scores, axis=-1, where=mask) if mask is not None else jax.nn.softmax(
-        scores, axis=-1
+    return (
+        jax.nn.softmax(scores, axis=-1, where=mask)
+        if mask is not None
+        else jax.nn.softmax(scores, axis=-1)
     )
 
 
@@ -102,7 +104,12 @@ class LatentAttention(Attention):
         if mask.kind == "block" and self.implementation == "cut":
             parts = [
                 attend(
-                    q[:, first:end], k[:, :end], v[:, :end], None, self.attn_drop, self.weight_key(train)
+                    q[:, first:end],
+                    k[:, :end],
+                    v[:, :end],
+                    None,
+                    self.attn_drop,
+                    self.weight_key(train),
                 )
                 for first, end in mask.spans()
             ]

@@ -88,7 +88,6 @@ def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
 class Conv(nn.Module):
     """A convolution with 'same' padding, kernel LeCun normal, bias 0."""
 
-    in_features: int
     features: int
     kernel_size: int
     dtype: DTypeLike = jnp.float32
@@ -98,7 +97,7 @@ class Conv(nn.Module):
         """(B, h, w, C) -> (B, h, w, features), float32."""
         size = self.kernel_size
         kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (size, size, self.in_features, self.features)
+            "kernel", nn.initializers.lecun_normal(), (size, size, x.shape[-1], self.features)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         y = jax.lax.conv_general_dilated(
@@ -114,39 +113,33 @@ class Conv(nn.Module):
 class SegmentationHead(nn.Module):
     """LayerNorm over channels, dropout of whole maps, 1x1 convolution."""
 
-    in_features: int
     num_classes: int
     head_drop: float = 0.0
     dtype: DTypeLike = jnp.float32
 
-    def setup(self) -> None:
-        self.bn = LayerNorm(self.in_features, dtype=self.dtype)
-        self.drop = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))
-        self.conv_seg = Conv(self.in_features, self.num_classes, 1, self.dtype)
-
+    @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Feature maps (B, h, w, C) -> logits (B, h, w, classes)."""
-        return self.conv_seg(self.drop(self.bn(x), deterministic=not train))
+        x = LayerNorm(x.shape[-1], dtype=self.dtype, name="bn")(x)
+        x = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))(x, deterministic=not train)
+        return Conv(self.num_classes, 1, self.dtype, name="conv_seg")(x)
 
 
 class DepthHead(nn.Module):
     """Upsampling, dropout of whole maps, 3x3 convolution to bins, and their expectation."""
 
-    in_features: int
     bins: int
     min_depth: float
     max_depth: float
     head_drop: float = 0.0
     dtype: DTypeLike = jnp.float32
 
-    def setup(self) -> None:
-        self.drop = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))
-        self.conv_seg = Conv(self.in_features, self.bins, 3, self.dtype)
-
+    @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Feature maps (B, h, w, C) -> depth (B, 4h, 4w, 1)."""
         x = resize_bilinear(x, UPSAMPLE * x.shape[-3], UPSAMPLE * x.shape[-2])
-        weights = jax.nn.relu(self.conv_seg(self.drop(x, deterministic=not train))) + 0.1
+        x = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))(x, deterministic=not train)
+        weights = jax.nn.relu(Conv(self.bins, 3, self.dtype, name="conv_seg")(x)) + 0.1
         weights = weights / weights.sum(axis=-1, keepdims=True)
         bins = jnp.linspace(self.min_depth, self.max_depth, self.bins)
         return (weights @ bins)[..., None]
@@ -165,19 +158,15 @@ class DenseModel(nn.Module):
         self.backbone = AdaPerceiver(
             self.config.backbone, self.dtype, self.attention, self.remat, self.unroll
         )
-        self.head = self.make_head()
 
     @nn.nowrap
     def example_inputs(self) -> jax.ShapeDtypeStruct:
         """The smallest input that the parameters can be made from."""
         return AdaPerceiver(self.config.backbone).example_inputs()
 
-    @nn.nowrap
-    def make_head(self) -> nn.Module:
-        raise NotImplementedError
-
-    def predict(self, images: jax.Array, features: jax.Array, train: bool) -> jax.Array:
+    def predict(self, images: jax.Array, features: jax.Array | None, train: bool) -> jax.Array:
         """Features (B, patches, F) -> the head's map at the image's own size (B, H, W, C)."""
+        assert features is not None  # the config makes sure of it
         _, height, width, _ = images.shape
         patch = self.config.backbone.patch_size
         maps = features.reshape(features.shape[0], height // patch, width // patch, -1)
@@ -187,20 +176,20 @@ class DenseModel(nn.Module):
         self, images: jax.Array, token_granularities: Sequence[int] | None, train: bool
     ) -> jax.Array:
         """The map of every granularity (T, B, H, W, C), full width and depth, one pass."""
-        features = self.backbone.readouts(
-            images, token_granularities=token_granularities, train=train
-        ).token_features
-        return jnp.stack([self.predict(images, one, train) for one in features])
+        out = self.backbone.readouts(images, token_granularities=token_granularities, train=train)
+        assert out.token_features is not None
+        return jnp.stack([self.predict(images, one, train) for one in out.token_features])
 
 
 class SegmentationModel(DenseModel):
-    """Semantic segmentation; `config` is a SegmentationConfig."""
+    """Semantic segmentation."""
 
-    @nn.nowrap
-    def make_head(self) -> nn.Module:
+    config: SegmentationConfig
+
+    def setup(self) -> None:
+        super().setup()
         c = self.config
-        features = c.backbone.output_feat_dim
-        return SegmentationHead(features, c.num_classes, c.head_drop, self.dtype)
+        self.head = SegmentationHead(c.num_classes, c.head_drop, self.dtype)
 
     def __call__(
         self,
@@ -226,14 +215,14 @@ class SegmentationModel(DenseModel):
 
 
 class DepthModel(DenseModel):
-    """Depth from one image; `config` is a DepthConfig."""
+    """Depth from one image."""
 
-    @nn.nowrap
-    def make_head(self) -> nn.Module:
+    config: DepthConfig
+
+    def setup(self) -> None:
+        super().setup()
         c = self.config
-        return DepthHead(
-            c.backbone.output_feat_dim, c.bins, c.min_depth, c.max_depth, c.head_drop, self.dtype
-        )
+        self.head = DepthHead(c.bins, c.min_depth, c.max_depth, c.head_drop, self.dtype)
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from flax import struct
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import check_sub_network
-from adaperceiver_jax.models.latent_stream import Block
+from adaperceiver_jax.models.latent_stream import Block, apply_block
 
 
 @struct.dataclass
@@ -71,8 +71,7 @@ def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granu
 
     def run_block(state):
         depth, z, logits, left_at, active = state
-        block_params = jax.tree.map(lambda p: p[depth], params["blocks"])
-        z, _ = block.apply({"params": block_params}, z, 0.0, start.run)
+        z, _ = apply_block(block, params["blocks"], depth, z, start.run)
         now = model.apply(variables, z, folded, method="write_logits")
         confidence = jax.nn.softmax(now).max(axis=-1)
         if not per_sample:

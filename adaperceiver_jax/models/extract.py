@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -34,22 +35,18 @@ def extract(
     depth is what `model` computes at `width` and `depth`; it holds no larger ones.
     """
     if isinstance(model, DenseModel):
-        backbone, inner = extract(
+        inner, inner_params = extract(
             AdaPerceiver(model.config.backbone), params["backbone"], width, depth
         )
-        config = type(model.config)(**{**vars(model.config), "backbone": backbone.config})
-        return model.clone(config=config), {**params, "backbone": inner}
+        config = dataclasses.replace(model.config, backbone=inner.config)
+        return model.clone(config=config), {**params, "backbone": inner_params}
     if not isinstance(model, AdaPerceiver):
         raise ValueError(f"model={type(model).__name__}: only an AdaPerceiver has sub-networks")
-    config = extract_config(model.config, width, depth)
-    hidden = config.hidden_units(config.full_width)
-    blocks = jax.tree.map(lambda p: p[: config.depth], params["blocks"])
-    ffn = {
-        name: {
-            leaf: value[:, :hidden] if name == "fc2" and leaf == "kernel" else value[..., :hidden]
-            for leaf, value in layer.items()
-        }
-        for name, layer in blocks["ffn"].items()
-    }
-    ffn["fc2"]["bias"] = blocks["ffn"]["fc2"]["bias"]
-    return model.clone(config=config), {**params, "blocks": {**blocks, "ffn": ffn}}
+    small = extract_config(model.config, width, depth)
+    hidden = small.hidden_units(small.full_width)
+    blocks = jax.tree.map(lambda p: p[: small.depth], params["blocks"])
+    ffn = {name: dict(layer) for name, layer in blocks["ffn"].items()}
+    for name in ffn.keys() - {"fc2"}:
+        ffn[name] = {leaf: value[..., :hidden] for leaf, value in ffn[name].items()}
+    ffn["fc2"]["kernel"] = ffn["fc2"]["kernel"][:, :hidden]
+    return model.clone(config=small), {**params, "blocks": {**blocks, "ffn": ffn}}

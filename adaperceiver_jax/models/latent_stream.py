@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 
@@ -97,19 +98,35 @@ def stacked_blocks(
 
 
 def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
-    """The first `depth` of `module.blocks`: z (B, N, D) -> z, latents (depth, B, N, D) or None."""
+    """The first `depth` of `module.blocks`: z (B, N, D) -> z, latents (depth, B, N, D) or None.
+
+    Fewer than all run in a loop that picks each block's parameters out of the stack: to scan over
+    a part of the stack, XLA would first copy that part.
+    """
     config: AdaPerceiverConfig = module.config
-    rates = np.linspace(0, config.drop_path, config.depth, dtype=np.float32)[:depth]
-
-    def first_blocks(module: nn.Module, z: jax.Array) -> tuple:
-        return module.blocks(z, jnp.asarray(rates), run)
-
+    rates = jnp.linspace(0, config.drop_path, config.depth)
     if depth == config.depth:
-        return first_blocks(module, z)
+        return module.blocks(z, rates, run)
+    key = module.make_rng("dropout") if run.train else None
+    stack = module.variables["params"]["blocks"]
+    block = Block(config, module.dtype, module.attention, parent=None)
 
-    def cut(variables: dict) -> dict:
-        params = variables["params"]
-        blocks = jax.tree.map(lambda p: p[:depth], params["blocks"])
-        return {"params": {**params, "blocks": blocks}}
+    def step(z: jax.Array, l: jax.Array) -> tuple:
+        rngs = None if key is None else {"dropout": jax.random.fold_in(key, l)}
+        return apply_block(block, stack, l, z, run, rates[l], rngs)
 
-    return nn.map_variables(first_blocks, "params", trans_in_fn=cut)(module, z)
+    return jax.lax.scan(step, z, jnp.arange(depth), unroll=min(module.unroll, depth))
+
+
+def apply_block(
+    block: Block,
+    stack: Any,
+    l: jax.Array,
+    z: jax.Array,
+    run: Run,
+    drop_path: jax.Array | float = 0.0,
+    rngs: dict[str, jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Block l of a stack of parameters (L, ...): z (B, N, D) -> z, and again if they are kept."""
+    params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, l, keepdims=False), stack)
+    return cast(tuple, block.apply({"params": params}, z, drop_path, run, rngs=rngs))

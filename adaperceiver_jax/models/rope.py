@@ -12,8 +12,8 @@ from flax import struct
 class Rope:
     """Cosine and sine of every position's angles, each (N, head_dim / 2), float32."""
 
-    cos: jax.Array
-    sin: jax.Array
+    cos: jax.Array | np.ndarray
+    sin: jax.Array | np.ndarray
 
     def __getitem__(self, positions: slice) -> Rope:
         return Rope(self.cos[positions], self.sin[positions])

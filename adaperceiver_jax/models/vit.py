@@ -161,13 +161,17 @@ class ViT(nn.Module):
         c = self.config
         check_images(images.shape, c.patch_size, c.in_channels)
         batch, height, width, _ = images.shape
-        prefix = [t for t in (c.class_token and self.cls_token, c.reg_tokens and self.reg_token)
-                  if not isinstance(t, bool | int)]
-        x = self.patch_embed(images).astype(jnp.float32)
-        tokens = [jnp.broadcast_to(t, (batch, *t.shape[1:])) for t in prefix]
+        tokens = []
+        if c.class_token:
+            tokens.append(self.cls_token)
+        if c.reg_tokens:
+            tokens.append(self.reg_token)
+        tokens = [jnp.broadcast_to(t, (batch, *t.shape[1:])) for t in tokens]
         first, patches = jnp.split(self.pos_embed, [c.num_prefix_tokens], axis=1)
         patches = resample_positions(patches, height // c.patch_size, width // c.patch_size)
-        x = jnp.concatenate([*tokens, x], axis=1) + jnp.concatenate([first, patches], axis=1)
+        positions = jnp.concatenate([first, patches], axis=1)
+        x = self.patch_embed(images).astype(jnp.float32)
+        x = jnp.concatenate([*tokens, x], axis=1) + positions
         if c.pre_norm:
             x = self.norm_pre(x).astype(jnp.float32)
         x, _ = self.blocks(x, None)

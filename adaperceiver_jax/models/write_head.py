@@ -86,7 +86,7 @@ class WriteHead(CrossAttentionHead):
         visible: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Writes the one output token (D,) R times, from scores (..., H, N) over source (..., N, D).
+        """Writes the one output token (D,) R times: scores (..., H, N), source (..., N, D).
 
         visible: bool, broadcasts to (..., R, N), which latents each readout sees; None is one
         readout of all. -> (..., R, D).

@@ -1,0 +1,51 @@
+"""Package metadata. Each range was tried, its ends on the Python versions named beside it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    "jax>=0.10.2,<0.13",  # arrays, compilation, sharding
+    "flax>=0.12.8,<0.13",  # linen modules
+    "numpy>=2.0,<3",  # constants made at trace time, host-side conversion
+    "optax>=0.2.8,<0.3",  # optimizers, schedules
+    "orbax-checkpoint>=0.12.1,<0.13",  # training checkpoints
+    "grain>=0.2.18,<0.3",  # input pipelines
+    "ml_collections>=1.1,<2",  # configs of main.py
+    "chex>=0.1.92,<0.2",  # checks of shapes and of the number of traces
+    "clu>=0.0.12,<0.1",  # parameter overviews, profiling
+    "tensorflow-datasets>=4.9.10,<5",  # data sets prepared as ArrayRecord; needs no TensorFlow
+    "safetensors>=0.8,<0.9",  # the hub's weight files
+    "huggingface_hub>=2.4,<3",  # fetching weights by their hub id
+    "tqdm>=4.66,<5",  # progress bars
+]
+
+setup(
+    name="adaperceiver_jax",
+    version="0.1.0",
+    description="AdaPerceiver (arXiv 2511.18105) in JAX and Flax: a vision transformer whose "
+    "tokens, depth and width are chosen at run time",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["adaperceiver_jax", "adaperceiver_jax.*"]),
+    package_data={"adaperceiver_jax": ["py.typed"]},
+    install_requires=RUNTIME,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.6"],  # to check conversions against PyTorch
+        "dev": [
+            "mypy>=1.19,<3",
+            "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",  # tests on all cores
+            "ruff>=0.14,<0.16",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

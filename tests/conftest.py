@@ -1,0 +1,34 @@
+"""Where the goldens are, and a loud word where they are not."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+VARIABLE = "ADAPERCEIVER_GOLDENS"
+GOLDENS = Path(
+    os.environ.get(VARIABLE) or Path(__file__).resolve().parents[2] / "shared" / "goldens"
+)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of the reference's inputs and outputs; skips where there is none."""
+    if not GOLDENS.is_dir():
+        if os.environ.get(VARIABLE):
+            pytest.fail(f"{VARIABLE}={os.environ[VARIABLE]} is not a folder")
+        pytest.skip(f"no goldens in {GOLDENS}; set {VARIABLE}")
+    return GOLDENS
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "parity" in r.nodeid]
+    if skipped:
+        terminalreporter.section("PARITY WITH THE REFERENCE WAS NOT CHECKED", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(skipped)} parity tests were skipped: there are no goldens in {GOLDENS}. "
+            f"Set {VARIABLE} to the folder that holds them.",
+            red=True,
+        )

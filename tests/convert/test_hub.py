@@ -1,0 +1,148 @@
+"""Hub folders: saved and loaded whole, and everything else refused by name."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert import hub
+from tests.convert.test_names import MODELS, same
+from tests.small_models import model_and_params, random_params
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_save_then_load_is_the_identity_bit_for_bit(name, tmp_path):
+    model = MODELS[name]
+    params = random_params(model)
+    ap.save_pretrained(model, params, tmp_path / "new" / "folder")
+    loaded, loaded_params = ap.from_pretrained(tmp_path / "new" / "folder")
+    assert loaded == model
+    assert same(loaded_params, params)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded_params))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_configuration_survives_its_config_json(seed, tmp_path):
+    model, _ = model_and_params(seed)
+    text = json.dumps(hub.config_to_dict(model))
+    assert hub.model_from_dict(json.loads(text)) == model
+
+
+def test_a_hub_config_holds_only_what_the_reference_knows():
+    keys = set(hub.config_to_dict(MODELS["distillation"]))
+    assert keys >= {"mask_token_grans", "mat_dims", "img_size", "ls_init_values", "num_classes"}
+    assert not keys & {"max_width", "rope_scale", "fourier_bands", "model"}
+    assert "output_feat_dim" not in hub.config_to_dict(MODELS["classification"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = MODELS["classification"]
+    ap.save_pretrained(model, random_params(model), tmp_path)
+    return tmp_path
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(folder):
+    model = MODELS["classification"]
+    params = random_params(model, seed=1)
+    ap.save_pretrained(model, params, folder)
+    assert same(ap.from_pretrained(folder)[1], params)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(hub.os, "fsync", full)
+    model = MODELS["classification"]
+    with pytest.raises(OSError, match="no space left"):
+        ap.save_pretrained(model, random_params(model, seed=1), folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_parameters_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="do not fit AdaPerceiver"):
+        ap.save_pretrained(MODELS["classification"], {}, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_folder_that_is_no_checkpoint(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"not a checkpoint folder, it has no {file}"):
+        ap.from_pretrained(folder)
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="not a checkpoint folder"):
+        ap.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.pop("depth"), r"missing keys \['depth'\]"),
+        (lambda c: c.update(mixture=3), r"unknown keys \['mixture'\]"),
+        (lambda c: c.update(depth=0), r"depth=0: must be at least 1"),
+        (lambda c: c.update(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
+        (lambda c: c.update(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
+        (lambda c: c.update(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
+    ],
+)
+def test_a_config_that_does_not_fit(folder, edit, message):
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        ap.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"not json"])
+def test_a_config_that_is_not_json(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        ap.from_pretrained(folder)
+
+
+def test_a_truncated_weight_file(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: "):
+        ap.from_pretrained(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(folder):
+    state = load_file(folder / "model.safetensors")
+    state["blocks.0.norm1.weight"] = np.ones(7, np.float32)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"blocks\.0\.norm1\.weight is \(7,\), .* \(24,\)"):
+        ap.from_pretrained(folder)
+
+
+def test_a_hub_id_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
+    """The cache as huggingface_hub lays it out, with the network switched off."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--someone--adaperceiver"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(folder / file, snapshot / file)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    model, params = ap.from_pretrained("someone/adaperceiver", revision="v1")
+    assert model == MODELS["classification"]
+    assert same(params, ap.from_pretrained(folder)[1])
+    with pytest.raises(ValueError, match="someone/other: neither a folder here nor"):
+        ap.from_pretrained("someone/other")

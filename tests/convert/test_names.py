@@ -1,0 +1,88 @@
+"""PyTorch names: there and back for every model, and what does not fit is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from tests.small_models import TINY, model_and_params, random_config, random_params
+
+BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
+MODELS = {
+    "classification": ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY)),
+    "distillation": ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)),
+    "dense": ap.AdaPerceiver(BACKBONE),
+    "segmentation": ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)),
+    "depth": ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=4)),
+    "policy": ap.PolicyNetwork(ap.PolicyConfig(embed_dim=8, num_patches=6, token_choices=4)),
+    "vit": ap.ViT(ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, num_classes=3, reg_tokens=1)),
+    "swiglu": ap.AdaPerceiver(random_config(3, ffn_layer="swiglu")),
+}
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and (x == y).all(), a, b))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_the_identity(name):
+    model = MODELS[name]
+    params = random_params(model)
+    state = ap.params_to_torch(model, params)
+    assert all(isinstance(array, np.ndarray) for array in state.values())
+    assert same(ap.params_from_torch(model, state), params)
+
+
+def test_kernels_are_transposed_and_blocks_unstacked():
+    model, params = model_and_params(0, depth=3)
+    state = ap.params_to_torch(model, params)
+    for block in range(3):
+        ours = params["blocks"]["ffn"]["fc1"]["kernel"][block]
+        np.testing.assert_array_equal(state[f"blocks.{block}.ffn.fc1.weight"], ours.T)
+    conv = params["patch_embed"]["embed"]["proj"]["kernel"]  # (p, p, in, out)
+    weight = state["patch_embed.embed.proj.weight"]  # (out, in, p, p)
+    np.testing.assert_array_equal(weight[2, 0], conv[:, :, 0, 2])
+
+
+def test_half_precision_stays_half():
+    model, params = model_and_params(0)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    state = ap.params_to_torch(model, half)
+    assert {str(array.dtype) for array in state.values()} == {"bfloat16"}
+    assert same(ap.params_from_torch(model, state), half)
+
+
+def broken(state, case: str) -> str:
+    """Breaks the state dict in place and returns what the error must say."""
+    name = "blocks.1.attn.q.weight"
+    if case == "missing":
+        del state[name]
+        return rf"missing: {name}"
+    if case == "left over":
+        state["blocks.9.attn.q.weight"] = state[name]
+        return r"left over: blocks\.9\.attn\.q\.weight"
+    state[name] = state[name][:5]
+    return rf"{name} is \(5, 24\), the model's is \(24, 24\)"
+
+
+@pytest.mark.parametrize("case", ["missing", "left over", "of another shape"])
+def test_what_does_not_fit_is_named(case):
+    model = MODELS["classification"]
+    state = ap.params_to_torch(model, random_params(model))
+    message = broken(state, case)
+    with pytest.raises(ValueError, match=rf"do not fit AdaPerceiver; .*{message}"):
+        ap.params_from_torch(model, state)
+
+
+def test_a_long_list_of_misfits_is_cut_short():
+    with pytest.raises(ValueError, match=r"and \d+ more"):
+        ap.params_from_torch(MODELS["classification"], {})
+
+
+def test_parameters_of_another_model_are_refused():
+    params = random_params(MODELS["classification"])
+    with pytest.raises(ValueError, match=r"output_adapter_feat.*is missing, the model's is"):
+        ap.params_to_torch(MODELS["distillation"], params)
+    with pytest.raises(ValueError, match=r"the model's is none"):
+        ap.params_to_torch(MODELS["classification"], random_params(MODELS["distillation"]))

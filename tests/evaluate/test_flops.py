@@ -1,0 +1,92 @@
+"""FLOPs against XLA's own count of the unrolled forward."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import adaperceiver_jax as ap
+
+PAPER = ap.AdaPerceiverConfig()
+FEATURES = PAPER.replace(output_feat_dim=1280)
+
+
+def counted_by_xla(model, images, **sub_network) -> float:
+    """Of the whole batch, before optimisation: every product as written."""
+    shapes = ap.param_shapes(model)
+    apply = jax.jit(lambda p, x: model.apply({"params": p}, x, **sub_network))
+    images = jax.ShapeDtypeStruct(images, jnp.float32)
+    return apply.lower(shapes, images).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("attention", ["cut", "masked"])
+@pytest.mark.parametrize(
+    ("config", "sub_network"),
+    [
+        (PAPER, {}),
+        (PAPER, {"num_tokens": 32}),
+        (PAPER, {"num_tokens": 100, "width": 416, "depth": 7}),
+        (PAPER, {"num_tokens": 512, "depth": 1}),
+        (PAPER.replace(use_embed_ffn=False, use_output_ffn=True), {"width": 624}),
+        (PAPER.replace(ffn_layer="swiglu", act_layer="silu"), {"depth": 10}),
+        (PAPER.replace(fourier_bands=16), {"num_tokens": 64, "depth": 2}),
+        (PAPER.replace(block_mask="none"), {}),
+        (PAPER.replace(max_width=416, widths=(416,), depth=5), {}),
+        (FEATURES, {"num_tokens": 128, "width": 624}),
+        (FEATURES.replace(num_classes=None), {"depth": 3}),
+    ],
+)
+def test_within_2_percent_of_xla_at_full_size(config, sub_network, attention):
+    model = ap.AdaPerceiver(config, attention=attention, unroll=config.depth)
+    ours = ap.flops(config, **sub_network, attention=attention).total
+    xla = counted_by_xla(model, (1, 224, 224, 3), **sub_network)
+    assert ours == pytest.approx(xla, rel=0.02)
+    assert ours < xla  # norms, activations and softmax are not counted
+
+
+def test_what_xla_compiles_for_this_machine_counts_the_same():
+    model = ap.AdaPerceiver(PAPER, unroll=PAPER.depth)
+    shapes, images = ap.param_shapes(model), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    apply = jax.jit(lambda p, x: model.apply({"params": p}, x).logits)
+    compiled = apply.lower(shapes, images).compile().cost_analysis()["flops"]
+    assert ap.flops(PAPER).total == pytest.approx(compiled, rel=0.02)
+
+
+def test_a_batch_shares_the_folded_query():
+    model = ap.AdaPerceiver(PAPER, unroll=PAPER.depth)
+    xla = counted_by_xla(model, (8, 224, 224, 3), depth=1) / 8
+    assert ap.flops(PAPER, depth=1, batch_size=8).total == pytest.approx(xla, rel=0.02)
+    assert ap.flops(PAPER, batch_size=8).total < ap.flops(PAPER).total
+
+
+def test_other_image_sizes():
+    model = ap.AdaPerceiver(FEATURES, unroll=FEATURES.depth)
+    xla = counted_by_xla(model, (1, 448, 602, 3))
+    assert ap.flops(FEATURES, image_size=(448, 602)).total == pytest.approx(xla, rel=0.02)
+    assert ap.flops(FEATURES, image_size=518).total == pytest.approx(
+        counted_by_xla(model, (1, 518, 518, 3)), rel=0.02
+    )
+
+
+def test_the_parts_are_those_of_the_model_and_add_up():
+    whole = ap.flops(PAPER)
+    assert set(whole.by_part) == {
+        *("patch_embed", "embed_ffn", "read", "projections", "attention", "ffn", "write", "head")
+    }
+    assert whole.total == sum(whole.by_part.values())
+    half = ap.flops(PAPER, width=416, depth=7).by_part
+    assert half["projections"] == pytest.approx(whole.by_part["projections"] / 3)
+    assert half["ffn"] == pytest.approx(whole.by_part["ffn"] / 3 * 1069 / 2138)
+    assert half["read"] == whole.by_part["read"]
+
+
+def test_vit():
+    config = ap.ViTConfig(depth=4)
+    model = ap.ViT(config, unroll=4)
+    xla = counted_by_xla(model, (1, 224, 224, 3))
+    assert ap.flops(config).total == pytest.approx(xla, rel=0.02)
+    with pytest.raises(ValueError, match="a ViT has no sub-networks"):
+        ap.flops(config, depth=2)
+
+
+def test_the_papers_model_has_the_papers_size():
+    assert ap.count_params(ap.param_shapes(ap.AdaPerceiver(PAPER))) == 143_745_252

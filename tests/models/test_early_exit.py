@@ -1,0 +1,107 @@
+"""Early exit: where samples leave, what they leave with, and that the loop stops."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.models import early_exit as module
+from tests.small_models import TINY, random_images, random_params, run
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = ap.AdaPerceiverConfig(**{**TINY, "depth": 5}, layer_scale=None)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model, seed=2), random_images(config, batch=8)
+    logits = np.stack([run(model, params, images, depth=d + 1).logits for d in range(5)])
+    confidence = np.exp(logits - logits.max(-1, keepdims=True))
+    confidence = (confidence / confidence.sum(-1, keepdims=True)).max(-1)  # (L, B)
+    return model, params, images, logits, confidence
+
+
+def first_depth(confident) -> np.ndarray:
+    """(L, B) bool -> (B,) the first depth that is confident, else the last."""
+    return np.where(confident.any(0), confident.argmax(0) + 1, len(confident))
+
+
+def telling_tau(confidence) -> float:
+    """A threshold far from every confidence (L, B) that makes samples leave at many depths."""
+    values = np.sort(np.ravel(confidence))
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(values) if b - a > 1e-3]
+    return float(max(middles, key=lambda tau: len(set(first_depth(confidence >= tau)))))
+
+
+def test_each_sample_leaves_at_its_own_depth_with_the_logits_of_that_depth(setup):
+    model, params, images, logits, confidence = setup
+    tau = telling_tau(confidence)
+    out = ap.early_exit(model, params, images, tau)
+    want = first_depth(confidence >= tau)
+    assert len(set(want)) > 2
+    assert out.depth.tolist() == want.tolist()
+    np.testing.assert_allclose(out.logits, logits[want - 1, np.arange(8)], **CLOSE)
+
+
+def test_per_sample_exit_equals_running_each_sample_alone(setup):
+    model, params, images, _, confidence = setup
+    tau = telling_tau(confidence)
+    out = ap.early_exit(model, params, images, tau)
+    for i in range(len(images)):
+        alone = ap.early_exit(model, params, images[i : i + 1], tau)
+        assert alone.depth.tolist() == [out.depth[i]]
+        np.testing.assert_allclose(alone.logits[0], out.logits[i], **CLOSE)
+
+
+def test_the_batch_leaves_together_by_its_mean(setup):
+    model, params, images, logits, confidence = setup
+    tau = telling_tau(confidence.mean(axis=1, keepdims=True)[1:])
+    out = ap.early_exit(model, params, images, tau, per_sample=False)
+    want = first_depth(confidence.mean(axis=1, keepdims=True) >= tau)[0]
+    assert out.depth.tolist() == [want] * 8
+    np.testing.assert_allclose(out.logits, logits[want - 1], **CLOSE)
+
+
+def test_tau_zero_leaves_at_once_and_tau_one_never(setup):
+    model, params, images, logits, _ = setup
+    assert set(ap.early_exit(model, params, images, 0.0).depth.tolist()) == {1}
+    out = ap.early_exit(model, params, images, 1.0)
+    assert set(out.depth.tolist()) == {5}
+    np.testing.assert_allclose(out.logits, logits[-1], **CLOSE)
+
+
+def test_a_narrower_run_with_fewer_tokens(setup):
+    model, params, images, _, _ = setup
+    out = ap.early_exit(model, params, images, 1.0, num_tokens=4, width=8)
+    want = run(model, params, images, num_tokens=4, width=8).logits
+    np.testing.assert_allclose(out.logits, want, **CLOSE)
+
+
+def test_the_loop_really_stops(setup, monkeypatch):
+    model, params, images, _, confidence = setup
+    model = model.clone(unroll=5)  # another program, so that nothing cached is run
+    blocks_run = []
+
+    class CountedBlock(module.Block):
+        def __call__(self, *arguments):
+            jax.debug.callback(lambda: blocks_run.append(1))
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr(module, "Block", CountedBlock)
+    for tau in (0.0, telling_tau(confidence), 1.0):
+        blocks_run.clear()
+        out = ap.early_exit(model, params, images, tau)
+        jax.effects_barrier()
+        assert len(blocks_run) == out.depth.max()
+
+
+def test_a_new_tau_does_not_compile_anew(setup):
+    model, params, images, _, _ = setup
+    ap.early_exit(model, params, images, 0.5)
+    compiled = module._early_exit._cache_size()
+    for tau in (0.1, 0.9, np.float32(0.3)):
+        ap.early_exit(model, params, images, tau)
+    assert module._early_exit._cache_size() - compiled <= 1  # a NumPy scalar is another type

@@ -1,0 +1,80 @@
+"""Extracted models: the same numbers from fewer parameters, and a model like any other."""
+
+import jax
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from tests.small_models import TINY, model_and_params, random_images, random_params, run
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ffn_layer", ["mlp", "swiglu"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_computes_what_the_original_does_at_that_width_and_depth(seed, ffn_layer):
+    model, params = model_and_params(seed, ffn_layer=ffn_layer, depth=3)
+    c, images = model.config, random_images(model.config)
+    width = c.widths[0]
+    small, small_params = ap.extract(model, params, width=width, depth=2)
+    assert ap.count_params(small_params) < ap.count_params(params)
+    assert jax.tree.map(np.shape, small_params) == jax.tree.map(
+        lambda leaf: leaf.shape, ap.param_shapes(small)
+    )
+    for num_tokens in (None, 3):
+        ours = run(small, small_params, images, num_tokens=num_tokens)
+        want = run(model, params, images, num_tokens=num_tokens, width=width, depth=2)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, **CLOSE)
+
+
+def test_it_still_has_its_own_smaller_sub_networks_and_no_larger_ones():
+    config = ap.AdaPerceiverConfig(**TINY)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config)
+    small, small_params = ap.extract(model, params, width=16)
+    assert small.config.widths == (8, 16)
+    ours = run(small, small_params, images, width=8, depth=1).logits
+    np.testing.assert_allclose(ours, run(model, params, images, width=8, depth=1).logits, **CLOSE)
+    out = run(small, small_params, images, "readouts", widths=np.array([8, 16]))
+    want = run(model, params, images, "readouts", widths=np.array([8, 16]))
+    np.testing.assert_allclose(out.token_logits, want.token_logits, **CLOSE)
+    with pytest.raises(ValueError, match=r"width=24: must be in 1\.\.16"):
+        run(small, small_params, images, width=24)
+
+
+def test_it_saves_loads_and_converts_like_any_other(tmp_path):
+    model, params = model_and_params(0, use_embed_ffn=True, depth=3)
+    small, small_params = ap.extract(model, params, width=model.config.widths[0], depth=1)
+    ap.save_pretrained(small, small_params, tmp_path)
+    loaded, loaded_params = ap.from_pretrained(tmp_path)
+    assert loaded.config == small.config
+    back = ap.params_from_torch(small, ap.params_to_torch(small, small_params))
+    for want, a, b in zip(
+        *(jax.tree.leaves(tree) for tree in (small_params, loaded_params, back)), strict=True
+    ):
+        np.testing.assert_array_equal(a, want)
+        np.testing.assert_array_equal(b, want)
+
+
+def test_everything_is_the_model_itself():
+    model, params = model_and_params(0)
+    whole, whole_params = ap.extract(model, params)
+    assert whole.config == model.config
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole_params, params))
+
+
+def test_a_dense_model_is_cut_through_its_backbone():
+    backbone = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
+    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=backbone, num_classes=3))
+    params, images = random_params(model), random_images(backbone)
+    small, small_params = ap.extract(model, params, width=8, depth=2)
+    ours = run(small, small_params, images).logits
+    want = run(model, params, images, width=8, depth=2).logits
+    np.testing.assert_allclose(ours, want, **CLOSE)
+
+
+def test_what_has_no_sub_networks_is_refused():
+    vit = ap.ViT(ap.ViTConfig())
+    with pytest.raises(ValueError, match="ViT"):
+        ap.extract(vit, {}, width=8)

@@ -1,0 +1,239 @@
+"""Each layer against a formula of its own, in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaperceiver_jax.models import adapters, layers, masks, rope
+from adaperceiver_jax.models.attention import LatentAttention, attend
+from tests import reference
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+def normal(*shape) -> np.ndarray:
+    return np.random.default_rng(math.prod(shape)).standard_normal(shape).astype(np.float32)
+
+
+def filled(module, *inputs, **arguments):
+    """Parameters of a module, all drawn from a normal distribution."""
+    shapes = jax.eval_shape(lambda key: module.init(key, *inputs, **arguments), jax.random.key(0))
+    shapes = shapes["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(
+        tree, [0.3 * normal(i + 1, *x.shape)[i] for i, x in enumerate(leaves)]
+    )
+
+
+def test_layer_norm():
+    x, module = normal(2, 5, 7), layers.LayerNorm(7)
+    params = filled(module, x)
+    want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    want = want * params["scale"] + params["bias"]
+    np.testing.assert_allclose(module.apply({"params": params}, x), want, **CLOSE)
+
+
+def test_layer_norm_keeps_its_digits_far_from_zero():
+    x = normal(4, 64) + 1000
+    y = layers.LayerNorm(64).apply({"params": {"scale": np.ones(64), "bias": np.zeros(64)}}, x)
+    exact = x.astype(np.float64)
+    want = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+    np.testing.assert_allclose(y, want, atol=1e-3)
+
+
+def test_layer_norm_computes_in_float32_whatever_comes_in():
+    x = jnp.asarray(normal(4, 64), jnp.bfloat16)
+    params = {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}
+    y = layers.LayerNorm(64, dtype=jnp.bfloat16).apply({"params": params}, x)
+    assert y.dtype == jnp.bfloat16
+    want = layers.LayerNorm(64).apply({"params": params}, x.astype(jnp.float32))
+    np.testing.assert_array_equal(y, want.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_whole_and_cut(bias):
+    x, module = normal(3, 6), layers.Linear(6, 8, bias)
+    params = filled(module, x)
+    add = params["bias"] if bias else np.zeros(8)
+    y = module.apply({"params": params}, x)
+    np.testing.assert_allclose(y, x @ params["kernel"] + add, **CLOSE)
+    y = module.apply({"params": params}, x, columns=5)
+    np.testing.assert_allclose(y, (x @ params["kernel"] + add)[:, :5], **CLOSE)
+    y = module.apply({"params": params}, x[:, :4], rows=4)
+    np.testing.assert_allclose(y, x[:, :4] @ params["kernel"][:4] + add, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "swiglu"])
+@pytest.mark.parametrize("act", ["gelu", "silu"])
+def test_ffn_whole_cut_and_masked(kind, act):
+    x, module = normal(2, 5, 6), layers.FFN(6, 9, 4, kind, act)
+    params = filled(module, x)
+    state = {
+        f"{name}.{leaf.replace('kernel', 'weight')}": value.T if leaf == "kernel" else value
+        for name, layer in params.items()
+        for leaf, value in layer.items()
+    }
+
+    def want(x, hidden):
+        function = reference.gelu if act == "gelu" else reference.silu
+        return reference.ffn(x, reference.Weights(state), function, hidden)
+
+    variables = {"params": params}
+    np.testing.assert_allclose(module.apply(variables, x), want(x, None), **CLOSE)
+    np.testing.assert_allclose(module.apply(variables, x, 4), want(x, 4), **CLOSE)
+    y = module.apply(variables, x, None, np.array([3, 7]))
+    np.testing.assert_allclose(y[0], want(x[0], 3), **CLOSE)
+    np.testing.assert_allclose(y[1], want(x[1], 7), **CLOSE)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_rope_turns_interleaved_pairs(scale):
+    x = normal(5, 2, 6)
+    y = rope.apply_rope(x, rope.make_rope(5, 6, 100, scale))
+    for position in range(5):
+        for head in range(2):
+            want = reference.rotate(x[position, head].astype(np.float64), position, 100, scale)
+            np.testing.assert_allclose(y[position, head], want, **CLOSE)
+
+
+def test_rope_makes_scores_depend_on_distance_alone():
+    q, k = normal(1, 1, 8), normal(2, 1, 8)[:1]
+    table = rope.make_rope(12, 8, 10000)
+
+    def score(i, j):
+        turned_q, turned_k = (
+            rope.apply_rope(q, table[i : i + 1]),
+            rope.apply_rope(k, table[j : j + 1]),
+        )
+        return float((turned_q * turned_k).sum())
+
+    assert score(3, 1) == pytest.approx(score(11, 9), abs=1e-5)
+    assert score(3, 1) != pytest.approx(score(3, 2), abs=1e-3)
+
+
+def test_unrotate_is_the_transpose():
+    x, y, table = normal(5, 2, 6), normal(6, 5, 2, 6)[0], rope.make_rope(5, 6, 100)
+    left = (rope.apply_rope(x, table) * y).sum()
+    right = (x * rope.unrotate(y, table)).sum()
+    np.testing.assert_allclose(left, right, rtol=1e-5)
+
+
+def test_rope_is_squeezed_only_beyond_the_trained_maximum():
+    assert [rope.rope_scale(n, 256) for n in (32, 256, 512)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "blocks"),
+    [(16, (4, 8, 16)), (8, (4, 8)), (7, (4, 7)), (3, (3,)), (20, (4, 8, 16, 20)), (4, (4,))],
+)
+def test_block_mask_drops_and_appends_granularities(num_tokens, blocks):
+    mask = masks.make_mask("block", num_tokens, (4, 8, 16))
+    assert mask.blocks == blocks
+    array = mask.array()
+    array = np.ones((num_tokens, num_tokens), bool) if array is None else array
+    seen = reference.keys_seen("block", num_tokens, (4, 8, 16))
+    for query in range(num_tokens):
+        assert array[query].tolist() == [key < seen(query) for key in range(num_tokens)]
+
+
+def test_causal_and_no_mask():
+    assert masks.make_mask("none", 5, (2, 4)).array() is None
+    np.testing.assert_array_equal(
+        masks.make_mask("causal", 5, (2, 4)).array(), np.tril(np.ones((5, 5), bool))
+    )
+
+
+def test_attend_with_and_without_a_mask():
+    q, k, v = normal(2, 3, 2, 4), normal(2, 5, 2, 4), normal(5, 2, 2, 4).swapaxes(0, 1)
+    mask = np.random.default_rng(0).random((1, 1, 3, 5)) < 0.6
+    mask[..., 0] = True
+    for visible in (None, mask):
+        scores = np.einsum("bmhd,bnhd->bhmn", q, k) / 2
+        scores = scores if visible is None else np.where(visible, scores, -np.inf)
+        want = np.einsum("bhmn,bnhd->bmhd", reference.softmax(scores), v)
+        np.testing.assert_allclose(attend(q, k, v, visible), want, **CLOSE)
+        dropped = attend(q, k, v, visible, 0.0, jax.random.key(0))
+        np.testing.assert_allclose(dropped, want, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["block", "causal", "none"])
+@pytest.mark.parametrize("implementation", ["cut", "masked"])
+def test_latent_attention(kind, implementation):
+    z, table = normal(2, 7, 12), rope.make_rope(7, 6, 100)
+    mask = masks.make_mask(kind, 7, (2, 4))
+    module = LatentAttention(12, 2, implementation=implementation)
+    params = filled(module, z, table, mask)
+    state = {
+        f"{n}.{'weight' if leaf == 'kernel' else leaf}": value.T if leaf == "kernel" else value
+        for n, layer in params.items()
+        for leaf, value in layer.items()
+    }
+
+    def turn(x, position):
+        return reference.rotate(x, position, 100, 1.0)
+
+    seen = reference.keys_seen(kind, 7, (2, 4))
+    y = module.apply({"params": params}, z, table, mask)
+    for ours, one in zip(y, z.astype(np.float64), strict=True):
+        want = reference.attention(one, one, reference.Weights(state), 2, seen, turn, turn)
+        np.testing.assert_allclose(ours, want, **CLOSE)
+
+
+def test_patches_are_cut_rows_first():
+    images, module = normal(2, 6, 4, 3), adapters.StridedConv(3, 2, 5)
+    params = filled(module, images)
+    y = module.apply({"params": params}, images)
+    assert y.shape == (2, 6, 5)
+    patch = images[1, 2:4, 2:4]  # second row, second column: the fourth of 3 x 2
+    want = (patch[..., None] * params["kernel"]).sum((0, 1, 2)) + params["bias"]
+    np.testing.assert_allclose(y[1, 3], want, **CLOSE)
+
+
+def cubic(x: float) -> float:
+    """Keys' kernel with a = -1/2."""
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+def cubic_matrix(old: int, new: int) -> np.ndarray:
+    """(new, old) weights of antialiased bicubic resampling, renormalised at the borders."""
+    stretch = max(1.0, old / new)
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * old / new - 0.5
+        matrix[i] = [cubic((j - centre) / stretch) for j in range(old)]
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (6, 5), (3, 2), (9, 4)])
+def test_positions_are_resampled_bicubically_with_antialiasing(grid):
+    table = normal(1, 16, 3)
+    y = adapters.resample_positions(table, *grid)
+    square = table.reshape(4, 4, 3)
+    want = np.einsum("ij,jkc->ikc", cubic_matrix(4, grid[0]), square)
+    want = np.einsum("ij,kjc->kic", cubic_matrix(4, grid[1]), want).reshape(1, -1, 3)
+    np.testing.assert_allclose(y, want, **CLOSE)
+
+
+def test_fourier_maps():
+    maps = adapters.fourier_maps(3, 5, 2, 8.0)
+    assert maps.shape == (3, 5, 10)
+    row, column = -1 + 2 * 2 / 2, -1 + 2 * 1 / 4  # pixel (2, 1)
+    want = []
+    for x in (row, column):
+        want += [math.sin(math.pi * x), math.sin(8 * math.pi * x)]
+        want += [math.cos(math.pi * x), math.cos(8 * math.pi * x), x]
+    np.testing.assert_allclose(maps[2, 1], want, atol=1e-5)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
+    x = np.ones((4000, 2, 3), np.float32)
+    y = np.asarray(layers.stochastic_depth(x, 0.25, jax.random.key(0)))
+    assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (y == y[:, :1, :1]).all()
+    assert y.mean() == pytest.approx(1, abs=0.03)  # 3 standard errors

@@ -1,0 +1,83 @@
+"""Dropout and stochastic depth: only in training, from the step's key, at the stated rate."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from tests.small_models import TINY, random_images, random_params, run
+
+RATES = ("attn_drop", "proj_drop", "drop_path", "head_drop")
+
+
+def noisy(model, params, images, seed=0, train=True):
+    rngs = {"dropout": jax.random.key(seed)}
+    read = np.array([2, 16, 4])
+    return run(model, params, images, "readouts", rngs, readout_tokens=read, train=train)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_each_rate_makes_noise_in_training_alone(rate):
+    config = ap.AdaPerceiverConfig(
+        **TINY, output_feat_dim=6, use_output_ffn=True, layer_scale=None, **{rate: 0.5}
+    )
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config, batch=4)
+    plain = ap.AdaPerceiver(config.replace(**{rate: 0.0}))
+    quiet = noisy(model, params, images, train=False)
+    for ours, want in zip(
+        jax.tree.leaves(quiet), jax.tree.leaves(noisy(plain, params, images)), strict=True
+    ):
+        np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
+    first, again = noisy(model, params, images), noisy(model, params, images)
+    other = noisy(model, params, images, seed=1)
+    for name in ("token_logits", "depth_logits", "token_features", "depth_features"):
+        one, two, three = (getattr(out, name) for out in (first, again, other))
+        np.testing.assert_array_equal(one, two)
+        assert np.abs(one - three).max() > 1e-3, name
+        assert np.abs(one - getattr(quiet, name)).max() > 1e-3, name
+
+
+def test_stochastic_depth_grows_from_zero_at_the_first_block():
+    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None, drop_path=0.9)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config, batch=8)
+    first, other = (noisy(model, params, images, seed).depth_logits for seed in (0, 1))
+    np.testing.assert_allclose(first[0], other[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(first[1] - other[1]).max() > 1e-3
+
+
+def test_attention_dropout_keeps_the_expected_readout():
+    config = ap.AdaPerceiverConfig(**TINY, attn_drop=0.3)
+    model = ap.AdaPerceiver(config.replace(depth=1))
+    params, images = random_params(model), random_images(config, batch=1)
+    zeroed = jax.tree.map(jnp.zeros_like, params["blocks"])
+    params = {**params, "blocks": zeroed}  # only the reads and writes are left
+
+    def read(key):
+        return model.apply({"params": params}, images, train=True, rngs={"dropout": key}).logits
+
+    many = jax.jit(jax.vmap(read))(jax.random.split(jax.random.key(0), 4000))
+    assert many.std() > 1e-2
+    # Dropping the read head's weights bends the mean through the norm, so the bar is loose.
+    want = run(model, params, images).logits
+    assert np.abs(many.mean(axis=0) - want).max() < 0.2 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
+def test_head_dropout_of_dense_models_drops_whole_maps(kind):
+    backbone = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
+    if kind is ap.SegmentationModel:
+        config = ap.SegmentationConfig(backbone=backbone, num_classes=3, head_drop=0.5)
+    else:
+        config = ap.DepthConfig(backbone=backbone, bins=4, head_drop=0.5)
+    model = kind(config)
+    params, images = random_params(model), random_images(backbone)
+
+    def predict(seed, train):
+        rngs = {"dropout": jax.random.key(seed)}
+        return jax.tree.leaves(run(model, params, images, rngs=rngs, train=train))[0]
+
+    np.testing.assert_array_equal(predict(0, False), predict(1, False))
+    assert np.abs(predict(0, True) - predict(1, True)).max() > 1e-3

@@ -1,0 +1,214 @@
+"""What must hold of every configuration: prefixes, widths, readouts, loops, folding."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.models.latent_stream import Block, run_blocks
+from adaperceiver_jax.models.rope import make_rope
+from adaperceiver_jax.models.write_head import WriteHead
+from tests.small_models import TINY, model_and_params, random_images, random_params, run
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+SEEDS = range(4)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def latents(model, params, images, num_tokens, depth):
+    """The latents (B, N, D) after `depth` blocks."""
+
+    def last(module, images):
+        start = module.start(images, num_tokens, None, None, None, False)
+        return run_blocks(module, start.latents, start.run, depth)[0]
+
+    return model.apply({"params": params}, images, method=last)
+
+
+@pytest.mark.parametrize("attention", ["cut", "masked"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_first_t_latents_are_those_of_a_run_with_t_latents(seed, attention):
+    model, params = model_and_params(seed, block_mask="block", num_classes=5)
+    model, c = model.clone(attention=attention), model.config
+    images = random_images(c)
+    whole = latents(model, params, images, c.max_latent_tokens, c.depth)
+    for t in c.token_granularities:
+        alone = latents(model, params, images, t, c.depth)
+        np.testing.assert_allclose(whole[:, :t], alone, **CLOSE)
+
+
+def test_without_a_mask_the_first_latents_are_not_those_of_a_shorter_run():
+    model, params = model_and_params(1, block_mask="none", depth=2)
+    c, images = model.config, random_images(model.config)
+    n = c.max_latent_tokens
+    whole = latents(model, params, images, n, 2)
+    assert np.abs(whole[:, : n - 1] - latents(model, params, images, n - 1, 2)).max() > 1e-3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_attention_cut_by_granularity_is_masked_attention(seed):
+    model, params = model_and_params(seed, block_mask="block")
+    images = random_images(model.config)
+    cut = run(model, params, images)
+    masked = run(model.clone(attention="masked"), params, images)
+    for ours, theirs in zip(jax.tree.leaves(cut), jax.tree.leaves(masked), strict=True):
+        np.testing.assert_allclose(ours, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sliced_width_equals_masked_width(seed):
+    model, params = model_and_params(seed, num_classes=5)
+    c, images = model.config, random_images(model.config)
+    n = c.token_granularities[-1]
+    for width in (1, *c.widths):
+        widths = np.full(len(images), width, np.int32)
+        masked = run(model, params, images, "readouts", widths=widths)
+        sliced = run(model, params, images, num_tokens=n, width=width)
+        np.testing.assert_allclose(masked.token_logits[-1], sliced.logits, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_readouts_equal_one_at_a_time_writes(seed):
+    model, params = model_and_params(seed, block_mask="block", num_classes=5, output_feat_dim=6)
+    c, images = model.config, random_images(model.config)
+    read = np.random.default_rng(seed).choice(c.token_granularities, c.depth)
+    out = run(model, params, images, "readouts", readout_tokens=read)
+    for i, t in enumerate(c.token_granularities):
+        one = run(model, params, images, num_tokens=t)
+        np.testing.assert_allclose(out.token_logits[i], one.logits, **CLOSE)
+        np.testing.assert_allclose(out.token_features[i], one.features, **CLOSE)
+    for i, t in enumerate(read):
+        one = run(model, params, images, num_tokens=int(t), depth=i + 1)
+        np.testing.assert_allclose(out.depth_logits[i], one.logits, **CLOSE)
+        np.testing.assert_allclose(out.depth_features[i], one.features, **CLOSE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_write_equals_an_unfolded_one(bias):
+    head, rope = WriteHead(12, 3, qkv_bias=bias), make_rope(7, 4, 100)
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, 7, 12)).astype(np.float32)
+    output = rng.standard_normal(12).astype(np.float32)
+
+    def plain(head, visible):
+        outputs = jnp.broadcast_to(output, (2, 1, 12))
+        k, v = head.keys_values(z, rope)
+        return head(outputs, head.queries(outputs), k, v, visible)
+
+    def folded(head, visible):
+        scores, source = head.scores(head.fold(output, rope), z)
+        return head.write_one(output, scores, source, visible)
+
+    shapes = jax.eval_shape(lambda key: head.init(key, None, method=plain), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    leaves = [rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    params = jax.tree.unflatten(tree, leaves)
+    want = head.apply(params, None, method=plain)
+    np.testing.assert_allclose(head.apply(params, None, method=folded), want, **CLOSE)
+    visible = np.arange(7) < np.array([[2], [5]])
+    many = head.apply(params, visible, method=folded)  # (B, R, D)
+    for i, seen in enumerate(visible):
+        want = head.apply(params, seen, method=plain)[:, 0]
+        np.testing.assert_allclose(many[:, i], want, **CLOSE)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_scan_equals_a_loop(seed):
+    model, params = model_and_params(seed, depth=3)
+    c, images = model.config, random_images(model.config)
+
+    def loop(params, images):
+        start = model.apply(
+            {"params": params}, images, None, None, None, None, False, method="start"
+        )
+        z = start.latents
+        for l in range(c.depth):
+            block = jax.tree.map(operator.itemgetter(l), params["blocks"])
+            z, _ = Block(c).apply({"params": block}, z, 0.0, start.run)
+        return z
+
+    want = jax.jit(loop)(params, images)
+    for unroll in (1, 3):
+        z = latents(model.clone(unroll=unroll), params, images, c.max_latent_tokens, c.depth)
+        np.testing.assert_allclose(z, want, **CLOSE)
+
+
+def test_remat_changes_neither_outputs_nor_gradients():
+    config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6, drop_path=0.2, proj_drop=0.1)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config)
+
+    def loss(params, remat):
+        out = model.clone(remat=remat).apply(
+            {"params": params},
+            images,
+            widths=np.array([8, 24]),
+            readout_tokens=np.array([2, 16, 4]),
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            method="readouts",
+        )
+        return sum(jnp.square(leaf).mean() for leaf in jax.tree.leaves(out))
+
+    compute = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (plain, plain_grads), (remat, remat_grads) = compute(params, False), compute(params, True)
+    np.testing.assert_allclose(plain, remat, rtol=1e-6)
+    pairs = list(zip(jax.tree.leaves(remat_grads), jax.tree.leaves(plain_grads), strict=True))
+    largest = max(np.abs(want).max() for _, want in pairs)
+    for ours, want in pairs:
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_any_number_of_tokens_and_any_image_size_runs():
+    config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
+    model = ap.AdaPerceiver(config)
+    params = random_params(model)
+    for num_tokens in (1, 3, 16, 40):
+        out = run(model, params, random_images(config, size=(8, 20)), num_tokens=num_tokens)
+        assert out.logits.shape == (2, 5)
+        assert out.features.shape == (2, 10, 6)
+        assert np.isfinite(out.features).all()
+
+
+def test_token_granularities_of_one_call_replace_the_configs():
+    config = ap.AdaPerceiverConfig(**TINY)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config)
+    other = model.clone(config=config.replace(token_granularities=(5, 16)))
+    ours = run(model, params, images, token_granularities=(5, 16)).logits
+    np.testing.assert_allclose(ours, run(other, params, images).logits, **CLOSE)
+    assert np.abs(ours - run(model, params, images).logits).max() > 1e-3
+    out = run(model, params, images, "readouts", token_granularities=(5, 16, 32))
+    assert out.token_logits.shape == (3, 2, 5)
+    want = run(model, params, images, num_tokens=32, token_granularities=(5, 16, 32)).logits
+    np.testing.assert_allclose(out.token_logits[-1], want, **CLOSE)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_outputs_and_stays_near():
+    config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
+    model = ap.AdaPerceiver(config)
+    images = random_images(config)
+    params = ap.init_params(model.clone(dtype=jnp.bfloat16), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    params = random_params(model)
+    read = np.array([2, 16, 4])
+    exact = run(model, params, images, "readouts", readout_tokens=read)
+    half = run(model.clone(dtype=jnp.bfloat16), params, images, "readouts", readout_tokens=read)
+    for ours, want in zip(jax.tree.leaves(half), jax.tree.leaves(exact), strict=True):
+        assert ours.dtype == jnp.float32
+        assert np.abs(ours - want).max() < 0.05 * np.abs(want).max()  # bf16 keeps 8 bits
+        assert np.abs(ours - want).max() > 1e-5
+
+
+def test_layer_scale_of_1e_5_survives_bfloat16():
+    config = ap.AdaPerceiverConfig(**TINY)
+    assert config.layer_scale == 1e-5
+    model = ap.AdaPerceiver(config, dtype=jnp.bfloat16)
+    params, images = ap.init_params(model, jax.random.key(0)), random_images(config)
+    before = latents(model, params, images, 16, 1)
+    after = latents(model, params, images, 16, 3)
+    assert np.abs(after - before).max() > 0  # lost if the stream itself were bfloat16
