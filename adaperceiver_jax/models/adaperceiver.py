@@ -116,13 +116,13 @@ class AdaPerceiver(nn.Module):
     def _cross_attention(self, kind: type) -> nn.Module:
         c = self.config
         return kind(
-            c.embed_dim,
-            c.num_heads,
-            c.qkv_bias,
-            c.proj_bias,
-            c.attn_drop,
-            c.proj_drop,
-            self.dtype,
+            features=c.embed_dim,
+            num_heads=c.num_heads,
+            qkv_bias=c.qkv_bias,
+            proj_bias=c.proj_bias,
+            attn_drop=c.attn_drop,
+            proj_drop=c.proj_drop,
+            dtype=self.dtype,
         )
 
     @nn.nowrap

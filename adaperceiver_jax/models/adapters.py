@@ -78,11 +78,11 @@ class Patchify(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, C) -> (B, patches, D)."""
         conv = StridedConv(
-            self.in_channels,
-            self.patch_size,
-            self.features,
-            self.use_bias,
-            self.dtype,
+            in_channels=self.in_channels,
+            patch_size=self.patch_size,
+            features=self.features,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
             name="proj",
         )
         return conv(images)
@@ -113,15 +113,16 @@ class PatchEmbed(nn.Module):
         if not c.use_embed_ffn:
             return x
         x = LayerNorm(c.embed_dim, dtype=self.dtype, name="norm")(x)
-        return FFN(
-            c.embed_dim,
-            c.ffn_hidden,
-            c.embed_dim,
-            c.ffn_layer,
-            c.act_layer,
+        ffn = FFN(
+            in_features=c.embed_dim,
+            hidden=c.ffn_hidden,
+            features=c.embed_dim,
+            kind=c.ffn_layer,
+            act=c.act_layer,
             dtype=self.dtype,
             name="ffn",
-        )(x)
+        )
+        return ffn(x)
 
 
 class LearnedToken(nn.Module):
@@ -164,11 +165,11 @@ class OutputAdapter(nn.Module):
         if self.use_ffn:
             self.norm = LayerNorm(c.embed_dim, dtype=self.dtype)
             self.ffn = FFN(
-                c.embed_dim,
-                c.ffn_hidden,
-                self.features,
-                c.ffn_layer,
-                c.act_layer,
+                in_features=c.embed_dim,
+                hidden=c.ffn_hidden,
+                features=self.features,
+                kind=c.ffn_layer,
+                act=c.act_layer,
                 dtype=self.dtype,
             )
         else:

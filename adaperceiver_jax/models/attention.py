@@ -157,13 +157,13 @@ class CrossAttentionHead(nn.Module):
         self.snk_norm = LayerNorm(self.features, dtype=self.dtype)
         self.src_norm = LayerNorm(self.features, dtype=self.dtype)
         self.cattn = CrossAttention(
-            self.features,
-            self.num_heads,
-            self.qkv_bias,
-            self.proj_bias,
-            self.attn_drop,
-            self.proj_drop,
-            self.dtype,
+            features=self.features,
+            num_heads=self.num_heads,
+            qkv_bias=self.qkv_bias,
+            proj_bias=self.proj_bias,
+            attn_drop=self.attn_drop,
+            proj_drop=self.proj_drop,
+            dtype=self.dtype,
         )
 
 

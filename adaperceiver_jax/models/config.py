@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 MASKS = ("block", "causal", "none")
 ATTENTION_LAYERS = ("flex", "full")
 FFN_LAYERS = ("mlp", "swiglu")
@@ -187,6 +189,12 @@ def check_sub_network(
     depth: int | None = None,
 ) -> None:
     """Raises ValueError unless (num_tokens, width, depth) names a sub-network; None is all."""
+    for name, value in (("num_tokens", num_tokens), ("width", width), ("depth", depth)):
+        if value is not None and not isinstance(value, int | np.integer):
+            raise ValueError(
+                f"{name}={value}: must be an integer (or None for all); it shapes the program, "
+                "so under jax.jit make it a static argument"
+            )
     if num_tokens is not None and num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens}: must be at least 1")
     if width is not None:

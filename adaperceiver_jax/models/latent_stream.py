@@ -46,24 +46,24 @@ class Block(nn.Module):
         """z (B, N, D) -> z (B, N, D), twice if the run keeps latents."""
         c = self.config
         attention = LatentAttention(
-            c.embed_dim,
-            c.num_heads,
-            c.qkv_bias,
-            c.proj_bias,
-            c.attn_drop,
-            c.proj_drop,
-            self.dtype,
-            self.attention,
+            features=c.embed_dim,
+            num_heads=c.num_heads,
+            qkv_bias=c.qkv_bias,
+            proj_bias=c.proj_bias,
+            attn_drop=c.attn_drop,
+            proj_drop=c.proj_drop,
+            dtype=self.dtype,
+            implementation=self.attention,
             name="attn",
         )
         ffn = FFN(
-            c.embed_dim,
-            c.hidden_units(c.full_width),
-            c.embed_dim,
-            c.ffn_layer,
-            c.act_layer,
-            c.proj_drop,
-            self.dtype,
+            in_features=c.embed_dim,
+            hidden=c.hidden_units(c.full_width),
+            features=c.embed_dim,
+            kind=c.ffn_layer,
+            act=c.act_layer,
+            dropout=c.proj_drop,
+            dtype=self.dtype,
             name="ffn",
         )
 

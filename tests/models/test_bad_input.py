@@ -37,6 +37,8 @@ TAKES = {
             ("width", 25, r"width=25: must be in 1\.\.24"),
             ("depth", 0, r"depth=0: must be in 1\.\.3"),
             ("depth", 4, r"depth=4: must be in 1\.\.3"),
+            ("num_tokens", 8.0, r"num_tokens=8\.0: must be an integer"),
+            ("width", "8", r"width=8: must be an integer"),
         )
         for call in TAKES[argument]
     ],
@@ -44,6 +46,12 @@ TAKES = {
 def test_sub_networks_that_do_not_exist(call, argument, value, message):
     with pytest.raises(ValueError, match=message):
         CALLS[call](**{argument: value})
+
+
+def test_a_traced_sub_network_is_told_to_be_static():
+    apply = jax.jit(lambda depth: MODEL.apply({"params": PARAMS}, IMAGES, depth=depth))
+    with pytest.raises(ValueError, match=r"depth=.*under jax\.jit make it a static argument"):
+        apply(2)
 
 
 @pytest.mark.parametrize("method", ["__call__", "readouts", "embed"])
