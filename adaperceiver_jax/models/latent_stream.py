@@ -107,7 +107,8 @@ def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
     rates = jnp.linspace(0, config.drop_path, config.depth)
     if depth == config.depth:
         return module.blocks(z, rates, run)
-    key = module.make_rng("dropout") if run.train else None
+    noisy = run.train and (config.attn_drop or config.proj_drop or config.drop_path)
+    key = module.make_rng("dropout") if noisy else None
     stack = module.variables["params"]["blocks"]
     block = Block(config, module.dtype, module.attention, parent=None)
 

@@ -48,6 +48,24 @@ def test_stochastic_depth_grows_from_zero_at_the_first_block():
     assert np.abs(first[1] - other[1]).max() > 1e-3
 
 
+def test_a_smaller_depth_is_as_noisy_and_needs_no_key_without_noise():
+    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None, proj_drop=0.5)
+    model, images = ap.AdaPerceiver(config), random_images(config)
+    params = random_params(model)
+
+    def logits(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return run(model, params, images, rngs=rngs, depth=2, train=True).logits
+
+    np.testing.assert_array_equal(logits(0), logits(0))
+    assert np.abs(logits(0) - logits(1)).max() > 1e-3
+    quiet = ap.AdaPerceiver(config.replace(proj_drop=0.0))
+    np.testing.assert_array_equal(
+        run(quiet, params, images, depth=2, train=True).logits,
+        run(quiet, params, images, depth=2).logits,
+    )
+
+
 def test_attention_dropout_keeps_the_expected_readout():
     config = ap.AdaPerceiverConfig(**TINY, attn_drop=0.3)
     model = ap.AdaPerceiver(config.replace(depth=1))
