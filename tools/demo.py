@@ -20,9 +20,18 @@ from tqdm import tqdm
 import adaperceiver_jax as ap
 
 
-def numbers(text: str) -> list[int]:
+def counts(text: str) -> list[int]:
     """'32,64' -> [32, 64]."""
-    return [int(part) for part in text.split(",")]
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise ValueError
+    return values
+
+
+def count(text: str) -> int:
+    """'4' -> 4."""
+    (value,) = counts(text)
+    return value
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,9 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
         ("--widths", "416,624,832", f"widths, 1 to {config.full_width}"),
         ("--depths", "7,14,21", f"depths, 1 to {config.depth}"),
     ):
-        parser.add_argument(name, type=numbers, default=default, help=f"{what} ({default})")
-    parser.add_argument("--batch", type=int, default=1, help="images a call (1)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls each (5)")
+        parser.add_argument(name, type=counts, default=default, help=f"{what} ({default})")
+    parser.add_argument("--batch", type=count, default=1, help="images a call (1)")
+    parser.add_argument("--repeats", type=count, default=5, help="timed calls each (5)")
     return parser
 
 

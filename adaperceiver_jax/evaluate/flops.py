@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_images, check_sub_network
 from adaperceiver_jax.models.masks import make_mask
 from adaperceiver_jax.models.vit import ViTConfig
@@ -43,6 +44,10 @@ def flops(
     The parts: patch_embed, embed_ffn, read, projections, attention and ffn (of the blocks),
     write, head. A ViT has patch_embed, projections, attention, ffn and head, and no sub-networks.
     """
+    if attention not in IMPLEMENTATIONS:
+        raise ValueError(f"attention={attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: must be at least 1")
     size = config.image_size if image_size is None else image_size
     height, image_width = (size, size) if isinstance(size, int) else size
     check_images(

@@ -88,5 +88,18 @@ def test_vit():
         ap.flops(config, depth=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention": "flash"}, "attention='flash': must be one of cut, masked"),
+        ({"batch_size": 0}, "batch_size=0: must be at least 1"),
+        ({"image_size": 225}, "225 x 225: height and width must be multiples of patch_size=14"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ap.flops(PAPER, **arguments)
+
+
 def test_the_papers_model_has_the_papers_size():
     assert ap.count_params(ap.param_shapes(ap.AdaPerceiver(PAPER))) == 143_745_252
