@@ -210,8 +210,8 @@ def vit_forward(state, config, images):
     return np.array(logits), np.array(features)
 
 
-def policy_forward(state, patches):
-    """Token logits of the policy network."""
+def policy_forward(state, patches, head="head_tokens"):
+    """Logits of one head of the policy network."""
     w = Weights(state)
     x = np.asarray(patches, np.float64)
     for name in ("mixer_block", "mixer_block_2"):
@@ -221,4 +221,4 @@ def policy_forward(state, patches):
         x = x + ffn(layer_norm(x, b / "norm2"), b / "mlp_channels", gelu)
     x = layer_norm(x.mean(axis=1), w / "fuse.0", 1e-5)
     x = gelu(linear(gelu(linear(x, w / "fuse.1")), w / "fuse.3"))
-    return linear(x, w / "head_tokens")
+    return linear(x, w / head)

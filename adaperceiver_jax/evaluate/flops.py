@@ -6,10 +6,18 @@ Only matrix products count, a multiply-add as 2; norms, activations and softmax 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from adaperceiver_jax.models.attention import IMPLEMENTATIONS
-from adaperceiver_jax.models.config import AdaPerceiverConfig, check_images, check_sub_network
+from adaperceiver_jax.models.attention import IMPLEMENTATIONS, attention_spans
+from adaperceiver_jax.models.config import (
+    AdaPerceiverConfig,
+    check_granularities,
+    check_image_shape,
+    check_sub_network,
+)
+from adaperceiver_jax.models.dense import UPSAMPLE, DepthConfig, SegmentationConfig
 from adaperceiver_jax.models.masks import make_mask
+from adaperceiver_jax.models.policy import PolicyConfig
 from adaperceiver_jax.models.vit import ViTConfig
 
 
@@ -25,44 +33,69 @@ class Flops:
 
 
 def flops(
-    config: AdaPerceiverConfig | ViTConfig,
+    config: AdaPerceiverConfig | SegmentationConfig | DepthConfig | ViTConfig | PolicyConfig,
     num_tokens: int | None = None,
     width: int | None = None,
     depth: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     *,
+    token_granularities: Sequence[int] | None = None,
     attention: str = "cut",
     batch_size: int = 1,
 ) -> Flops:
     """FLOPs of one image through the sub-network (num_tokens, width, depth); None is all.
 
     Args:
+      config: of any model of the package.
       image_size: side, or (height, width); None is the config's.
+      token_granularities: as in the call, instead of the config's.
       attention: the model's `attention`: what 'cut' leaves out, 'masked' computes.
       batch_size: the class token's query is folded once a batch; its cost is shared by so many.
 
     The parts: patch_embed, embed_ffn, read, projections, attention and ffn (of the blocks),
-    write, head. A ViT has patch_embed, projections, attention, ffn and head, and no sub-networks.
+    write, head; of a dense model also task_head, its resizing included. A ViT has patch_embed,
+    projections, attention, ffn and head; a policy network mixer and head.
     """
     if attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention={attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    size = config.image_size if image_size is None else image_size
-    height, image_width = (size, size) if isinstance(size, int) else size
-    check_images(
-        (1, height, image_width, config.in_channels), config.patch_size, config.in_channels
-    )
-    patches = (height // config.patch_size) * (image_width // config.patch_size)
-    if isinstance(config, ViTConfig):
+    if isinstance(config, ViTConfig | PolicyConfig):
         if (num_tokens, width, depth) != (None, None, None):
-            raise ValueError("num_tokens, width, depth: a ViT has no sub-networks")
-        return Flops(_vit(config, patches))
-    check_sub_network(config, num_tokens, width, depth)
-    n = num_tokens or config.max_latent_tokens
-    hidden = config.hidden_units(width or config.full_width)
-    parts = _encoder(config, patches, n, hidden, depth or config.depth, attention, batch_size)
-    return Flops({**parts, **_outputs(config, patches, n, batch_size)})
+            raise ValueError(
+                f"num_tokens, width, depth: a {type(config).__name__} has no sub-networks"
+            )
+        if isinstance(config, PolicyConfig):
+            return Flops(_policy(config))
+        grid_height, grid_width = _grid(config, image_size)
+        return Flops(_vit(config, grid_height * grid_width))
+    c = config if isinstance(config, AdaPerceiverConfig) else config.backbone
+    grid_height, grid_width = _grid(c, image_size)
+    patches = grid_height * grid_width
+    check_sub_network(c, num_tokens, width, depth)
+    n = num_tokens or c.max_latent_tokens
+    hidden = c.hidden_units(width or c.full_width)
+    granularities = c.token_granularities
+    if token_granularities is not None:
+        granularities = check_granularities(token_granularities)
+    mask = make_mask(c.mask, n, granularities)
+    spans = attention_spans(mask, attention) or [(0, n)]
+    pairs = sum((end - first) * end for first, end in spans)
+    parts = _encoder(c, patches, n, hidden, depth or c.depth, pairs, batch_size)
+    parts |= _outputs(c, patches, n, batch_size)
+    if not isinstance(config, AdaPerceiverConfig):
+        parts["task_head"] = _task_head(config, grid_height, grid_width)
+    return Flops(parts)
+
+
+def _grid(
+    config: AdaPerceiverConfig | ViTConfig, image_size: int | tuple[int, int] | None
+) -> tuple[int, int]:
+    """Patches down and across."""
+    size = config.image_size if image_size is None else image_size
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    check_image_shape((1, height, width, config.in_channels), config.patch_size, config.in_channels)
+    return height // config.patch_size, width // config.patch_size
 
 
 def _encoder(
@@ -71,16 +104,13 @@ def _encoder(
     n: int,
     hidden: int,
     depth: int,
-    attention: str,
+    pairs: int,
     batch_size: int,
 ) -> dict[str, float]:
     d = c.embed_dim
     channels = c.in_channels
     if c.fourier_bands is not None:
         channels += 2 * (2 * c.fourier_bands + 1)
-    mask = make_mask(c.mask, n, c.token_granularities)
-    cut = mask.kind == "block" and attention == "cut"
-    pairs = sum((end - first) * end for first, end in mask.spans()) if cut else n * n
     return {
         "patch_embed": 2 * patches * c.patch_size**2 * channels * d,
         "embed_ffn": patches * _ffn(c, c.ffn_hidden, d) if c.use_embed_ffn else 0,
@@ -114,6 +144,36 @@ def _ffn(c: AdaPerceiverConfig, hidden: int, features: int) -> float:
     """One token through fc1 (and gate), then fc2 to `features`."""
     inputs = 2 if c.ffn_layer == "swiglu" else 1
     return 2 * hidden * (inputs * c.embed_dim + features)
+
+
+def _task_head(config: SegmentationConfig | DepthConfig, height: int, width: int) -> float:
+    """Convolution and bilinear resizing over a grid of patches."""
+    c = config.backbone
+    assert c.output_feat_dim is not None  # the config makes sure of it
+    full = (height * c.patch_size, width * c.patch_size)
+    if isinstance(config, SegmentationConfig):
+        conv = 2 * height * width * c.output_feat_dim * config.num_classes
+        return conv + _resize((height, width), full, config.num_classes)
+    fine = (UPSAMPLE * height, UPSAMPLE * width)
+    conv = 2 * fine[0] * fine[1] * 9 * c.output_feat_dim * config.bins
+    resize = _resize((height, width), fine, c.output_feat_dim) + _resize(fine, full, 1)
+    return conv + resize
+
+
+def _resize(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:
+    """Two products with a matrix of weights, one an axis, the cheaper order first."""
+    rows_first = new[0] * old[1] * (old[0] + new[1])
+    columns_first = old[0] * new[1] * (old[1] + new[0])
+    return 2 * channels * min(rows_first, columns_first)
+
+
+def _policy(c: PolicyConfig) -> dict[str, float]:
+    d, n = c.embed_dim, c.num_patches
+    choices = c.token_choices + c.width_choices + c.depth_choices
+    return {
+        "mixer": 2 * (4 * d * n * (d // 2) + 16 * n * d * d),
+        "head": 4 * d * d + 2 * d * choices,
+    }
 
 
 def _vit(c: ViTConfig, patches: int) -> dict[str, float]:

@@ -113,6 +113,9 @@ class AdaPerceiver(nn.Module):
                 self.output_adapter = adapter
             self.feature_stream = (tokens, write_head, adapter)
 
+    def _granularities(self, given: Sequence[int] | None) -> tuple[int, ...]:
+        return check_granularities(self.config.token_granularities if given is None else given)
+
     def _cross_attention(self, kind: type) -> nn.Module:
         c = self.config
         return kind(
@@ -180,11 +183,11 @@ class AdaPerceiver(nn.Module):
           train: applies dropout and stochastic depth, from the 'dropout' rng.
         """
         c = self.config
-        granularities = tuple(token_granularities or c.token_granularities)
+        granularities = self._granularities(token_granularities)
         if not granularities:
             raise ValueError("token_granularities=(): readouts need at least one token count")
-        check_granularities(granularities)
         num_tokens = granularities[-1]
+        check_images(images, c.patch_size, c.in_channels)
         _check_array("widths", widths, (images.shape[0],), c.full_width)
         _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
         hidden = None
@@ -229,11 +232,9 @@ class AdaPerceiver(nn.Module):
         c = self.config
         patches = self.embed(images)
         n = num_tokens or c.max_latent_tokens
-        granularities = tuple(token_granularities or c.token_granularities)
-        check_granularities(granularities)
         scale = rope_scale(n, c.max_latent_tokens) if c.rope_scale is None else c.rope_scale
         rope = make_rope(n, c.head_dim, c.rope_theta, scale)
-        mask = make_mask(c.mask, n, granularities)
+        mask = make_mask(c.mask, n, self._granularities(token_granularities))
         run = Run(rope, hidden_per_sample, mask, hidden, train, keep_latents)
         latents = self.read_head(self.process_latents(), patches, rope, train)
         return Start(patches, latents, run)
@@ -241,7 +242,7 @@ class AdaPerceiver(nn.Module):
     def embed(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, C) -> patches (B, patches, D): what a policy network looks at."""
         c = self.config
-        check_images(images.shape, c.patch_size, c.in_channels)
+        check_images(images, c.patch_size, c.in_channels)
         return self.patch_embed(images)
 
     def fold(self, rope: Rope) -> FoldedQuery:

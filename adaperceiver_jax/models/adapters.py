@@ -12,7 +12,7 @@ from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.layers import FFN, LayerNorm, Linear, torch_uniform
 
 
-def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> np.ndarray:
+def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> jax.Array:
     """(H, W, 2 (2 bands + 1)): per axis sin(pi f x) over the bands, cos(pi f x), then x.
 
     Rows first, then columns; x runs from -1 to 1 end to end, f from 1 to max_frequency.
@@ -21,11 +21,11 @@ def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> n
     maps = []
     for axis, size in enumerate((height, width)):
         x = np.linspace(-1.0, 1.0, size, dtype=np.float32)[:, None]
-        angles = x * frequencies
-        features = np.concatenate([np.sin(angles), np.cos(angles), x], axis=-1)
-        features = np.expand_dims(features, 1 - axis)
-        maps.append(np.broadcast_to(features, (height, width, features.shape[-1])))
-    return np.concatenate(maps, axis=-1)
+        line = np.concatenate([np.sin(x * frequencies), np.cos(x * frequencies), x], axis=-1)
+        # Only the line is a constant of the program; the map is spread out on the device.
+        spread = jnp.expand_dims(jnp.asarray(line), 1 - axis)
+        maps.append(jnp.broadcast_to(spread, (height, width, line.shape[-1])))
+    return jnp.concatenate(maps, axis=-1)
 
 
 def resample_positions(table: jax.Array, height: int, width: int) -> jax.Array:
@@ -57,8 +57,10 @@ class StridedConv(nn.Module):
         shape = (p, p, self.in_channels, self.features)
         kernel = self.param("kernel", torch_uniform(fan_in), shape)
         batch, height, width, _ = images.shape
-        x = images.astype(self.dtype).reshape(batch, height // p, p, width // p, p, -1)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, fan_in)
+        x = images.astype(self.dtype).reshape(
+            batch, height // p, p, width // p, p, self.in_channels
+        )
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p * (width // p), fan_in)
         x = x @ kernel.reshape(fan_in, -1).astype(self.dtype)
         if self.use_bias:
             x = x + self.param("bias", torch_uniform(fan_in), (self.features,)).astype(self.dtype)
@@ -100,9 +102,9 @@ class PatchEmbed(nn.Module):
         c = self.config
         height, width = images.shape[1:3]
         if c.fourier_bands is not None:
-            one = fourier_maps(height, width, c.fourier_bands, c.image_size / 2)
-            maps = jnp.broadcast_to(one.astype(images.dtype), (images.shape[0], *one.shape))
-            images = jnp.concatenate([images, maps], axis=-1)
+            maps = fourier_maps(height, width, c.fourier_bands, c.image_size / 2)
+            maps = jnp.broadcast_to(maps, (images.shape[0], *maps.shape))
+            images = jnp.concatenate([images.astype(jnp.float32), maps], axis=-1)
         x = Patchify(images.shape[-1], c.patch_size, c.embed_dim, dtype=self.dtype, name="embed")(
             images
         )
@@ -143,10 +145,10 @@ class ProjectedPatches(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.proj = Linear(self.features, self.features, dtype=self.dtype)
+        self.proj = Linear(self.features, self.features, dtype=self.dtype, out_dtype=jnp.float32)
 
     def __call__(self, patches: jax.Array) -> jax.Array:
-        """(B, patches, D) -> (B, patches, D)."""
+        """(B, patches, D) -> (B, patches, D), float32: the start of the output stream."""
         return self.proj(patches)
 
 
@@ -171,12 +173,13 @@ class OutputAdapter(nn.Module):
                 kind=c.ffn_layer,
                 act=c.act_layer,
                 dtype=self.dtype,
+                out_dtype=jnp.float32,
             )
         else:
-            self.ffn = Linear(c.embed_dim, self.features, dtype=self.dtype)
+            self.ffn = Linear(c.embed_dim, self.features, dtype=self.dtype, out_dtype=jnp.float32)
 
     def __call__(self, outputs: jax.Array, train: bool = False) -> jax.Array:
         """(..., D) -> (..., features), float32."""
         x = self.norm(outputs) if self.use_ffn else outputs
         x = self.drop(x, deterministic=not train)
-        return self.ffn(x).astype(jnp.float32)
+        return self.ffn(x)

@@ -15,6 +15,14 @@ from adaperceiver_jax.models.masks import LatentMask
 from adaperceiver_jax.models.rope import Rope, apply_rope
 
 IMPLEMENTATIONS = ("cut", "masked")
+MOST_CUTS = 16  # each cut is an attention of its own in the program; more compile too long
+
+
+def attention_spans(mask: LatentMask, implementation: str) -> list[tuple[int, int]] | None:
+    """The (first, end) of every unmasked attention of 'cut', None where one attention is run."""
+    if implementation == "cut" and mask.kind == "block" and len(mask.blocks) <= MOST_CUTS:
+        return mask.spans()
+    return None
 
 
 def attend(
@@ -89,7 +97,8 @@ class LatentAttention(Attention):
     """Self-attention among the latents, under their mask, RoPE on queries and keys.
 
     `implementation` 'cut' attends block by block, each without a mask, so that nothing masked is
-    computed; 'masked' attends once under a constant mask. Same numbers.
+    computed; 'masked' attends once under a constant mask, as 'cut' does too beyond MOST_CUTS
+    blocks. Same numbers.
     """
 
     implementation: str = "cut"
@@ -101,7 +110,8 @@ class LatentAttention(Attention):
         q = apply_rope(self.heads(self.q(z)), rope)
         k = apply_rope(self.heads(self.k(z)), rope)
         v = self.heads(self.v(z))
-        if mask.kind == "block" and self.implementation == "cut":
+        spans = attention_spans(mask, self.implementation)
+        if spans is not None:
             parts = [
                 attend(
                     q[:, first:end],
@@ -111,7 +121,7 @@ class LatentAttention(Attention):
                     self.attn_drop,
                     self.weight_key(train),
                 )
-                for first, end in mask.spans()
+                for first, end in spans
             ]
             return self.project(jnp.concatenate(parts, axis=1), train)
         array = mask.array()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 MASKS = ("block", "causal", "none")
@@ -82,7 +85,8 @@ class AdaPerceiverConfig:
             *("embed_dim", "num_heads", "depth", "max_latent_tokens", "image_size"),
             *("patch_size", "in_channels"),
         ):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            value = getattr(self, name)
+            _check(name, value, isinstance(value, int) and value >= 1, "an integer, at least 1")
         for name in ("num_classes", "output_feat_dim", "fourier_bands"):
             value = getattr(self, name)
             _check(name, value, value is None or value >= 1, "None or at least 1")
@@ -122,6 +126,9 @@ class AdaPerceiverConfig:
             self.max_width is None or 1 <= self.max_width <= self.embed_dim,
             f"None or in 1..{self.embed_dim} (embed_dim)",
         )
+        for name in ("ffn_ratio", "rope_theta", "rope_scale"):
+            value = getattr(self, name)
+            _check(name, value, value is None or value > 0, "above 0")
         check_granularities(self.token_granularities)
         for width in self.widths:
             check_width(width, self)
@@ -164,13 +171,20 @@ def _check(name: str, value, good: bool, allowed: str) -> None:
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
-def check_granularities(granularities: tuple[int, ...]) -> None:
-    """Raises ValueError unless these are ascending counts of at least 1."""
+def check_granularities(granularities: Sequence[int]) -> tuple[int, ...]:
+    """The counts as a tuple; ValueError unless they are ascending and at least 1."""
+    if isinstance(granularities, np.ndarray):
+        granularities = granularities.tolist()
+    if not isinstance(granularities, Sequence) or not all(
+        isinstance(g, int | np.integer) for g in granularities
+    ):
+        raise ValueError(f"token_granularities={granularities!r}: must be a sequence of integers")
     if any(g < 1 for g in granularities) or list(granularities) != sorted(set(granularities)):
         raise ValueError(
             f"token_granularities={tuple(granularities)}: must be ascending token counts, each at "
             "least 1 and named once"
         )
+    return tuple(int(g) for g in granularities)
 
 
 def check_width(width: int, config: AdaPerceiverConfig) -> None:
@@ -190,7 +204,8 @@ def check_sub_network(
 ) -> None:
     """Raises ValueError unless (num_tokens, width, depth) names a sub-network; None is all."""
     for name, value in (("num_tokens", num_tokens), ("width", width), ("depth", depth)):
-        if value is not None and not isinstance(value, int | np.integer):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and not whole:
             raise ValueError(
                 f"{name}={value}: must be an integer (or None for all); it shapes the program, "
                 "so under jax.jit make it a static argument"
@@ -203,7 +218,19 @@ def check_sub_network(
         raise ValueError(f"depth={depth}: must be in 1..{config.depth}")
 
 
-def check_images(shape: tuple[int, ...], patch_size: int, in_channels: int) -> None:
+def check_images(images: Any, patch_size: int, in_channels: int) -> None:
+    """Raises ValueError unless these are images (B, H, W, C), floating point, whole patches."""
+    if not hasattr(images, "shape"):
+        raise ValueError(f"images of type {type(images).__name__}: must be an array (B, H, W, C)")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images of dtype {images.dtype}: must be floating point, normalised; for pixels "
+            "0 to 255: (images / 255 - mean) / std"
+        )
+    check_image_shape(images.shape, patch_size, in_channels)
+
+
+def check_image_shape(shape: tuple[int, ...], patch_size: int, in_channels: int) -> None:
     """Raises ValueError unless this is the shape of images (B, H, W, C) that patches divide."""
     if len(shape) != 4 or shape[-1] != in_channels:
         raise ValueError(

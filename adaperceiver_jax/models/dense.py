@@ -142,7 +142,8 @@ class DepthHead(nn.Module):
         weights = jax.nn.relu(Conv(self.bins, 3, self.dtype, name="conv_seg")(x)) + 0.1
         weights = weights / weights.sum(axis=-1, keepdims=True)
         bins = jnp.linspace(self.min_depth, self.max_depth, self.bins)
-        return (weights @ bins)[..., None]
+        # a sum, not a matmul, which accelerators would round to fewer bits
+        return (weights * bins).sum(axis=-1, keepdims=True)
 
 
 class DenseModel(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.config import check_sub_network
+from adaperceiver_jax.models.config import check_granularities, check_sub_network
 from adaperceiver_jax.models.latent_stream import Block, apply_block
 
 
@@ -40,14 +40,18 @@ def early_exit(
     After each block the latents are read out; a sample leaves when its largest probability is at
     least `tau`, at the latest after the last block. With per_sample=False all leave together,
     when the batch's mean confidence is at least tau, as in the reference. A new tau does not
-    compile anew.
+    compile anew; a sample whose logits are not finite never leaves early.
     """
+    if not isinstance(model, AdaPerceiver):
+        raise ValueError(f"model={type(model).__name__}: only an AdaPerceiver can exit early")
     if model.config.num_classes is None:
         raise ValueError("num_classes=None: early exit needs a model with class logits")
-    if not isinstance(tau, jax.core.Tracer) and not 0 <= tau <= 1:
+    if jnp.ndim(tau) or (not isinstance(tau, jax.core.Tracer) and not 0 <= tau <= 1):
         raise ValueError(f"tau={tau}: must be a probability, 0 to 1")
     check_sub_network(model.config, num_tokens, width)
-    granularities = None if token_granularities is None else tuple(token_granularities)
+    granularities = None
+    if token_granularities is not None:
+        granularities = check_granularities(token_granularities)
     return _early_exit(
         model, params, images, tau, num_tokens, width, bool(per_sample), granularities
     )
@@ -78,7 +82,7 @@ def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granu
             confidence = jnp.broadcast_to(confidence.mean(), confidence.shape)
         logits = jnp.where(active[:, None], now, logits)
         left_at = jnp.where(active, depth + 1, left_at)
-        return depth + 1, z, logits, left_at, active & (confidence < tau)
+        return depth + 1, z, logits, left_at, active & ~(confidence >= tau)
 
     state = (
         jnp.int32(0),

@@ -19,8 +19,11 @@ def extract_config(
     check_sub_network(config, width=width, depth=depth)
     width = width or config.full_width
     widths = tuple(w for w in config.widths if w < width)
+    depth = depth or config.depth
+    kept = (depth - 1) / max(config.depth - 1, 1)  # so that each block keeps its rate
     return config.replace(
-        depth=depth or config.depth,
+        depth=depth,
+        drop_path=config.drop_path * kept,
         max_width=None if width == config.embed_dim else width,
         widths=(*widths, width),
     )
@@ -29,7 +32,7 @@ def extract_config(
 def extract(
     model: Any, params: Any, width: int | None = None, depth: int | None = None
 ) -> tuple[Any, Any]:
-    """The sub-network (width, depth) as a model of its own, with sliced copies of its weights.
+    """The sub-network (width, depth) as a model of its own, with its own copies of its weights.
 
     Takes an AdaPerceiver or a dense model around one. What it computes at its full width and
     depth is what `model` computes at `width` and `depth`; it holds no larger ones.
@@ -39,7 +42,8 @@ def extract(
             AdaPerceiver(model.config.backbone), params["backbone"], width, depth
         )
         config = dataclasses.replace(model.config, backbone=inner.config)
-        return model.clone(config=config), {**params, "backbone": inner_params}
+        head = jax.tree.map(lambda p: p.copy(), params["head"])
+        return model.clone(config=config), {"backbone": inner_params, "head": head}
     if not isinstance(model, AdaPerceiver):
         raise ValueError(f"model={type(model).__name__}: only an AdaPerceiver has sub-networks")
     small = extract_config(model.config, width, depth)
@@ -49,4 +53,5 @@ def extract(
     for name in ffn.keys() - {"fc2"}:
         ffn[name] = {leaf: value[..., :hidden] for leaf, value in ffn[name].items()}
     ffn["fc2"]["kernel"] = ffn["fc2"]["kernel"][:, :hidden]
-    return model.clone(config=small), {**params, "blocks": {**blocks, "ffn": ffn}}
+    params = {**params, "blocks": {**blocks, "ffn": ffn}}
+    return model.clone(config=small), jax.tree.map(lambda p: p.copy(), params)

@@ -105,7 +105,7 @@ def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
     """
     config: AdaPerceiverConfig = module.config
     rates = jnp.linspace(0, config.drop_path, config.depth)
-    if depth == config.depth:
+    if depth == config.depth or module.is_initializing():
         return module.blocks(z, rates, run)
     noisy = run.train and (config.attn_drop or config.proj_drop or config.drop_path)
     key = module.make_rng("dropout") if noisy else None
@@ -116,6 +116,8 @@ def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
         rngs = None if key is None else {"dropout": jax.random.fold_in(key, l)}
         return apply_block(block, stack, l, z, run, rates[l], rngs)
 
+    if module.remat:
+        step = jax.checkpoint(step, prevent_cse=False)
     return jax.lax.scan(step, z, jnp.arange(depth), unroll=min(module.unroll, depth))
 
 

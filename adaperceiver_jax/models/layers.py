@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# PyTorch's trunc_normal_(std=0.02) cuts at +-2, a hundred standard deviations out.
-trunc_normal = nn.initializers.truncated_normal(stddev=0.02, lower=-100.0, upper=100.0)
+# What the reference starts linear layers from. Its truncation is at +-2, a hundred standard
+# deviations out, where a normal distribution never gets.
+normal_02 = nn.initializers.normal(stddev=0.02)
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -36,16 +37,20 @@ class Linear(nn.Module):
     features: int
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
+    """Of the sums and the result, where it is not `dtype`."""
 
     def setup(self) -> None:
-        self.kernel = self.param("kernel", trunc_normal, (self.in_features, self.features))
+        self.kernel = self.param("kernel", normal_02, (self.in_features, self.features))
         zeros = nn.initializers.zeros
         self.bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
 
     def __call__(self, x: jax.Array, rows: int | None = None, columns: int | None = None):
         """(..., rows or in_features) -> (..., columns or features)."""
-        y = jnp.matmul(x.astype(self.dtype), self.kernel[:rows, :columns].astype(self.dtype))
-        return y if self.bias is None else y + self.bias[:columns].astype(self.dtype)
+        out_dtype = self.out_dtype or self.dtype
+        kernel = self.kernel[:rows, :columns].astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=out_dtype)
+        return y if self.bias is None else y + self.bias[:columns].astype(out_dtype)
 
 
 class LayerNorm(nn.Module):
@@ -93,12 +98,13 @@ class FFN(nn.Module):
     act: str = "gelu"
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    out_dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         self.fc1 = Linear(self.in_features, self.hidden, dtype=self.dtype)
         if self.kind == "swiglu":
             self.gate = Linear(self.in_features, self.hidden, dtype=self.dtype)
-        self.fc2 = Linear(self.hidden, self.features, dtype=self.dtype)
+        self.fc2 = Linear(self.hidden, self.features, dtype=self.dtype, out_dtype=self.out_dtype)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(

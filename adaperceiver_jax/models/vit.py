@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from adaperceiver_jax.models.adapters import Patchify, resample_positions
 from adaperceiver_jax.models.attention import attend
 from adaperceiver_jax.models.config import check_images
-from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, Linear, trunc_normal
+from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, Linear, normal_02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,13 @@ class ViTConfig:
     """1e-5 in CLIP's models."""
 
     def __post_init__(self) -> None:
+        for name in ("embed_dim", "depth", "num_heads", "image_size", "patch_size", "in_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.reg_tokens < 0:
+            raise ValueError(f"reg_tokens={self.reg_tokens}: must be at least 0")
+        if self.num_classes is not None and self.num_classes < 1:
+            raise ValueError(f"num_classes={self.num_classes}: must be None or at least 1")
         if self.global_pool not in ("token", "avg"):
             raise ValueError(f"global_pool={self.global_pool!r}: must be 'token' or 'avg'")
         if self.global_pool == "token" and not self.class_token:
@@ -131,7 +138,7 @@ class ViT(nn.Module):
         if c.reg_tokens:
             self.reg_token = self.param("reg_token", tiny, (1, c.reg_tokens, dim))
         positions = (c.image_size // c.patch_size) ** 2 + c.num_prefix_tokens
-        self.pos_embed = self.param("pos_embed", trunc_normal, (1, positions, dim))
+        self.pos_embed = self.param("pos_embed", normal_02, (1, positions, dim))
         if c.pre_norm:
             self.norm_pre = LayerNorm(dim, c.norm_epsilon, self.dtype)
         block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
@@ -148,7 +155,7 @@ class ViT(nn.Module):
         else:
             self.norm = final
         if c.num_classes is not None:
-            self.head = Linear(dim, c.num_classes, dtype=self.dtype)
+            self.head = Linear(dim, c.num_classes, dtype=self.dtype, out_dtype=jnp.float32)
 
     @nn.nowrap
     def example_inputs(self) -> jax.ShapeDtypeStruct:
@@ -159,7 +166,7 @@ class ViT(nn.Module):
     def __call__(self, images: jax.Array) -> ViTOutput:
         """Images (B, H, W, C); any size that the patch divides, positions resampled."""
         c = self.config
-        check_images(images.shape, c.patch_size, c.in_channels)
+        check_images(images, c.patch_size, c.in_channels)
         batch, height, width, _ = images.shape
         tokens = []
         if c.class_token:
@@ -181,5 +188,5 @@ class ViT(nn.Module):
         logits = None
         if c.num_classes is not None:
             pooled = prefix[:, 0] if c.global_pool == "token" else self.fc_norm(features.mean(1))
-            logits = self.head(pooled).astype(jnp.float32)
+            logits = self.head(pooled)
         return ViTOutput(logits, features, prefix)

@@ -91,7 +91,7 @@ def test_a_path_that_is_not_there(tmp_path):
     [
         (lambda c: c.pop("depth"), r"missing keys \['depth'\]"),
         (lambda c: c.update(mixture=3), r"unknown keys \['mixture'\]"),
-        (lambda c: c.update(depth=0), r"depth=0: must be at least 1"),
+        (lambda c: c.update(depth=0), r"depth=0: must be an integer, at least 1"),
         (lambda c: c.update(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
         (lambda c: c.update(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
         (lambda c: c.update(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),

@@ -79,12 +79,42 @@ def test_the_parts_are_those_of_the_model_and_add_up():
     assert half["read"] == whole.by_part["read"]
 
 
+@pytest.mark.parametrize("size", [518, (448, 602)])
+@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
+def test_dense_models(kind, size):
+    backbone = FEATURES.replace(num_classes=None, depth=2)
+    if kind is ap.SegmentationModel:
+        config = ap.SegmentationConfig(backbone=backbone, num_classes=150)
+    else:
+        config = ap.DepthConfig(backbone=backbone)
+    height, width = (size, size) if isinstance(size, int) else size
+    xla = counted_by_xla(kind(config, unroll=2), (1, height, width, 3), num_tokens=512)
+    ours = ap.flops(config, num_tokens=512, image_size=size)
+    assert ours.total == pytest.approx(xla, rel=0.02)
+    encoder = ap.flops(backbone, num_tokens=512, image_size=size).by_part
+    assert ours.by_part == {**encoder, "task_head": ours.by_part["task_head"]}
+
+
+def test_policy_network():
+    config = ap.PolicyConfig(embed_dim=832, num_patches=256, token_choices=6)
+    xla = counted_by_xla(ap.PolicyNetwork(config), (1, 256, 832))
+    assert ap.flops(config).total == pytest.approx(xla, rel=0.03)  # wide GELUs are not counted
+
+
+def test_granularities_of_one_call():
+    model = ap.AdaPerceiver(PAPER, unroll=PAPER.depth)
+    for granularities in ((256,), (64, 512), tuple(range(16, 257, 8))):  # the last is not cut
+        arguments = dict(num_tokens=granularities[-1], token_granularities=granularities)
+        xla = counted_by_xla(model, (1, 224, 224, 3), **arguments)
+        assert ap.flops(PAPER, **arguments).total == pytest.approx(xla, rel=0.02)
+
+
 def test_vit():
     config = ap.ViTConfig(depth=4)
     model = ap.ViT(config, unroll=4)
     xla = counted_by_xla(model, (1, 224, 224, 3))
     assert ap.flops(config).total == pytest.approx(xla, rel=0.02)
-    with pytest.raises(ValueError, match="a ViT has no sub-networks"):
+    with pytest.raises(ValueError, match="a ViTConfig has no sub-networks"):
         ap.flops(config, depth=2)
 
 

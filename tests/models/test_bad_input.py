@@ -39,6 +39,7 @@ TAKES = {
             ("depth", 4, r"depth=4: must be in 1\.\.3"),
             ("num_tokens", 8.0, r"num_tokens=8\.0: must be an integer"),
             ("width", "8", r"width=8: must be an integer"),
+            ("depth", True, r"depth=True: must be an integer"),
         )
         for call in TAKES[argument]
     ],
@@ -82,11 +83,27 @@ def test_images_of_another_shape(method, shape, message):
         ({"readout_tokens": np.array([2, 17, 4])}, r"readout_tokens=\[2, 17, 4\].* in 1\.\.16"),
         ({"token_granularities": (8, 4)}, r"token_granularities=\(8, 4\): must be ascending"),
         ({"token_granularities": (0, 4)}, r"token_granularities=\(0, 4\): must be ascending"),
+        ({"token_granularities": 4}, r"token_granularities=4: must be a sequence of integers"),
+        ({"token_granularities": (2.5,)}, r"=\(2\.5,\): must be a sequence of integers"),
+        ({"token_granularities": ()}, r"token_granularities=\(\): readouts need at least one"),
     ],
 )
 def test_readouts_of_what_is_not_there(arguments, message):
     with pytest.raises(ValueError, match=message):
         MODEL.apply({"params": PARAMS}, IMAGES, method="readouts", **arguments)
+
+
+@pytest.mark.parametrize("method", ["__call__", "readouts", "embed"])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 16, 16, 3), np.uint8), r"images of dtype uint8: must be floating point"),
+        ([[0.0]], r"images of type list: must be an array"),
+    ],
+)
+def test_images_of_another_kind(method, images, message):
+    with pytest.raises(ValueError, match=message):
+        MODEL.apply({"params": PARAMS}, images, method=method)
 
 
 def test_readouts_without_granularities():
@@ -95,10 +112,26 @@ def test_readouts_without_granularities():
         model.apply({"params": PARAMS}, IMAGES, method="readouts")
 
 
-@pytest.mark.parametrize("tau", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("tau", [-0.1, 1.5, float("nan"), np.array([0.5, 0.6])])
 def test_early_exit_at_what_is_no_probability(tau):
-    with pytest.raises(ValueError, match=f"tau={tau}: must be a probability, 0 to 1"):
+    with pytest.raises(ValueError, match=r"tau=.*: must be a probability, 0 to 1"):
         ap.early_exit(MODEL, PARAMS, IMAGES, tau)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ap.ViT(ap.ViTConfig()),
+        ap.SegmentationModel(
+            ap.SegmentationConfig(
+                backbone=CONFIG.replace(num_classes=None, output_feat_dim=6), num_classes=3
+            )
+        ),
+    ],
+)
+def test_early_exit_of_what_has_none(model):
+    with pytest.raises(ValueError, match=rf"model={type(model).__name__}: only an AdaPerceiver"):
+        ap.early_exit(model, {}, IMAGES, 0.5)
 
 
 def test_early_exit_without_classes():
@@ -112,8 +145,11 @@ def test_early_exit_without_classes():
     ("field", "value", "message"),
     [
         ("embed_dim", 25, r"embed_dim=25: must be a multiple of 2 \* num_heads = 6"),
-        ("num_heads", 0, r"num_heads=0: must be at least 1"),
-        ("depth", 0, r"depth=0: must be at least 1"),
+        ("num_heads", 0, r"num_heads=0: must be an integer, at least 1"),
+        ("depth", 0, r"depth=0: must be an integer, at least 1"),
+        ("embed_dim", 24.0, r"embed_dim=24\.0: must be an integer, at least 1"),
+        ("ffn_ratio", -1.0, r"ffn_ratio=-1\.0: must be above 0"),
+        ("rope_scale", 0.0, r"rope_scale=0\.0: must be above 0"),
         ("block_mask", "bidir", r"block_mask='bidir': must be one of block, causal, none"),
         ("ffn_layer", "moe", r"ffn_layer='moe': must be one of mlp, swiglu"),
         ("act_layer", "relu", r"act_layer='relu': must be one of gelu, silu"),
@@ -153,6 +189,9 @@ def test_an_unknown_attention_implementation():
         (lambda: ap.ViTConfig(class_token=False), "class_token=False"),
         (lambda: ap.ViTConfig(global_pool="max"), "global_pool='max'"),
         (lambda: ap.ViTConfig(num_heads=5), "embed_dim=768: must be a multiple"),
+        (lambda: ap.ViTConfig(num_heads=0), "num_heads=0: must be at least 1"),
+        (lambda: ap.ViTConfig(depth=0), "depth=0: must be at least 1"),
+        (lambda: ap.ViTConfig(num_classes=0), "num_classes=0: must be None or at least 1"),
         (
             lambda: ap.PolicyConfig(embed_dim=8, num_patches=4, token_choices=0),
             "token_choices=0: must be at least 1",

@@ -65,6 +65,27 @@ def test_depth():
 
 
 @pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
+def test_token_granularities_of_one_call_replace_the_configs(kind):
+    """Segmentation trains at a granularity beyond the config's."""
+    granularities = (4, 16, 32)
+    other = BACKBONE.replace(token_granularities=granularities)
+    if kind is ap.SegmentationModel:
+        configs = [ap.SegmentationConfig(backbone=b, num_classes=3) for b in (BACKBONE, other)]
+    else:
+        configs = [ap.DepthConfig(backbone=b, bins=4) for b in (BACKBONE, other)]
+    model, changed = (kind(config) for config in configs)
+    params, images = random_params(model), random_images(BACKBONE)
+    for method in (None, "readouts"):
+        (ours,) = jax.tree.leaves(
+            run(model, params, images, method, token_granularities=granularities)
+        )
+        (want,) = jax.tree.leaves(run(changed, params, images, method))
+        np.testing.assert_allclose(ours, want, **CLOSE)
+        (plain,) = jax.tree.leaves(run(model, params, images, method))
+        assert plain.shape != ours.shape or np.abs(plain - ours).max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
 def test_readouts_are_every_granularitys_own_prediction(kind):
     if kind is ap.SegmentationModel:
         model = kind(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3))

@@ -80,6 +80,30 @@ def test_a_narrower_run_with_fewer_tokens(setup):
     np.testing.assert_allclose(out.logits, want, **CLOSE)
 
 
+def test_token_granularities_of_one_call(setup):
+    model, params, images, logits, _ = setup
+    out = ap.early_exit(model, params, images, 1.0, token_granularities=(5, 16))
+    want = run(model, params, images, token_granularities=(5, 16)).logits
+    np.testing.assert_allclose(out.logits, want, **CLOSE)
+    assert np.abs(want - logits[-1]).max() > 1e-3
+
+
+def test_a_sample_that_is_not_finite_never_leaves_early(setup):
+    model, params, images, _, _ = setup
+    images = images.copy()
+    images[3] = np.nan
+    out = ap.early_exit(model, params, images, 0.0)
+    assert out.depth.tolist() == [1, 1, 1, 5, 1, 1, 1, 1]
+    assert set(ap.early_exit(model, params, images, 0.0, per_sample=False).depth.tolist()) == {5}
+
+
+def test_it_runs_under_jit_with_a_traced_tau(setup):
+    model, params, images, _, confidence = setup
+    tau = telling_tau(confidence)
+    inside = jax.jit(lambda p, x, tau: ap.early_exit(model, p, x, tau))(params, images, tau)
+    np.testing.assert_array_equal(inside.depth, ap.early_exit(model, params, images, tau).depth)
+
+
 def test_the_loop_really_stops(setup, monkeypatch):
     model, params, images, _, confidence = setup
     model = model.clone(unroll=5)  # another program, so that nothing cached is run

@@ -57,6 +57,26 @@ def test_it_saves_loads_and_converts_like_any_other(tmp_path):
         np.testing.assert_array_equal(b, want)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, jax.numpy.asarray])
+def test_it_shares_no_memory_with_the_original(convert):
+    model, params = model_and_params(0, depth=3)
+    params = jax.tree.map(convert, params)
+    for arguments in ({}, {"depth": 1}, {"width": model.config.widths[0]}):
+        _, small = ap.extract(model, params, **arguments)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(small):
+            original = params
+            for entry in path:
+                original = original[entry.key]
+            assert not np.shares_memory(np.asarray(leaf), np.asarray(original)), path
+
+
+def test_its_blocks_keep_their_rates_of_stochastic_depth():
+    config = ap.AdaPerceiverConfig(**{**TINY, "depth": 5}, drop_path=0.4)
+    assert ap.extract_config(config, depth=3).drop_path == pytest.approx(0.2)
+    assert ap.extract_config(config, depth=1).drop_path == 0
+    assert ap.extract_config(config).drop_path == 0.4
+
+
 def test_everything_is_the_model_itself():
     model, params = model_and_params(0)
     whole, whole_params = ap.extract(model, params)

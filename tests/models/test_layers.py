@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import adaperceiver_jax as ap
 from adaperceiver_jax.models import adapters, layers, masks, rope
 from adaperceiver_jax.models.attention import LatentAttention, attend
 from tests import reference
+from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 
@@ -229,6 +231,15 @@ def test_fourier_maps():
         want += [math.sin(math.pi * x), math.sin(8 * math.pi * x)]
         want += [math.cos(math.pi * x), math.cos(8 * math.pi * x), x]
     np.testing.assert_allclose(maps[2, 1], want, atol=1e-5)
+
+
+def test_fourier_maps_do_not_take_the_images_precision():
+    config = ap.AdaPerceiverConfig(**TINY, fourier_bands=4)
+    model = ap.AdaPerceiver(config)
+    params = random_params(model)
+    half = jnp.asarray(random_images(config), jnp.bfloat16)
+    ours = run(model, params, half).logits
+    np.testing.assert_array_equal(ours, run(model, params, half.astype(jnp.float32)).logits)
 
 
 def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():

@@ -88,14 +88,18 @@ def test_readouts_equal_one_at_a_time_writes(seed):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_folded_write_equals_an_unfolded_one(bias):
-    head, rope = WriteHead(12, 3, qkv_bias=bias), make_rope(7, 4, 100)
-    rng = np.random.default_rng(0)
-    z = rng.standard_normal((2, 7, 12)).astype(np.float32)
-    output = rng.standard_normal(12).astype(np.float32)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_folded_write_equals_an_unfolded_one(seed, bias):
+    rng = np.random.default_rng(seed)
+    heads, head_dim = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 5))
+    dim = heads * head_dim
+    head = WriteHead(dim, heads, qkv_bias=bias, proj_bias=bias)
+    rope = make_rope(7, head_dim, 100, float(rng.uniform(0.5, 2)))
+    z = rng.standard_normal((2, 7, dim)).astype(np.float32)
+    output = rng.standard_normal(dim).astype(np.float32)
 
     def plain(head, visible):
-        outputs = jnp.broadcast_to(output, (2, 1, 12))
+        outputs = jnp.broadcast_to(output, (2, 1, dim))
         k, v = head.keys_values(z, rope)
         return head(outputs, head.queries(outputs), k, v, visible)
 
@@ -105,7 +109,7 @@ def test_a_folded_write_equals_an_unfolded_one(bias):
 
     shapes = jax.eval_shape(lambda key: head.init(key, None, method=plain), jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
-    leaves = [rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    leaves = [rng.normal(0, 0.5, leaf.shape).astype(np.float32) for leaf in leaves]
     params = jax.tree.unflatten(tree, leaves)
     want = head.apply(params, None, method=plain)
     np.testing.assert_allclose(head.apply(params, None, method=folded), want, **CLOSE)
@@ -163,6 +167,66 @@ def test_remat_changes_neither_outputs_nor_gradients():
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6 * largest)
 
 
+@pytest.mark.parametrize("depth", [None, 2])
+def test_remat_is_there_at_every_depth(depth):
+    for remat in (False, True):
+        model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY), remat=remat)
+        images = jnp.zeros((1, 16, 16, 3))
+
+        def apply(params, model=model, images=images):
+            return model.apply({"params": params}, images, depth=depth).logits
+
+        assert ("remat" in str(jax.make_jaxpr(apply)(ap.param_shapes(model)))) is remat
+
+
+def test_remat_of_a_vit_is_there_and_changes_nothing():
+    config = ap.ViTConfig(
+        embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4, num_classes=3
+    )
+    model = ap.ViT(config)
+    params, images = random_params(model), random_images(config)
+
+    def loss(params, remat):
+        logits = model.clone(remat=remat).apply({"params": params}, images).logits
+        return jnp.square(logits).mean()
+
+    for remat in (False, True):
+        jaxpr = jax.make_jaxpr(loss, static_argnums=1)(params, remat)
+        assert ("remat" in str(jaxpr)) is remat
+    compute = jax.jit(jax.grad(loss), static_argnums=1)
+    for ours, want in zip(
+        *(jax.tree.leaves(compute(params, r)) for r in (True, False)), strict=True
+    ):
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_through_a_smaller_depth_are_those_of_the_extracted_model():
+    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None)
+    model, images = ap.AdaPerceiver(config), random_images(config)
+    params = random_params(model)
+    small, small_params = ap.extract(model, params, depth=2)
+
+    def loss(params, model, depth):
+        return jnp.square(model.apply({"params": params}, images, depth=depth).logits).mean()
+
+    compute = jax.jit(jax.grad(loss), static_argnums=(1, 2))
+    ours, want = compute(params, model, 2), compute(small_params, small, None)
+    assert all((leaf[2] == 0).all() for leaf in jax.tree.leaves(ours["blocks"]))
+    ours["blocks"] = jax.tree.map(lambda leaf: leaf[:2], ours["blocks"])
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(want))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_many_granularities_do_not_make_many_attentions():
+    config = ap.AdaPerceiverConfig(**{**TINY, "token_granularities": tuple(range(1, 18))})
+    model = ap.AdaPerceiver(config.replace(max_latent_tokens=17))
+    params, images = random_params(model), random_images(config)
+    cut = run(model, params, images).logits
+    masked = run(model.clone(attention="masked"), params, images).logits
+    np.testing.assert_array_equal(cut, masked)  # the very same program
+
+
 def test_any_number_of_tokens_and_any_image_size_runs():
     config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
     model = ap.AdaPerceiver(config)
@@ -202,6 +266,8 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs_and_stays_near():
         assert ours.dtype == jnp.float32
         assert np.abs(ours - want).max() < 0.05 * np.abs(want).max()  # bf16 keeps 8 bits
         assert np.abs(ours - want).max() > 1e-5
+        rounded = ours.astype(jnp.bfloat16).astype(jnp.float32)
+        assert (ours != rounded).any()  # the last layer keeps its float32 sums
 
 
 def test_layer_scale_of_1e_5_survives_bfloat16():

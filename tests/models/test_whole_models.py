@@ -6,6 +6,7 @@ import pytest
 
 import adaperceiver_jax as ap
 from tests import reference
+from tests.models.test_layers import cubic_matrix
 from tests.small_models import model_and_params, random_images, random_params, run
 
 CLOSE = dict(rtol=5e-5, atol=5e-5)  # float32 against float64
@@ -94,14 +95,31 @@ def test_vit(variant):
     np.testing.assert_allclose(ours, tokens, **CLOSE)
 
 
-def test_vit_takes_images_of_other_sizes_and_needs_no_head():
+def test_vit_takes_images_of_other_sizes():
+    config = ap.ViTConfig(
+        embed_dim=12, depth=2, num_heads=2, image_size=16, patch_size=4, num_classes=3
+    )
+    model = ap.ViT(config)
+    params, images = random_params(model), random_images(config, size=(12, 24))
+    out = run(model, params, images)
+    state = ap.params_to_torch(model, params)
+    table = state["pos_embed"]  # the class token's row, then 4 x 4
+    grid = np.einsum("ij,jkc->ikc", cubic_matrix(4, 3), table[0, 1:].reshape(4, 4, 12))
+    grid = np.einsum("ij,kjc->kic", cubic_matrix(4, 6), grid).reshape(1, 18, 12)
+    state["pos_embed"] = np.concatenate([table[:, :1], grid], axis=1)
+    logits, tokens = reference.vit_forward(state, config, images)
+    np.testing.assert_allclose(out.logits, logits, **CLOSE)
+    np.testing.assert_allclose(out.features, tokens[:, 1:], **CLOSE)
+
+
+def test_vit_without_a_head():
     config = ap.ViTConfig(
         embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4, num_classes=None
     )
     model = ap.ViT(config)
-    out = run(model, random_params(model), random_images(config, size=(12, 16)))
+    out = run(model, random_params(model), random_images(config))
     assert out.logits is None
-    assert out.features.shape == (2, 12, 12)
+    assert out.features.shape == (2, 4, 12)
 
 
 def test_policy_network():
@@ -112,10 +130,14 @@ def test_policy_network():
     params = random_params(model)
     patches = np.random.default_rng(0).standard_normal((3, 6, 8)).astype(np.float32)
     out = run(model, params, patches)
-    want = reference.policy_forward(ap.params_to_torch(model, params), patches)
-    np.testing.assert_allclose(out.token_logits, want, **CLOSE)
-    assert out.width_logits.shape == (3, 3)
-    assert out.depth_logits.shape == (3, 2)
+    state = ap.params_to_torch(model, params)
+    for ours, head in (
+        (out.token_logits, "head_tokens"),
+        (out.width_logits, "head_mat_dim"),
+        (out.depth_logits, "head_depth"),
+    ):
+        want = reference.policy_forward(state, patches, head)
+        np.testing.assert_allclose(ours, want, **CLOSE)
 
 
 def test_policy_network_looks_at_the_patches_of_a_model():
