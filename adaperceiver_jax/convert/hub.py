@@ -150,8 +150,9 @@ def _find(name: str | os.PathLike, revision: str | None) -> Path:
 def save_pretrained(model: nn.Module, params: Any, folder: str | os.PathLike) -> None:
     """Writes `config.json` and `model.safetensors`, each whole or not at all.
 
-    A classifier's or distillation model's folder loads in the reference with strict=True;
-    `config.json` of other models names them under "model".
+    A classifier or distillation model loads in the reference with strict=True, also one cut in
+    depth; not one cut in width, nor with rope_scale or fourier_bands, which its constructor does
+    not know. `config.json` of other models names them under "model".
     """
     state = params_to_torch(model, params)
     text = json.dumps(config_to_dict(model), indent=2, sort_keys=True)
