@@ -59,6 +59,17 @@ def test_attention_cut_by_granularity_is_masked_attention(seed):
         np.testing.assert_allclose(ours, theirs, **CLOSE)
 
 
+def test_the_references_full_attention_ignores_the_mask():
+    model, params = model_and_params(2, block_mask="block", attn_layer="full", num_classes=5)
+    images = random_images(model.config)
+    unmasked = model.clone(config=model.config.replace(block_mask="none"))
+    ours, want = (run(m, params, images).logits for m in (model, unmasked))
+    np.testing.assert_array_equal(ours, want)
+    masked = model.clone(config=model.config.replace(attn_layer="flex"))
+    assert len(masked.config.token_granularities) > 1
+    assert np.abs(run(masked, params, images).logits - want).max() > 1e-4
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sliced_width_equals_masked_width(seed):
     model, params = model_and_params(seed, num_classes=5)
