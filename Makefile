@@ -30,7 +30,7 @@ clean:
 .venv/bin/python:
 	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUITS)' || \
 		{ echo "Needs Python 3.11 to 3.13: install one, or name it: make PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/installed: setup.py | .venv/bin/python
 	@echo "Installing into .venv (about a minute the first time) ..."
