@@ -4,8 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# The whole test suite passed at the lower ends on Python 3.11 (jax 0.8.0, flax 0.12.0, numpy 2.0.2,
-# ...), with jax 0.10.2 on Python 3.11, and with jax 0.12.0 and flax 0.12.12 on 3.12 and 3.13.
+# The tests passed at the lower ends on Python 3.11 (jax 0.8.0, flax 0.12.0, numpy 2.0.2, ...), with
+# jax 0.10.2 on Python 3.11, and with jax 0.12.0 and flax 0.12.12 on 3.12 and 3.13.
 RUNTIME = [
     "jax>=0.8,<0.13",  # arrays, compilation, sharding
     "flax>=0.12,<0.13",  # linen modules

@@ -1,10 +1,12 @@
 """Where the goldens are, and a loud word where they are not."""
 
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 
 VARIABLE = "ADAPERCEIVER_GOLDENS"
@@ -21,6 +23,15 @@ def goldens() -> Path:
             pytest.fail(f"{VARIABLE}={os.environ[VARIABLE]} is not a folder")
         pytest.skip(f"no goldens in {GOLDENS}; set {VARIABLE}")
     return GOLDENS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_compiled_programs():
+    """Each program compiled for the CPU holds dozens of memory maps, and Linux allows a process
+    65,530: without this a run of all tests in one process ends in a segmentation fault."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter):
