@@ -1,0 +1,1 @@
+"""The update: SOAP, NAdamW and AdamW, learning rates, the mean of weights, partial training."""

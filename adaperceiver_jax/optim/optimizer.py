@@ -1,0 +1,106 @@
+"""What a trainer needs of an optimizer, whichever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adaperceiver_jax.optim.nadamw import nadamw
+from adaperceiver_jax.optim.soap import Soap, scale_and_decay
+
+NAMES = ("soap", "nadamw", "adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A step: observe, refresh if the step is due, apply. The state is a tree of arrays."""
+
+    init: Callable[[Any], Any]
+    """params -> state"""
+    observe: Callable[[Any, Any], Any]
+    """(grads, state) -> state; belongs in the program that computes the gradients."""
+    due: Callable[[int], bool]
+    """Whether step n, the first being 1, needs `refresh` between `observe` and `apply`."""
+    refresh: Callable[[Any], Any]
+    """state -> state; on the hosts, outside of any compiled program, in all processes."""
+    apply: Callable[[Any, Any, Any], tuple[Any, Any]]
+    """(grads, state, params) -> (updates to be added to params, state)"""
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    precondition_frequency: int = 30,
+    start_preconditioning_step: int = 500,
+    max_preconditioner_dim: int = 8192,
+) -> Optimizer:
+    """An optimizer by name: 'soap', 'nadamw' or 'adamw', all with decoupled weight decay.
+
+    Args:
+      name: one of these.
+      learning_rate: a number, or a function of the step, which counts from 0.
+      b1: decay of the gradients' mean.
+      b2: decay of their squares (and of SOAP's factors).
+      weight_decay: multiplied by the learning rate.
+      precondition_frequency: of SOAP, as are those below: steps between two refreshes.
+      start_preconditioning_step: the first refresh.
+      max_preconditioner_dim: the largest factor.
+    """
+    if name == "soap":
+        parts = Soap(
+            b1=b1,
+            b2=b2,
+            precondition_frequency=precondition_frequency,
+            start_preconditioning_step=start_preconditioning_step,
+            max_preconditioner_dim=max_preconditioner_dim,
+        )
+        return _soap(parts, scale_and_decay(learning_rate, weight_decay))
+    if name == "nadamw":
+        return _plain(nadamw(learning_rate, b1, b2, weight_decay))
+    if name == "adamw":
+        return _plain(optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay))
+    raise ValueError(f"optimizer {name!r}: must be one of {', '.join(NAMES)}")
+
+
+def _soap(parts: Soap, tail: optax.GradientTransformation) -> Optimizer:
+    """The state is (SoapState, the tail's)."""
+
+    def apply(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        direction, first = parts.precondition(grads, state[0])
+        updates, second = tail.update(direction, state[1], params)
+        return updates, (first, second)
+
+    return Optimizer(
+        init=lambda params: (parts.init(params), tail.init(params)),
+        observe=lambda grads, state: (parts.observe(grads, state[0]), state[1]),
+        due=lambda step: bool(parts.due(step)),
+        refresh=lambda state: (parts.refresh_on_hosts(state[0]), state[1]),
+        apply=apply,
+    )
+
+
+def _plain(transform: optax.GradientTransformation) -> Optimizer:
+    return Optimizer(
+        init=transform.init,
+        observe=lambda grads, state: state,
+        due=lambda step: False,
+        refresh=lambda state: state,
+        apply=transform.update,
+    )
+
+
+def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, jax.Array]:
+    """Gradients scaled by max_norm / (norm + 1e-6) where that is below 1, and their norm, ()."""
+    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+    norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))
+    scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+    return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), norm

@@ -1,0 +1,120 @@
+"""A run's whole config, and the task it asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.data.mixing import MixingSettings
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
+from adaperceiver_jax.models.params import init_params
+from adaperceiver_jax.models.vit import ViT, ViTConfig
+from adaperceiver_jax.tasks.classify import Classify, Teacher
+from adaperceiver_jax.tasks.distill import Distill
+from adaperceiver_jax.tasks.once_for_all import ImageSettings, LossSettings
+from adaperceiver_jax.train.settings import Settings
+from adaperceiver_jax.train.task import Task
+
+TASKS = ("distill", "classify", "teacher")
+MADE_UP = "made-up"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """How models are computed; changes no meaning."""
+
+    dtype: str = "bfloat16"
+    """Of the matmuls; parameters and streams stay float32."""
+    attention: str = "cut"
+    remat: bool = True
+    unroll: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherSettings:
+    """Whom 'distill' learns from."""
+
+    path: str = ""
+    """Folder or hub id of a ViT; 'made-up' takes fresh weights of `config.vit`, to try a run."""
+    seed: int = 0
+    """Of made-up weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(Settings):
+    """Everything `main.py` is told: the trainer's settings, the task and its model."""
+
+    task: str = "distill"
+    """'distill', 'classify', or 'teacher' (trains `vit`)."""
+    model: AdaPerceiverConfig = AdaPerceiverConfig()
+    vit: ViTConfig = ViTConfig()
+    compute: ComputeSettings = ComputeSettings()
+    loss: LossSettings = LossSettings()
+    mixing: MixingSettings = MixingSettings()
+    images: ImageSettings = ImageSettings()
+    teacher: TeacherSettings = TeacherSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task not in TASKS:
+            raise ValueError(f"config.task={self.task!r}: must be one of {', '.join(TASKS)}")
+        if self.compute.dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"config.compute.dtype={self.compute.dtype!r}: must be 'float32' or 'bfloat16'"
+            )
+        trained = self.vit if self.task == "teacher" else self.model
+        if self.data.image_size % trained.patch_size:
+            raise ValueError(
+                f"config.data.image_size={self.data.image_size}: must be a multiple of the "
+                f"patch, {trained.patch_size}"
+            )
+        if self.task != "teacher":
+            for t, w, l in self.evaluation.sub_networks:
+                try:
+                    check_sub_network(self.model, t, w, l)
+                except ValueError as error:
+                    raise ValueError(f"config.evaluation.sub_networks: {error}") from error
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task; loads the teacher."""
+    dtype = jnp.dtype(config.compute.dtype)
+    compute = dataclasses.asdict(config.compute) | {"dtype": dtype}
+    if config.task == "teacher":
+        del compute["attention"]
+        return Teacher(model=ViT(config.vit, **compute), mixing=config.mixing, images=config.images)
+    arguments: dict[str, Any] = dict(
+        model=AdaPerceiver(config.model, **compute),
+        settings=config.loss,
+        mixing=config.mixing,
+        images=config.images,
+        evaluated=config.evaluation.sub_networks,
+    )
+    if config.task == "classify":
+        return Classify(**arguments)
+    teacher, params = load_teacher(config.teacher, config.vit)
+    return Distill(**arguments, teacher=teacher.clone(dtype=dtype), teacher_params=params)
+
+
+def load_teacher(settings: TeacherSettings, vit: ViTConfig) -> tuple[ViT, Any]:
+    """The teacher and its parameters; ValueError says what to give instead."""
+    if not settings.path:
+        raise ValueError(
+            "config.teacher.path='': distillation needs a teacher. Give a ViT's folder or hub id "
+            "(a 'teacher' run leaves one in its folder under model/), train without one "
+            "(configs/scratch.py), or try the run with --config.teacher.path=made-up"
+        )
+    if settings.path == MADE_UP:
+        model = ViT(vit)
+        return model, init_params(model, jax.random.key(settings.seed))
+    model, params = from_pretrained(settings.path)
+    if not isinstance(model, ViT):
+        raise ValueError(
+            f"config.teacher.path={settings.path!r}: holds a {type(model).__name__}, not a ViT"
+        )
+    return model, params

@@ -1,0 +1,249 @@
+"""Saving and finding a run's state: asynchronous, whole or not at all, the last and the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from adaperceiver_jax.train.fingerprint import fingerprints
+from adaperceiver_jax.train.settings import CheckpointSettings
+from adaperceiver_jax.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+PARAMS, EMA, OPTIMIZER, DATA = "params", "ema", "optimizer", "data"
+_PRINTS = "fingerprints"
+
+
+class DamagedError(Exception):
+    """A checkpoint that does not hold what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """Where a run goes on."""
+
+    state: TrainState
+    data: dict[str, Any]
+    """What was saved beside it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, a folder each, named by the step.
+
+    Each holds four items: `params` and `ema` (all weights; either loads alone), `optimizer` and
+    `data` (JSON: where the data iterator stands, and a fingerprint of every array).
+    """
+
+    def __init__(
+        self, workdir: Path, settings: CheckpointSettings | None = None, metric: str = ""
+    ) -> None:
+        """Without settings it only reads."""
+        self.folder = (workdir / FOLDER).absolute()
+        keep: list[Any] = []
+        if settings is not None:
+            keep.append(policies.LatestN(settings.keep_last))
+            if settings.keep_best and metric:
+                best = policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[metric],
+                    n=settings.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+                keep.append(best)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep) if keep else None,
+                cleanup_tmp_directories=settings is not None,
+                create=settings is not None,
+                read_only=settings is None,
+            ),
+            item_names=(PARAMS, EMA, OPTIMIZER, DATA),
+        )
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints there are, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        data: Mapping[str, Any],
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Copies the state and returns; the writing goes on behind."""
+        if step in self._manager.all_steps():
+            return
+        items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                **{DATA: ocp.args.JsonSave({**data, _PRINTS: fingerprints(items)})},
+            ),
+            metrics=dict(metrics) if metrics else None,
+            force=True,
+        )
+
+    def restore(self, shapes: TrainState) -> Restored | None:
+        """The newest checkpoint that holds what was saved, onto the shardings of `shapes`.
+
+        None if there are none. Damaged ones are named in a warning and set aside. ValueError if
+        the run's arrays are others than the checkpoint's, or every checkpoint is damaged.
+        """
+        damaged: list[str] = []
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                restored = self._read(step, shapes)
+            except DamagedError as error:
+                log.warning("checkpoint %s is damaged and passed over: %s", self._at(step), error)
+                damaged.append(str(step))
+                continue
+            self._set_aside(damaged)
+            return restored
+        if steps:
+            raise ValueError(
+                f"{self.folder}: none of the checkpoints {', '.join(map(str, steps))} can be read; "
+                "to start anew, move the folder away"
+            )
+        return None
+
+    def restore_weights(self, shapes: Any, item: str = EMA) -> tuple[int, Any]:
+        """(step, weights) of the newest checkpoint that is whole; reads nothing else.
+
+        shapes: a tree of jax.ShapeDtypeStruct, or None for the checkpoint's own on this process's
+        first device.
+        """
+        for step in reversed(self.steps()):
+            try:
+                wanted = self._stored(step, item) if shapes is None else shapes
+                return step, self._read_items(step, {item: wanted})[item]
+            except DamagedError as error:
+                log.warning("checkpoint %s is damaged and passed over: %s", self._at(step), error)
+        raise ValueError(f"{self.folder}: holds no checkpoint that can be read")
+
+    def wait(self) -> None:
+        """Until what was begun is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _at(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _set_aside(self, steps: list[str]) -> None:
+        """Renames damaged checkpoints, so that their steps can be saved again."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                place = self.folder / f"damaged-{step}"
+                count = 1
+                while place.exists():
+                    count += 1
+                    place = self.folder / f"damaged-{step}-{count}"
+                self._at(int(step)).rename(place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
+
+    def _read(self, step: int, shapes: TrainState) -> Restored:
+        items = {PARAMS: shapes.params, EMA: shapes.ema_params(), OPTIMIZER: shapes.opt_state}
+        found = self._read_items(step, items)
+        trained = jax.tree_util.tree_map_with_path(
+            lambda path, _: _pick(found[EMA], path), shapes.ema
+        )
+        number = jax.device_put(jax.numpy.int32(step), shapes.step.sharding)
+        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER])
+        return Restored(state, found[DATA])
+
+    def _stored(self, step: int, item: str) -> Any:
+        """The shapes of an item as it was saved, for this process's first device."""
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            metadata = self._manager.item_metadata(step)[item]
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                _plain(metadata),
+            )
+        except Exception as error:
+            raise DamagedError(_first_line(error)) from error
+
+    def _read_items(self, step: int, shapes: Mapping[str, Any]) -> dict[str, Any]:
+        """The named items and `data`, compared with their fingerprints."""
+        for item, tree in shapes.items():
+            _check_same(self._stored(step, item), tree, f"{self._at(step)}, {item}")
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()},
+                    **{DATA: ocp.args.JsonRestore()},
+                ),
+            )
+            data = dict(found[DATA])
+            saved = data.pop(_PRINTS)
+        except Exception as error:
+            raise DamagedError(_first_line(error)) from error
+        items = {name: found[name] for name in shapes}
+        wrong = [name for name, value in fingerprints(items).items() if saved.get(name) != value]
+        if wrong:
+            raise DamagedError(f"{wrong[0]} ({len(wrong)} arrays in all) is not what was saved")
+        return {**items, DATA: data}
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+
+
+def _plain(metadata: Any) -> Any:
+    return getattr(metadata, "tree", metadata)
+
+
+def _names(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(_key(entry) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _key(entry: Any) -> str:
+    """A step of a path, the same for a tuple, a list and the dict they are stored as."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _check_same(stored: Any, wanted: Any, what: str) -> None:
+    """ValueError naming the arrays in which a checkpoint and the run differ."""
+    theirs, ours = _names(stored), _names(wanted)
+    different = sorted(
+        name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+    )
+    if different:
+        some = "; ".join(
+            f"{name} is {theirs.get(name, 'missing')} there, {ours.get(name, 'missing')} here"
+            for name in different[:3]
+        )
+        raise ValueError(
+            f"{what}: the run's arrays are others than the checkpoint's ({some}; {len(different)} "
+            "in all). Has config.model or config.optimizer changed? Take another --workdir, or "
+            "start from these weights with config.init_from"
+        )
+
+
+def _pick(tree: Any, path: tuple) -> Any:
+    for entry in path:
+        tree = tree[entry.key]
+    return tree

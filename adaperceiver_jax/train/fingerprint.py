@@ -1,0 +1,43 @@
+"""A number an array that tells whether it is still the same, on any mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MULTIPLIERS = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    """() uint32: a weighted sum of the array's bits, modulo 2^32.
+
+    Integer sums do not depend on their order, so neither does this on how the array is split.
+    Each weight is odd: one changed element always changes the sum.
+    """
+    width = x.dtype.itemsize
+    bits = x if jnp.issubdtype(x.dtype, jnp.unsignedinteger) else None
+    if bits is None:
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
+        bits = jax.lax.bitcast_convert_type(x, kind)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        step = np.uint32(_MULTIPLIERS[axis % len(_MULTIPLIERS)] + 2 * axis)
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * step
+    return (bits.astype(jnp.uint32) * (2 * place + 1)).sum(dtype=jnp.uint32)
+
+
+@jax.jit
+def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_fingerprint(leaf) for leaf in leaves]
+
+
+def fingerprints(tree: Any) -> dict[str, int]:
+    """Path -> fingerprint, for every array of a tree; equal bits, wherever they lie, give equal
+    numbers."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    values = jax.device_get(_fingerprints([leaf for _, leaf in named]))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
+    return {name: int(value) for name, value in zip(names, values, strict=True)}

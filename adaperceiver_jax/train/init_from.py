@@ -1,0 +1,100 @@
+"""Starting from other weights: what was loaded, what was not, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Of every parameter by path, where it came from."""
+
+    loaded: list[str]
+    fresh: dict[str, str]
+    """Parameters that stayed fresh, and why."""
+    unused: list[str]
+    """What the other weights hold beside."""
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.loaded)} parameters loaded"]
+        if self.fresh:
+            lines.append(f"{len(self.fresh)} left fresh:")
+            lines += [f"  {name}: {why}" for name, why in sorted(self.fresh.items())]
+        if self.unused:
+            lines.append(f"{len(self.unused)} not used: {', '.join(sorted(self.unused))}")
+        return "\n".join(lines)
+
+
+def load_weights(path: str) -> Any:
+    """Parameters from a run's folder (its newest EMA weights), or from a hub folder or id."""
+    folder = Path(path)
+    if (folder / FOLDER).is_dir():
+        checkpoints = Checkpoints(folder)
+        try:
+            return checkpoints.restore_weights(None)[1]
+        finally:
+            checkpoints.close()
+    try:
+        return from_pretrained(path)[1]
+    except ValueError as error:
+        raise ValueError(
+            f"config.init_from={path!r}: neither a run's folder (it has no {FOLDER}/) nor "
+            f"weights: {error}"
+        ) from error
+
+
+def initialise(
+    fresh: Callable[[], Any], shapes: Any, weights: Any, skip: tuple[str, ...], name: str
+) -> tuple[Any, Report]:
+    """Parameters of the shapes (and shardings) asked for, from `weights` where they fit.
+
+    Args:
+      fresh: makes the model's fresh parameters.
+      shapes: of the parameters, with shardings.
+      weights: nested dict of arrays, by the same names.
+      skip: patterns of paths ('write_head/.*') that may stay fresh.
+      name: of the weights, for the error.
+
+    Raises ValueError naming the parameters that did not fit and that `skip` does not cover.
+    """
+    ours = flatten_dict(shapes, sep="/")
+    theirs = flatten_dict(weights, sep="/")
+    report = Report([], {}, sorted(theirs.keys() - ours.keys()))
+    for path, shape in ours.items():
+        if path not in theirs:
+            report.fresh[path] = "missing there"
+        elif tuple(theirs[path].shape) != tuple(shape.shape):
+            report.fresh[path] = f"{tuple(theirs[path].shape)} there, {tuple(shape.shape)} here"
+        else:
+            report.loaded.append(path)
+    bad = {
+        path: why
+        for path, why in report.fresh.items()
+        if not any(re.fullmatch(pattern, path) for pattern in skip)
+    }
+    if bad:
+        some = "; ".join(f"{path} ({why})" for path, why in sorted(bad.items())[:5])
+        raise ValueError(
+            f"config.init_from={name!r} does not fit {len(bad)} parameters: {some}. Where they "
+            "shall stay fresh, say so in config.init_skip, as patterns of their paths"
+        )
+    if not report.loaded:
+        raise ValueError(f"config.init_from={name!r}: none of its parameters fit this model")
+    result = flatten_dict(fresh(), sep="/") if report.fresh else {}
+    for path in report.loaded:
+        value = np.asarray(theirs.pop(path)).astype(ours[path].dtype)
+        result[path] = jax.make_array_from_callback(
+            value.shape, ours[path].sharding, lambda index, value=value: value[index]
+        )
+    return unflatten_dict(result, sep="/"), report

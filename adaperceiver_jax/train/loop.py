@@ -1,0 +1,335 @@
+"""The training loop, for any task: resume or begin, step, evaluate, save, hand on."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import operator
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.experimental import multihost_utils
+
+from adaperceiver_jax.convert.hub import save_pretrained
+from adaperceiver_jax.data.pipeline import to_devices
+from adaperceiver_jax.models.params import count_params
+from adaperceiver_jax.optim.optimizer import make_optimizer
+from adaperceiver_jax.optim.schedules import make_schedule
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.feed import Feed
+from adaperceiver_jax.train.init_from import initialise, load_weights
+from adaperceiver_jax.train.interrupt import Interrupt
+from adaperceiver_jax.train.metrics import Progress, Writer, say, sub_network_name
+from adaperceiver_jax.train.settings import Settings, steps_of
+from adaperceiver_jax.train.sharding import (
+    batch_sharding,
+    check_batch,
+    describe,
+    make_mesh,
+    tree_shardings,
+)
+from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.step import Metrics, Programs, make_programs
+from adaperceiver_jax.train.task import Task
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+MODEL = "model"
+"""The folder, in a run's, that its finished weights are left in."""
+LAG = 2
+"""Steps that may be under way before the metrics of the first of them are looked at."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class NotFiniteError(RuntimeError):
+    """A step whose loss, gradient or update is not a finite number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a call of `train` ended."""
+
+    step: int
+    finished: bool
+    """False: it was asked to stop, and goes on where it is when called again."""
+    metrics: dict[str, float]
+    """Of the last evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's durations, in steps."""
+
+    last: int
+    warmup: int
+    evaluate: int
+    save: int
+
+
+def make_plan(settings: Settings, images: int) -> Plan:
+    """The durations for an epoch of so many images; ValueError where they make no sense."""
+
+    def steps(text: str, name: str, total: int | None = None) -> int:
+        return steps_of(text, f"config.{name}", images, settings.batch_size, total)
+
+    last = steps(settings.length, "length")
+    if last < 1:
+        raise ValueError(f"config.length={settings.length!r}: is less than one step")
+    warmup = steps(settings.schedule.warmup, "schedule.warmup", last)
+    every = [
+        max(1, steps(section.every, name, last))
+        for section, name in (
+            (settings.evaluation, "evaluation.every"),
+            (settings.checkpoint, "checkpoint.every"),
+        )
+    ]
+    return Plan(last, warmup, *every)
+
+
+def train(settings: Settings, task: Task, workdir: str | os.PathLike) -> Result:
+    """Trains in `workdir`, from where an earlier call there stopped.
+
+    Everything that can be wrong with the settings is a ValueError before anything is compiled.
+    """
+    workdir = Path(workdir)
+    mesh = make_mesh(settings.mesh)
+    check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
+    check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
+    feed = Feed(settings, task)
+    plan = make_plan(settings, feed.images)
+    schedule = make_schedule(
+        settings.schedule.name,
+        settings.optimizer.lr,
+        plan.last,
+        warmup_steps=plan.warmup,
+        warmup_lr=settings.schedule.warmup_lr,
+        min_lr=settings.schedule.min_lr,
+        power=settings.schedule.power,
+    )
+    optimizer_settings = dataclasses.asdict(settings.optimizer)
+    for key in ("lr", "clip"):
+        del optimizer_settings[key]
+    programs = make_programs(
+        task,
+        make_optimizer(learning_rate=schedule, **optimizer_settings),
+        mesh,
+        seed=settings.seed,
+        clip=settings.optimizer.clip,
+        ema=settings.ema,
+        accumulate=settings.accumulate,
+        train_only=settings.train_only,
+    )
+    constants = task.constants()
+    constants = jax.device_put(constants, tree_shardings(constants, mesh))
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, settings.checkpoint, _best(task))
+    run = Run(settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints)
+    try:
+        return run.go()
+    finally:
+        checkpoints.close()
+
+
+def _best(task: Task) -> str:
+    return f"{sub_network_name(task.sub_networks()[0])}/{task.metric}"
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of one call of `train`, and the loop over them."""
+
+    settings: Settings
+    task: Task
+    workdir: Path
+    plan: Plan
+    schedule: optax.Schedule
+    programs: Programs
+    constants: Any
+    feed: Feed
+    checkpoints: Checkpoints
+    pending: collections.deque[tuple[int, Metrics]] = dataclasses.field(
+        default_factory=collections.deque
+    )
+    """Steps whose metrics were not looked at yet."""
+
+    def go(self) -> Result:
+        """All steps that are left."""
+        state, evaluated = self._begin()
+        first, last = int(state.step), self.plan.last
+        writer = Writer(self.workdir, first)
+        progress = Progress(
+            first, last, self.settings.batch_size, self.task.train_flops(), self.workdir.name
+        )
+        batches = to_devices(self.feed.training(first, last), batch_sharding(self.programs.mesh))
+        step, stopped = first, False
+        with Interrupt() as interrupt, contextlib.closing(batches), contextlib.closing(writer):
+            while step < last and not stopped:
+                step += 1
+                self._profile(step - first)
+                state, metrics = self.programs.update(state, self.constants, next(batches), step)
+                self.pending.append((step, metrics))
+                stopped = interrupt.asked(step)
+                logs = step % self.settings.log_every == 0 or step == last
+                evaluates = step % self.plan.evaluate == 0 or step == last
+                saves = step % self.plan.save == 0 or step == last or stopped
+                saves |= evaluates and self.settings.checkpoint.keep_best > 0
+                values = self._look(0 if logs or evaluates or saves else LAG)
+                row: dict[str, float] = {}
+                speed: dict[str, float] = {}
+                if logs:
+                    row = {**values, "lr": float(self.schedule(step - 1))}
+                    speed = progress.speed(step)
+                    progress.show(step, row, speed)
+                began = time.perf_counter()
+                if evaluates:
+                    evaluated = self.evaluate(state)
+                    row |= evaluated
+                    progress.show_evaluation(step, evaluated, time.perf_counter() - began)
+                if row:
+                    writer.write(step, row, speed)
+                if saves:
+                    self._save(state, step, evaluated, evaluates)
+                progress.pause(time.perf_counter() - began)
+            self._profile(None)
+            self.checkpoints.wait()
+        if stopped and step < last:
+            say(f"asked to stop: saved at step {step}; the same command goes on from there")
+            return Result(step, False, evaluated)
+        self._hand_on(state)
+        return Result(step, True, evaluated)
+
+    def _begin(self) -> tuple[TrainState, dict[str, float]]:
+        """The state to start from, and what was last evaluated: of the newest checkpoint that is
+        whole, or of `init_from`, or fresh."""
+        settings, shapes = self.settings, self.programs.state
+        self._describe(shapes)
+        restored = self.checkpoints.restore(shapes)
+        if restored is not None:
+            step = int(restored.state.step)
+            say(f"going on from step {step} of {self.plan.last}, {self.workdir}")
+            position = self.feed.position()
+            changed = {k: v for k, v in position.items() if restored.data["position"].get(k) != v}
+            for name, value in changed.items():
+                log.warning(
+                    "%s was %r before this run was resumed and is %r now: the order of its images "
+                    "does not go on as it began",
+                    name,
+                    restored.data["position"].get(name),
+                    value,
+                )
+            return restored.state, restored.data["evaluated"]
+        key = jax.random.key(settings.seed)
+        if not settings.init_from:
+            return self.programs.init(key), {}
+        params, report = initialise(
+            lambda: self.programs.init(key).params,
+            shapes.params,
+            load_weights(settings.init_from),
+            settings.init_skip,
+            settings.init_from,
+        )
+        say(f"{settings.init_from}: {report}")
+        return self.programs.begin(params), {}
+
+    def _describe(self, shapes: TrainState) -> None:
+        """Says what is trained on what; writes `config.json` and `shardings.txt`."""
+        mesh = self.programs.mesh
+        total, trained = count_params(shapes.params), count_params(shapes.ema)
+        say(
+            f"{self.workdir}: {total / 1e6:.2f} M parameters"
+            + (f", {trained / 1e6:.2f} M of them trained" if trained < total else "")
+            + f"; {self.plan.last} steps of {self.settings.batch_size} images on "
+            f"{mesh.size} x {jax.devices()[0].device_kind} "
+            f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
+        )
+        if jax.process_index() == 0:
+            text = json.dumps(dataclasses.asdict(self.settings), indent=2)
+            write_text(self.workdir / CONFIG, text)
+            write_text(self.workdir / "shardings.txt", describe(shapes))
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        """Metrics of each sub-network over the validation images, by EMA weights."""
+        results = {}
+        names = self.task.sub_networks()
+        totals: list[Any] = [None] * len(names)
+        batches = to_devices(self.feed.evaluation(), batch_sharding(self.programs.mesh))
+        with contextlib.closing(batches):
+            for batch in batches:
+                for i, sub_network in enumerate(names):
+                    sums = self.programs.evaluate(state, self.constants, batch, sub_network)
+                    before = totals[i]
+                    totals[i] = sums if before is None else jax.tree.map(operator.add, before, sums)
+        for sub_network, sums in zip(names, jax.device_get(totals), strict=True):
+            count = sums.pop("count")
+            for metric, value in sums.items():
+                results[f"{sub_network_name(sub_network)}/{metric}"] = float(value / count)
+        return results
+
+    def _look(self, keep: int) -> dict[str, float]:
+        """The metrics of the newest step that is done, all but `keep`; NotFiniteError for any
+        that is not finite."""
+        values: dict[str, float] = {}
+        while len(self.pending) > keep:
+            step, metrics = self.pending.popleft()
+            metrics = jax.device_get(metrics)
+            names = ["loss", *(name for name in metrics if name != "loss")]
+            values = {name: float(metrics[name]) for name in names}
+            if not all(math.isfinite(value) for value in values.values()):
+                self._give_up(step, values)
+        return values
+
+    def _give_up(self, step: int, values: Mapping[str, float]) -> None:
+        self.checkpoints.wait()
+        saved = self.checkpoints.steps()
+        good = (
+            f"The last good checkpoint is {self.checkpoints.folder / str(saved[-1])}"
+            if saved
+            else "No checkpoint was saved before"
+        )
+        parts = ", ".join(f"{name}={value:g}" for name, value in values.items())
+        raise NotFiniteError(
+            f"step {step} is not finite: {parts}. Nothing of it was saved. {good}; the same "
+            "command goes on from there, with a lower --config.optimizer.lr perhaps"
+        )
+
+    def _save(self, state: TrainState, step: int, evaluated: dict[str, float], fresh: bool) -> None:
+        data = {"position": self.feed.position(), "evaluated": evaluated}
+        self.checkpoints.save(state, step, data, evaluated if fresh else None)
+
+    def _profile(self, steps: int | None) -> None:
+        """Starts and ends the trace; None: the run is over."""
+        profile = self.settings.profile
+        if not profile.steps:
+            return
+        if steps == profile.start:
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+            self._tracing = True
+        elif self._tracing and (steps is None or steps == profile.start + profile.steps):
+            jax.profiler.stop_trace()
+            self._tracing = False
+
+    _tracing = False
+
+    def _hand_on(self, state: TrainState) -> None:
+        """Leaves the finished EMA weights as a folder that `from_pretrained` reads."""
+        params = state.ema_params()
+        if jax.process_count() > 1:
+            params = multihost_utils.process_allgather(params, tiled=True)
+        if jax.process_index() == 0:
+            save_pretrained(self.task.model, jax.device_get(params), self.workdir / MODEL)

@@ -1,0 +1,193 @@
+"""What a run reports: `metrics.csv`, TensorBoard events, and a line on the screen."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import tensorboardX
+
+CSV = "metrics.csv"
+
+PEAK_FLOPS = {  # a chip's bfloat16 matmuls a second, by the beginning of its device_kind
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOPs a second of the device's bfloat16 matmuls; None where it is not known."""
+    kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
+
+
+class MetricsFile:
+    """`metrics.csv`: a row a logged step; the same run gives the same file, interrupted or not."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        """Goes on after `step`: rows beyond it, of a run that was killed, are dropped."""
+        self._path = workdir / CSV
+        self._rows: list[dict[str, str]] = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+            self._rows = [row for row in rows if int(row["step"]) <= step]
+        self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        self._rewrite()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a row; a name not seen before adds a column."""
+        row = {"step": str(step), **{name: repr(float(v)) for name, v in values.items()}}
+        self._rows.append(row)
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite()
+            return
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        if not self._columns:
+            self._path.unlink(missing_ok=True)
+            return
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._path)
+
+
+class Writer:
+    """Writes metrics where people look for them; on the first process only."""
+
+    def __init__(self, workdir: Path, step: int) -> None:
+        self._file = self._events = None
+        if jax.process_index() == 0:
+            self._file = MetricsFile(workdir, step)
+            self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(
+        self, step: int, values: Mapping[str, float], speed: Mapping[str, float] | None = None
+    ) -> None:
+        """`speed` differs from run to run, so it goes to TensorBoard alone."""
+        if self._file is None or self._events is None:
+            return
+        self._file.write(step, values)
+        for name, value in {**values, **(speed or {})}.items():
+            self._events.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+class Progress:
+    """A line now and then: step, loss and its parts, images a second, time left."""
+
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        batch_size: int,
+        flops: float,
+        label: str = "",
+    ) -> None:
+        """The steps after `first` up to `last`, with `flops` a training image."""
+        self._last, self._batch_size, self._flops = last, batch_size, flops
+        self._label = f"{label} " if label else ""
+        self._mark = (first, time.perf_counter())
+        self._began: tuple[int, float] | None = None
+        self._away = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Time that was not spent on steps: evaluation, checkpoints."""
+        self._away += seconds
+
+    def speed(self, step: int) -> dict[str, float]:
+        """Since the last call: images a second, a chip, and MFU where the chip is known."""
+        now = time.perf_counter()
+        before, then = self._mark
+        seconds = max(now - then - self._away, 1e-9)
+        if self._began is None:  # the first span holds the compilation
+            self._began = (step, now)
+        self._mark, self._away = (step, now), 0.0
+        rate = (step - before) * self._batch_size / seconds
+        chips = jax.device_count()
+        values = {"images_per_second": rate, "images_per_second_per_chip": rate / chips}
+        values["model_tflops_per_chip"] = rate / chips * self._flops / 1e12
+        peak = peak_flops(jax.devices()[0])
+        if peak:
+            values["mfu"] = rate / chips * self._flops / peak
+        return values
+
+    def show(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Prints the line of a step."""
+        parts = " ".join(
+            f"{name} {value:.4g}"
+            for name, value in values.items()
+            if name not in ("loss", "grad_norm", "update_norm", "lr") and "/" not in name
+        )
+        rate = f"{speed['images_per_second']:,.0f} images/s"
+        if jax.device_count() > 1:
+            rate += f", {speed['images_per_second_per_chip']:,.0f} a chip"
+        rate += f", {1e3 * speed['model_tflops_per_chip']:,.0f} model GFLOP/s a chip"
+        if "mfu" in speed:
+            rate += f", MFU {speed['mfu']:.1%}"
+        say(
+            f"{self._label}step {step}/{self._last} ({100 * step / self._last:.0f}%)  "
+            f"loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2g}  {rate}  "
+            f"ETA {self._left(step)}"
+        )
+
+    def show_evaluation(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        """Prints a line of what was evaluated."""
+        results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        say(f"{self._label}step {step}: {results}  ({clock(seconds)})")
+
+    def _left(self, step: int) -> str:
+        """Time to the end at the pace so far, evaluation and checkpoints included."""
+        if self._began is None or step <= self._began[0]:
+            return "?"
+        pace = (time.perf_counter() - self._began[1]) / (step - self._began[0])
+        return clock(pace * (self._last - step))
+
+
+def say(text: str) -> None:
+    """Prints at once, from the first process only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """3700 -> '1:01:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def sub_network_name(sub_network: Sequence[int] | None) -> str:
+    """(128, 624, 12) -> 't128_w624_l12'."""
+    if sub_network is None:
+        return "whole"
+    tokens, width, depth = sub_network
+    return f"t{tokens}_w{width}_l{depth}"

@@ -1,0 +1,230 @@
+"""Everything the trainer can be told, with its default; checked before any compilation."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """How the devices are laid out; -1 takes what the other axis leaves."""
+
+    data: int = -1
+    """Devices along which only the batch is split."""
+    fsdp: int = 1
+    """Devices along which parameters and optimizer state are split too."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the images come from."""
+
+    source: str = "scenes"
+    """'scenes' is rendered here and needs no download."""
+    dir: str = ""
+    """Folder of a prepared data set."""
+    image_size: int = 224
+    train_count: int = 0
+    """Images of a rendered source; a data set on disk knows its own number."""
+    validation_count: int = 0
+    seed: int = 0
+    """Of rendered images; their order follows the run's seed."""
+    crop_scale: float = 0.08
+    """Smallest part of the image a random crop may keep; 1 crops nothing."""
+    flip: bool = True
+    workers: int = 0
+    """Processes that load; 0 loads in threads."""
+    threads: int = 4
+    prefetch: int = 4
+    """Batches made ahead on the host."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """The numbers of the update."""
+
+    name: str = "soap"
+    """'soap', 'nadamw' or 'adamw'."""
+    lr: float = 1e-3
+    weight_decay: float = 0.003
+    b1: float = 0.9
+    b2: float = 0.999
+    clip: float = 3.0
+    """Largest global norm of the gradient."""
+    precondition_frequency: int = 100
+    start_preconditioning_step: int = 500
+    max_preconditioner_dim: int = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The learning rate over the run."""
+
+    name: str = "cosine"
+    """'cosine', 'poly' or 'constant'."""
+    warmup: str = "0 steps"
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    power: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """Validation during the run, with EMA weights."""
+
+    every: str = "10%"
+    batch_size: int = 256
+    sub_networks: tuple[tuple[int, int, int], ...] = ()
+    """(num_tokens, width, depth) each; the whole model always comes first."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What is kept of a run."""
+
+    every: str = "5%"
+    keep_last: int = 2
+    keep_best: int = 1
+    """By the whole model's validation metric."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileSettings:
+    """A trace of a few steps, in the run's folder under `profile/`."""
+
+    start: int = 10
+    steps: int = 0
+    """0 traces nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A training run. Durations read '50 epochs', '1000 steps' or '10%' (of the run)."""
+
+    seed: int = 0
+    length: str = "1000 steps"
+    batch_size: int = 256
+    """Images an update, over all devices."""
+    accumulate: int = 1
+    """Parts a batch is cut into, one after another, to save memory."""
+    init_from: str = ""
+    """Another run's folder (its EMA weights), or a folder or hub id of `save_pretrained`."""
+    init_skip: tuple[str, ...] = ()
+    """Patterns of parameters that may stay fresh where `init_from` does not have them."""
+    train_only: tuple[str, ...] = ()
+    """Patterns of the parameters that are trained; () trains all."""
+    ema: float = 0.999
+    log_every: int = 50
+    """Steps."""
+    data: DataSettings = DataSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    mesh: MeshSettings = MeshSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    profile: ProfileSettings = ProfileSettings()
+
+    def __post_init__(self) -> None:
+        def check(name: str, value: Any, good: bool, allowed: str) -> None:
+            if not good:
+                raise ValueError(f"config.{name}={value!r}: must be {allowed}")
+
+        for name in ("batch_size", "accumulate", "log_every"):
+            check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
+        check("optimizer.clip", self.optimizer.clip, self.optimizer.clip > 0, "above 0")
+        check("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0")
+        checkpoint, evaluation = self.checkpoint, self.evaluation
+        keep = checkpoint.keep_last
+        check("checkpoint.keep_last", keep, keep >= 1, "at least 1: a run resumes from the last")
+        keep = checkpoint.keep_best
+        check("checkpoint.keep_best", keep, keep >= 0, "at least 0")
+        size = evaluation.batch_size
+        check("evaluation.batch_size", size, size >= 1, "at least 1")
+        for sub_network in evaluation.sub_networks:
+            check(
+                "evaluation.sub_networks",
+                sub_network,
+                len(sub_network) == 3,
+                "triples (num_tokens, width, depth)",
+            )
+        for name, text in (
+            ("length", self.length),
+            ("schedule.warmup", self.schedule.warmup),
+            ("evaluation.every", evaluation.every),
+            ("checkpoint.every", checkpoint.every),
+        ):
+            parse_duration(text, f"config.{name}")
+
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(epochs?|steps?|%)\s*")
+
+
+def parse_duration(text: str, name: str) -> tuple[float, str]:
+    """'50 epochs' -> (50.0, 'epochs'); the unit is 'epochs', 'steps' or '%'."""
+    found = _DURATION.fullmatch(str(text))
+    if not found:
+        raise ValueError(f"{name}={text!r}: must read like '50 epochs', '1000 steps' or '10%'")
+    unit = found[2] if found[2] == "%" else found[2].rstrip("s") + "s"
+    return float(found[1]), unit
+
+
+def steps_of(text: str, name: str, images: int, batch_size: int, total: int | None = None) -> int:
+    """A duration in steps.
+
+    Args:
+      text: as `parse_duration` reads it.
+      name: of the config's key, for the error.
+      images: an epoch's.
+      batch_size: images a step.
+      total: steps of the run, which percents refer to.
+    """
+    value, unit = parse_duration(text, name)
+    if unit == "epochs":
+        return round(value * images / batch_size)
+    if unit == "steps":
+        return round(value)
+    if total is None:
+        raise ValueError(f"{name}={text!r}: must be in epochs or steps, not a percentage")
+    return round(value / 100 * total)
+
+
+def from_config(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
+    """A config's values as a dataclass; ValueError names an unknown key or bad type.
+
+    Keys that are left out keep their defaults. Sections that are dataclasses are read the same
+    way; tuples may come as lists.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(fields))}"
+            raise ValueError(f"{where}.{key}: there is no such key; {hint}")
+        arguments[key] = _read(hints[key], value, f"{where}.{key}")
+    return kind(**arguments)
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}={value!r}: must be a section of keys")
+        return from_config(hint, value, where)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ValueError(f"{where}={value!r}: must be a tuple")
+        return tuple(tuple(v) if isinstance(v, list | tuple) else v for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise ValueError(f"{where}={value!r}: must be of type {hint.__name__}")
+    return value

@@ -1,0 +1,177 @@
+"""One update, as two compiled programs with the host's share of the optimizer between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.optim.ema import update_ema
+from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm
+from adaperceiver_jax.optim.trainable import merge, split
+from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
+from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.task import Batch, SubNetwork, Task
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """What a run compiles."""
+
+    init: Callable[[jax.Array], TrainState]
+    """A key -> a fresh, sharded state."""
+    begin: Callable[[Any], TrainState]
+    """Parameters -> the sharded state of a run that starts with them."""
+    update: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
+    """(state, constants, batch, number of the step, from 1) -> the next state, which takes the
+    state's place in memory, and the step's metrics, still on the devices."""
+    evaluate: Callable[[TrainState, Any, Batch, SubNetwork | None], Metrics]
+    """Sums over a batch, by EMA weights, and 'count'; samples of 'weight' 0 do not count."""
+    mesh: Mesh
+    state: TrainState
+    """The state's shapes and dtypes, with their shardings."""
+
+
+def loss_and_gradients(
+    task: Task,
+    trained: Any,
+    frozen: Any,
+    constants: Any,
+    samples: Any,
+    shared: Any,
+    key: jax.Array,
+    parts: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[Metrics, Any]:
+    """The metrics ('loss' and what it is the sum of) and gradients of one batch.
+
+    With `parts`, the batch is cut into as many and gone through one after another; their mean is
+    the whole batch's.
+    """
+
+    def compute(trained: Any, samples: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        loss, losses = task.loss(merge(trained, frozen), constants, samples, shared, key)
+        return loss, {"loss": loss, **losses}
+
+    gradient = jax.grad(compute, has_aux=True)
+    if parts == 1:
+        grads, metrics = gradient(trained, samples, key)
+        return metrics, grads
+
+    def cut(x: jax.Array) -> jax.Array:
+        """(B, ...) -> (parts, B / parts, ...), every device keeping its own samples."""
+        x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        if mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, *BATCH)))
+
+    def add(total: Any, part: tuple[Any, jax.Array]) -> tuple[Any, None]:
+        grads, metrics = gradient(trained, *part)
+        return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+    cut_samples, keys = jax.tree.map(cut, samples), jax.random.split(key, parts)
+    first = jax.tree.map(lambda x: x[0], cut_samples)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trained, first, keys[0])
+    )
+    total, _ = jax.lax.scan(add, zeros, (cut_samples, keys))
+    grads, metrics = jax.tree.map(lambda x: x / parts, total)
+    return metrics, grads
+
+
+def make_programs(
+    task: Task,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    *,
+    seed: int,
+    clip: float,
+    ema: float,
+    accumulate: int = 1,
+    train_only: tuple[str, ...] = (),
+) -> Programs:
+    """The programs of a run; each is compiled when it is first called."""
+
+    def begin(params: Any) -> TrainState:
+        trained, _ = split(params, train_only)
+        # The mean's first update copies the weights, whatever it held before.
+        mean = jax.tree.map(jnp.copy, trained)
+        return TrainState(jnp.zeros((), jnp.int32), params, mean, optimizer.init(trained))
+
+    def init(key: jax.Array) -> TrainState:
+        return begin(task.init_params(key))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = tree_shardings(shapes, mesh)
+    grad_shardings, _ = split(shardings.params, train_only)
+    whole = replicated(mesh)
+
+    @functools.partial(
+        jax.jit,
+        donate_argnums=1,
+        out_shardings=(grad_shardings, shardings.opt_state, whole),
+    )
+    def gradients(
+        params: Any, opt_state: Any, step: jax.Array, constants: Any, batch: Batch
+    ) -> tuple[Any, Any, Metrics]:
+        draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+        samples, shared = task.draw(batch, draw_key)
+        trained, frozen = split(params, train_only)
+        metrics, grads = loss_and_gradients(
+            task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
+        )
+        grads, metrics["grad_norm"] = clip_by_global_norm(grads, clip)
+        return grads, optimizer.observe(grads, opt_state), metrics
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))
+    def apply(state: TrainState, grads: Any) -> tuple[TrainState, jax.Array]:
+        trained, frozen = split(state.params, train_only)
+        updates, opt_state = optimizer.apply(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        mean = update_ema(state.ema, trained, state.step, ema)
+        params = merge(trained, frozen)
+        return TrainState(state.step + 1, params, mean, opt_state), optax.global_norm(updates)
+
+    def update(
+        state: TrainState, constants: Any, batch: Batch, number: int
+    ) -> tuple[TrainState, Metrics]:
+        grads, opt_state, metrics = gradients(
+            state.params, state.opt_state, state.step, constants, batch
+        )
+        if optimizer.due(number):
+            opt_state = optimizer.refresh(opt_state)
+        state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
+        return state, {**metrics, "update_norm": norm}
+
+    @functools.partial(jax.jit, static_argnums=3, out_shardings=whole)
+    def evaluate(
+        state: TrainState, constants: Any, batch: Batch, sub_network: SubNetwork | None
+    ) -> Metrics:
+        weight = batch["weight"]
+        values = task.evaluate(state.ema_params(), constants, batch, sub_network)
+        sums = {name: jnp.where(weight > 0, value, 0).sum() for name, value in values.items()}
+        return {**sums, "count": weight.sum()}
+
+    return Programs(
+        init=jax.jit(init, out_shardings=shardings),
+        begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
+        update=update,
+        evaluate=evaluate,
+        mesh=mesh,
+        state=jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding
+            ),
+            shapes,
+            shardings,
+        ),
+    )

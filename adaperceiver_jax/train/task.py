@@ -1,0 +1,58 @@
+"""What the trainer asks of a task; it knows none by name."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+
+Batch = dict[str, jax.Array]
+"""Arrays with a leading batch axis, as the data source names them."""
+SubNetwork = tuple[int, int, int]
+"""(num_tokens, width, depth)"""
+
+
+class Task(Protocol):
+    """One objective: how a batch becomes a loss, and how a model is evaluated."""
+
+    model: nn.Module
+    """What is trained."""
+    metric: str
+    """Of `evaluate`'s, the one that the best checkpoint has the most of."""
+    inputs: tuple[str, ...]
+    """The arrays of a sample that it looks at."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """That the data set must have."""
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Fresh parameters of the model."""
+
+    def constants(self) -> Any:
+        """Arrays the loss needs and nobody trains, the teacher's parameters say; {} for none."""
+
+    def draw(self, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        """A batch and a step's key -> (samples, shared).
+
+        All randomness of the step but dropout happens here, on the whole batch, so that cutting
+        it into parts changes nothing. `samples` has a leading batch axis throughout, `shared`
+        holds what all samples have in common.
+        """
+
+    def loss(
+        self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The mean loss over the samples, and the parts it is the sum of."""
+
+    def sub_networks(self) -> tuple[SubNetwork | None, ...]:
+        """What is evaluated by name; the first is the whole model (None: it has no others)."""
+
+    def evaluate(
+        self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
+    ) -> dict[str, jax.Array]:
+        """One number a sample for each metric, (B,); their means are reported."""
+
+    def train_flops(self) -> float:
+        """FLOPs an image costs in a training step, backward included."""

@@ -1,0 +1,17 @@
+"""Stage 1: adaptivity over tokens (paper D.1), distilled from ViT-H/14 CLIP on ImageNet-12k.
+
+python main.py --config=configs/stage1_tokens.py --workdir=runs/stage1 --config.data.dir=DIR
+python main.py --config=configs/stage1_tokens.py:runlocal --workdir=/tmp/stage1   # a minute
+
+Hardware, hours, accuracy: not run at full size yet.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    config = common.paper()
+    config.length = "50 epochs"
+    config.ema = 0.999
+    config.loss.update(depths=False, widths=False)
+    return common.argument(config, arg, common.tiny)

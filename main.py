@@ -1,0 +1,35 @@
+"""Trains what a config says: python main.py --config=configs/NAME.py[:runlocal] --workdir=DIR.
+
+Any key can be set on the command line: --config.optimizer.lr=1e-3. The same command goes on where
+the run in DIR stopped.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the config, makes its task, trains."""
+    if len(argv) > 1:
+        raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    from adaperceiver_jax.tasks.make import RunConfig, make_task
+    from adaperceiver_jax.train.loop import NotFiniteError, train
+    from adaperceiver_jax.train.settings import from_config
+
+    logging.set_verbosity(logging.WARNING)
+    try:
+        config = from_config(RunConfig, _CONFIG.value.to_dict())
+        result = train(config, make_task(config), _WORKDIR.value)
+    except (ValueError, NotFiniteError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    del result
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

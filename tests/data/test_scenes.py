@@ -1,0 +1,231 @@
+"""The scenes: reproducible, the same at every size, and labelled by what they show."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adaperceiver_jax.data.rendering import SHAPES, TEXTURES, Scene, render
+from adaperceiver_jax.data.scenes import CLASSES, MAX_DISTRACTORS, Scenes
+
+KEYS = ("image", "label", "segmentation", "depth")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return all(np.array_equal(a[key], b[key]) for key in KEYS)
+
+
+def clean(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return render(replace(scene, noise=0.0), size, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def many() -> list[dict]:
+    scenes = Scenes(1500, size=32)
+    return [scenes[i] for i in range(len(scenes))]
+
+
+@pytest.fixture(scope="module")
+def described() -> list[Scene]:
+    scenes = Scenes(1500)
+    return [scenes.scene(i) for i in range(len(scenes))]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_has_the_area_of_the_unit_disc_and_its_stated_reach(name):
+    distance, reach = SHAPES[name]
+    line = (np.arange(800) + 0.5) / 200 - 2
+    u, v = np.meshgrid(line, line)
+    inside = distance(u, v) < 0
+    assert inside.mean() * 16 == pytest.approx(np.pi, rel=0.015)
+    farthest = np.hypot(u, v)[inside].max()
+    assert reach - 0.03 < farthest <= reach
+    # Near the edge it is a distance: as fast as the way, but for corners.
+    slope = np.hypot(*np.gradient(distance(u, v), line[1] - line[0]))
+    near = slope[np.abs(distance(u, v)) < 0.1]
+    np.testing.assert_allclose(np.quantile(near, [0.1, 0.5, 0.9]), 1.0, atol=0.02)
+
+
+def test_an_image_is_a_function_of_seed_split_and_index_alone():
+    for size in (16, 33):
+        first, second = Scenes(10, size, "train", seed=3), Scenes(4000, size, "train", seed=3)
+        for i in (0, 9, np.int64(4)):
+            assert equal(first[i], first[i])
+            assert equal(first[i], second[i])
+    assert not equal(first[0], first[1])
+    assert not equal(first[0], Scenes(10, 33, "train", seed=4)[0])
+
+
+def test_a_pickled_source_gives_the_same_images():
+    scenes = Scenes(20, 16, "validation", seed=1)
+    again = pickle.loads(pickle.dumps(scenes))
+    assert repr(again) == repr(scenes)
+    assert "size=16" in repr(scenes)
+    assert "validation" in repr(scenes)
+    assert equal(again[7], scenes[7])
+
+
+def test_the_splits_share_no_image():
+    train, validation = Scenes(200, 16), Scenes(200, 16, "validation")
+    pictures = {s[i]["image"].tobytes() for s in (train, validation) for i in range(200)}
+    assert len(pictures) == 400
+
+
+def test_the_source_iterates_over_count_images():
+    assert len(list(Scenes(3, 8))) == len(Scenes(3, 8)) == 3
+
+
+@pytest.mark.parametrize("size", [8, 31, 64, 224])
+def test_shapes_types_and_ranges(size):
+    item = Scenes(5, size)[2]
+    assert item.keys() == set(KEYS)
+    assert item["image"].shape == (size, size, 3)
+    assert item["image"].dtype == np.uint8
+    assert item["image"].flags.c_contiguous
+    assert item["label"].dtype == np.int32
+    assert item["label"].shape == ()
+    assert item["segmentation"].shape == item["depth"].shape == (size, size)
+    assert item["segmentation"].dtype == np.uint8
+    assert item["depth"].dtype == np.float32
+
+
+def test_values_stay_in_range(many):
+    for item in many:
+        assert 0 <= item["label"] < len(CLASSES)
+        assert item["segmentation"].max() <= len(CLASSES)
+        assert 0 < item["depth"].min() < item["depth"].max() <= 10
+        assert item["image"].std() > 5
+
+
+def test_labels_are_uniform(many):
+    counts = np.bincount([item["label"] for item in many], minlength=len(CLASSES))
+    expected = len(many) / len(CLASSES)
+    # Chi-squared with 9 degrees of freedom: 27.9 is passed once in 1000.
+    assert ((counts - expected) ** 2 / expected).sum() < 27.9
+
+
+def test_the_label_is_the_class_of_the_largest_area(many):
+    for item in many:
+        areas = np.bincount(item["segmentation"].ravel(), minlength=len(CLASSES) + 1)[1:]
+        assert areas.argmax() == item["label"]
+
+
+def test_the_subject_is_the_largest_and_hidden_only_by_small_things(described):
+    for scene in described:
+        *others, subject = scene.things
+        assert subject.shape == scene.label
+        assert len({thing.shape for thing in scene.things}) == len(scene.things)
+        nearer = [thing for thing in others if thing.distance < subject.distance]
+        assert len(nearer) <= 2
+        assert all(thing.scale <= 0.68 * subject.scale for thing in others)
+        assert all(thing.scale <= 0.33 * subject.scale for thing in nearer)
+
+
+def test_each_pixel_shows_the_nearest_thing():
+    scenes = Scenes(30)
+    for i in range(30):
+        scene = scenes.scene(i)
+        _, classes, depth = clean(scene, 48)
+        shown_alone = [(), *((thing,) for thing in scene.things)]
+        alone = [clean(replace(scene, things=things), 48)[1:] for things in shown_alone]
+        depths = np.stack([a[1] for a in alone])
+        nearest = depths.argmin(axis=0)
+        np.testing.assert_array_equal(depth, depths.min(axis=0))
+        shown = np.take_along_axis(np.stack([a[0] for a in alone]), nearest[None], axis=0)[0]
+        np.testing.assert_array_equal(classes, shown)
+
+
+def test_things_are_nearer_than_the_background_they_cover(many, described):
+    for item, scene in zip(many[:100], described, strict=False):
+        _, classes, empty = clean(replace(scene, things=()), 32)
+        assert not classes.any()
+        things = item["segmentation"] > 0
+        assert (item["depth"][things] < empty[things]).all()
+        np.testing.assert_array_equal(item["depth"][~things], empty[~things])
+
+
+def test_the_background_recedes_to_the_wall(described):
+    for scene in described[:100]:
+        _, _, depth = clean(replace(scene, things=()), 32)
+        assert (np.diff(depth, axis=0) <= 0).all()
+        assert depth[0, 0] == pytest.approx(scene.wall)
+        assert depth[-1, 0] < 0.7 * scene.wall
+
+
+def test_every_size_shows_the_same_scene():
+    small, large = Scenes(100, 32), Scenes(100, 64)
+    differences, agreements, depths = [], [], []
+    for i in range(100):
+        scene = small.scene(i)
+        assert scene == large.scene(i)
+        assert small[i]["label"] == large[i]["label"]
+        image, classes, depth = clean(scene, 32)
+        image2, classes2, depth2 = clean(scene, 64)
+        halved = image2.reshape(32, 2, 32, 2, 3).mean((1, 3))
+        differences.append(np.abs(halved - image).mean())
+        agreements.append((classes2[::2, ::2] == classes).mean())
+        depths.append(np.median(np.abs(depth2.reshape(32, 2, 32, 2).mean((1, 3)) - depth) / depth))
+    assert np.mean(differences) < 2.5  # of 255
+    assert np.max(differences) < 6
+    assert np.mean(agreements) > 0.95
+    assert max(depths) < 0.02
+
+
+def test_the_noise_is_the_scenes_own():
+    scenes = Scenes(20, 64)
+    for i in range(20):
+        scene = scenes.scene(i)
+        image, _, _ = clean(scene, 64)
+        difference = (scenes[i]["image"].astype(float) - image)[(image > 60) & (image < 195)]
+        assert difference.std() == pytest.approx(255 * scene.noise, rel=0.15, abs=0.3)
+
+
+def test_difficulty_varies(many, described):
+    assert {len(scene.things) for scene in described} >= {3, 4, 5, 6}
+    assert max(len(scene.things) for scene in described) <= MAX_DISTRACTORS + 1
+    shares = [(item["segmentation"] == item["label"] + 1).mean() for item in many]
+    low, high = np.quantile(shares, [0.05, 0.95])
+    assert high > 2 * low
+    hard = np.array([scene.difficulty for scene in described])
+    assert hard.min() < 0.05
+    assert np.corrcoef(hard, shares)[0, 1] < -0.4
+    assert np.corrcoef(hard, [scene.noise for scene in described])[0, 1] > 0.5
+    for kind in range(len(TEXTURES)):
+        assert any(thing.texture.kind == kind for scene in described for thing in scene.things)
+
+
+def test_colour_does_not_tell_the_class(many):
+    labels = np.array([item["label"] for item in many])
+    for everywhere in (True, False):
+        colours = np.stack(
+            [
+                item["image"][everywhere | (item["segmentation"] == item["label"] + 1)].mean(0)
+                for item in many
+            ]
+        )
+        train, test = slice(0, 1000), slice(1000, None)
+        means = np.stack([colours[train][labels[train] == k].mean(0) for k in range(len(CLASSES))])
+        guesses = ((colours[test, None] - means) ** 2).sum(-1).argmin(1)
+        assert (guesses == labels[test]).mean() < 0.18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": -1}, "count=-1"),
+        ({"size": 4}, "size=4: must be at least 8"),
+        ({"split": "test"}, "split='test': must be one of train, validation"),
+        ({"seed": -2}, "seed=-2"),
+        ({"seed": 2**32}, "seed=4294967296"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Scenes(**{"count": 1, **arguments})
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_out_of_bounds_is_named(index):
+    with pytest.raises(IndexError, match=f"index={index}: .* count=5"):
+        Scenes(5)[index]

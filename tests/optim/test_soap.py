@@ -1,0 +1,286 @@
+"""SOAP against itself on parameters cut and stacked in other ways, and against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.optim import eigenvectors
+from adaperceiver_jax.optim.layout import layout_of
+from adaperceiver_jax.optim.optimizer import make_optimizer
+from adaperceiver_jax.optim.soap import Soap, soap
+
+CLOSE = dict(rtol=0, atol=2e-5)
+"""Of directions, whose entries are about 1; eigenvectors come from sums in another order."""
+DEFAULTS = dict(precondition_frequency=2, start_preconditioning_step=6, max_preconditioner_dim=8)
+
+
+def normal(shapes: dict, seed: int) -> dict:
+    """A tree of normal numbers in the shapes given, rows of unlike sizes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.standard_normal(shape).astype(np.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def directions(grads: list, **options) -> list:
+    """What SOAP makes of these gradients, one after another (lr -1 leaves its direction)."""
+    tx = soap(-1.0, **{**DEFAULTS, **options})
+    state, update, found = tx.init(grads[0]), jax.jit(tx.update), []
+    for grad in grads:
+        updates, state = update(grad, state, grad)
+        found.append(jax.tree.map(np.asarray, updates))
+    return found
+
+
+def series(shapes: dict, steps: int = 11) -> list:
+    return [normal(shapes, seed) for seed in range(steps)]
+
+
+def assert_preconditioned(found: list, grads: list) -> None:
+    """The last direction is not Adam's, else the comparisons would compare little."""
+    adam = directions(grads, start_preconditioning_step=1000)
+    far = jax.tree.map(lambda u, a: np.abs(u - a).max(), found[-1], adam[-1])
+    assert min(jax.tree.leaves(far)) > 1e-2, far
+
+
+def test_a_stack_of_blocks_is_separate_parameters():
+    stacked = series({"net": {"blocks": {"kernel": (3, 6, 5), "bias": (3, 5), "one": (3,)}}})
+
+    def separate(tree):
+        leaves = tree["net"]["blocks"]
+        return {f"{key}{i}": x[i] for key, x in leaves.items() for i in range(3)}
+
+    found = directions(stacked)
+    want = directions([separate(tree) for tree in stacked])
+    for ours, theirs in zip(found, want, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), separate(ours), theirs)
+    stacked[-1]["net"]["blocks"].pop("one")
+    assert_preconditioned(
+        directions([{"w": t["net"]["blocks"]["kernel"]} for t in stacked]),
+        [{"w": t["net"]["blocks"]["kernel"]} for t in stacked],
+    )
+
+
+def test_kernels_are_seen_as_pytorch_has_them():
+    """(out, in) and (out, in, H, W), whose entries merge in another order than ours would."""
+    ours = series({"conv": {"kernel": (2, 2, 2, 5)}, "blocks": {"kernel": (2, 2, 4)}})
+
+    def to_torch(tree):
+        return {
+            "conv": tree["conv"]["kernel"].transpose(3, 2, 0, 1),
+            "blocks": tree["blocks"]["kernel"].transpose(0, 2, 1),
+        }
+
+    found, want = directions(ours), directions([to_torch(tree) for tree in ours])
+    as_they_are = directions(
+        [{"conv": t["conv"]["kernel"], "blocks": t["blocks"]["kernel"]} for t in ours]
+    )
+    for u, v in zip(found, want, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), to_torch(u), v)
+    for key in ("conv", "blocks"):
+        assert np.abs(as_they_are[-1][key] - found[-1][key]["kernel"]).max() > 1e-2
+
+
+def test_a_long_axis_is_cut_into_separate_parameters():
+    whole = series({"w": (11, 19)})
+
+    def cut(tree):
+        return {
+            f"{i}{j}": tree["w"][i : i + 8, j : j + 8] for i in range(0, 11, 8) for j in (0, 8, 16)
+        }
+
+    for u, v in zip(directions(whole), directions([cut(t) for t in whole]), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), cut(u), v)
+
+
+@pytest.mark.parametrize(
+    ("shape", "merged"),
+    [
+        ((), (1,)),
+        ((1, 1), (1,)),
+        ((1, 7), (7,)),
+        ((4, 2), (8,)),
+        ((3, 3), (3, 3)),
+        ((2, 3, 1, 2, 2), (6, 4)),
+        ((2, 9, 2), (2, 9, 2)),
+    ],
+)
+def test_merging(shape, merged):
+    layout = layout_of((), shape, 8)
+    assert layout.merged == merged
+    x = jnp.arange(float(np.prod(shape, dtype=int))).reshape(shape)
+    np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
+
+
+def test_padding_changes_nothing():
+    """130 x 140 against NumPy with the eigenvectors' first 130 and 140 columns."""
+    parts = Soap(b1=0.8, b2=0.9, start_preconditioning_step=3, max_preconditioner_dim=140)
+    grads = series({"w": (130, 140)}, 4)
+    state, b1, b2 = parts.init(grads[0]), 0.8, 0.9
+    observe, precondition = jax.jit(parts.observe), jax.jit(parts.precondition)
+    m = v = g2 = left = right = 0.0
+    ql, qr = np.eye(130), np.eye(140)
+    for n, grad in enumerate(grads, 1):
+        g = grad["w"].astype(np.float64)
+        state = observe(grad, state)
+        left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
+        for factor, want in zip(state.factors["w"], (left, right), strict=True):
+            assert factor.shape == (len(want), 256)
+            np.testing.assert_allclose(factor[:, : len(want)], want, rtol=0, atol=1e-4)
+            assert not np.asarray(factor)[:, len(want) :].any()
+        if parts.due(n):
+            state = parts.refresh_on_hosts(state)
+            ql, qr = (np.float64(q[:, : len(q)]) for q in jax.device_get(state.eigenvectors["w"]))
+            for q, factor in ((ql, left), (qr, right)):
+                np.testing.assert_allclose(q.T @ q, np.eye(len(q)), rtol=0, atol=1e-5)
+                turned = q.T @ factor @ q
+                assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-5 * turned.max()
+                assert (np.diff(np.diag(turned)) > -1e-4).all()
+        u, state = precondition(grad, state)
+        m, g2 = b1 * m + (1 - b1) * g, b2 * g2 + (1 - b2) * g**2
+        v = b2 * v + (1 - b2) * (ql.T @ g @ qr) ** 2
+        mean = m / (1 - b1**n)
+        adam = mean / (np.sqrt(g2 / (1 - b2**n)) + 1e-8)
+        want = ql @ ((ql.T @ mean @ qr) / (np.sqrt(v / (1 - b2**n)) + 1e-12)) @ qr.T
+        want = adam if n < 3 else want * np.linalg.norm(adam) / np.linalg.norm(want)
+        np.testing.assert_allclose(u["w"], want, rtol=0, atol=1e-4)
+
+
+def test_eigenvectors_change_only_when_due(monkeypatch):
+    """At 6, 8 and 10 of 11 steps: two factors each, decomposed in the program or on the host."""
+    calls = {"program": 0, "host": 0}
+    grads = series({"w": (6, 5)})
+    on_device, on_host = jnp.linalg.eigh, np.linalg.eigh
+
+    def count(place):
+        calls[place] += 1
+
+    def in_program(x):
+        jax.debug.callback(lambda: count("program"))
+        return on_device(x)
+
+    def by_host(x):
+        count("host")
+        return on_host(x)
+
+    monkeypatch.setattr(eigenvectors.jnp.linalg, "eigh", in_program)
+    monkeypatch.setattr(eigenvectors.np.linalg, "eigh", by_host)
+    plain = directions(grads)
+    jax.effects_barrier()
+    assert calls == {"program": 6, "host": 0}
+
+    optimizer = make_optimizer("soap", -1.0, **DEFAULTS)
+    observe, apply = jax.jit(optimizer.observe), jax.jit(optimizer.apply)
+    state = optimizer.init(grads[0])
+    for number, (grad, want) in enumerate(zip(grads, plain, strict=True), 1):
+        state = observe(grad, state)
+        if optimizer.due(number):
+            state = optimizer.refresh(state)
+        updates, state = apply(grad, state, grad)
+        np.testing.assert_allclose(updates["w"], want["w"], **CLOSE)
+    assert calls == {"program": 6, "host": 6}
+
+
+def test_it_is_an_ordinary_optax_transformation():
+    """In a chain, masked, with a schedule that counts from 0, weight decay and a scalar."""
+    grads = series({"w": (6, 5), "frozen": (4,), "scale": ()}, 8)
+    options = dict(DEFAULTS, weight_decay=0.5)
+    tx = optax.chain(
+        optax.clip_by_global_norm(1e6),
+        optax.masked(
+            soap(lambda count: 1.0 + count, **options), dict(w=True, frozen=False, scale=True)
+        ),
+    )
+    state, update = tx.init(grads[0]), jax.jit(tx.update)
+    for n, (grad, want) in enumerate(zip(grads, directions(grads), strict=True)):
+        updates, state = update(grad, state, grad)
+        for key in ("w", "scale"):
+            expected = -(1.0 + n) * (want[key] + 0.5 * grad[key])
+            np.testing.assert_allclose(updates[key], expected, rtol=0, atol=2e-5 * (1 + n))
+        np.testing.assert_array_equal(updates["frozen"], grad["frozen"])
+    held = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+    assert any("'scale'" in name for name in held)
+    assert not any("'frozen'" in name for name in held)
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+    grads = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), t) for t in series({"w": (6, 5)})]
+    found = directions(grads)
+    want = directions([jax.tree.map(lambda x: x.astype(jnp.float32), t) for t in grads])
+    assert found[-1]["w"].dtype == np.float32
+    np.testing.assert_allclose(found[-1]["w"], want[-1]["w"], **CLOSE)
+
+
+def program(shapes: dict) -> tuple[list, list]:
+    """The equations of `observe` and `precondition`."""
+    parts = Soap(max_preconditioner_dim=8)
+    grads = normal(shapes, 0)
+    state = parts.init(grads)
+    jaxprs = [jax.make_jaxpr(f)(grads, state) for f in (parts.observe, parts.precondition)]
+    return tuple(list(jaxpr.eqns) for jaxpr in jaxprs)
+
+
+def test_the_program_does_not_grow_with_the_stack():
+    few, many = (program({"blocks": {"w": (depth, 6, 5)}}) for depth in (2, 30))
+    assert [len(part) for part in few] == [len(part) for part in many]
+
+
+def test_products_are_in_full_precision():
+    """A TPU would otherwise multiply float32 in bfloat16."""
+
+    def products(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "dot_general":
+                yield eqn.params["precision"]
+            for inner in jaxprs_in_params(eqn.params):
+                yield from products(inner)
+
+    parts, grads = Soap(max_preconditioner_dim=8), normal({"w": (6, 5)}, 0)
+    state = parts.init(grads)
+    for function, count in ((parts.observe, 2), (parts.precondition, 6)):
+        found = list(products(jax.make_jaxpr(function)(grads, state).jaxpr))
+        assert found == [(jax.lax.Precision.HIGHEST,) * 2] * count
+
+
+def test_the_state_of_the_papers_model():
+    """Under the parameters' names, in float32, with last axes that a pod's mesh divides."""
+    shapes = ap.param_shapes(ap.AdaPerceiver(ap.AdaPerceiverConfig()))
+    state = jax.eval_shape(Soap().init, shapes)
+    assert {x.dtype for x in jax.tree.leaves(state[1:])} == {jnp.dtype(jnp.float32)}
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    for tree in (state.factors, state.eigenvectors):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        assert {jax.tree_util.keystr(path[:-1]) for path, _ in leaves} == names
+        assert all(x.shape[-1] % 128 == 0 and x.shape[-1] - x.shape[-2] < 128 for _, x in leaves)
+    for tree in (state.first, state.second, state.rotated):
+        assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
+    gigabytes = sum(x.size * 4 for x in jax.tree.leaves(state)) / 2**30
+    assert gigabytes == pytest.approx(6.6, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(b1=1.0), r"b1=1\.0: must be in \[0, 1\)"),
+        (dict(b2=-0.1), r"b2=-0\.1: must be in \[0, 1\)"),
+        (dict(precondition_frequency=0), "precondition_frequency=0: must be at least 1"),
+        (dict(start_preconditioning_step=0), "start_preconditioning_step=0: must be at least 1"),
+        (dict(max_preconditioner_dim=0), "max_preconditioner_dim=0: must be at least 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        soap(1e-3, **options)
+
+
+def test_bad_parameters():
+    with pytest.raises(ValueError, match=r"head/w: shape \(3, 0\) is empty"):
+        Soap().init({"head": {"w": jnp.zeros((3, 0))}})
+    with pytest.raises(ValueError, match=r"blocks/w: shape \(\) below 'blocks'"):
+        Soap().init({"blocks": {"w": jnp.zeros(())}})
