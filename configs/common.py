@@ -1,4 +1,4 @@
-"""What all configs share: every key with its default, the paper's values, and the argument behind a config's name."""
+"""What configs share: every key with its default, the paper's values, the argument after a name."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ def tiny(config: ConfigDict) -> None:
     config.vit.update(
         embed_dim=32, depth=2, num_heads=2, patch_size=4, image_size=32, pre_norm=False
     )
+    config.init_scale = 6.0
     config.compute.update(dtype="float32", remat=False)
     config.teacher.path = "made-up"
     config.optimizer.update(

@@ -4,7 +4,7 @@ python main.py --config=configs/stage3_width.py --workdir=runs/stage3 \
     --config.init_from=runs/stage2 --config.data.dir=DIR
 python main.py --config=configs/stage3_width.py:runlocal --workdir=/tmp/stage3   # a minute
 
-The paper trains widths by drawing one a sample; --config.loss.width_loss=1 adds a loss of their own.
+The paper trains widths by drawing one a sample; --config.loss.width_loss=1 adds their own loss.
 Hardware, hours, accuracy: not run at full size yet.
 """
 

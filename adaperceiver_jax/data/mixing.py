@@ -63,7 +63,7 @@ def _blend(x: jax.Array, share: jax.Array) -> jax.Array:
 def mixup(
     images: jax.Array, labels: jax.Array, alpha: float, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Each image and label blended with its partner's; shares ~ Beta(alpha, alpha), one a sample."""
+    """Each image and label blended with its partner's; a share ~ Beta(alpha, alpha) a sample."""
     share = jax.random.beta(key, alpha, alpha, (images.shape[0],))
     return _blend(images, share), _blend(labels, share)
 

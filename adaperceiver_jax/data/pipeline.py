@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -137,20 +136,17 @@ def evaluation_batches(
         step, place = divmod(int(i), size)
         number = step * batch_size + offset + place
         sample = dict(source[min(number, len(source) - 1)])
-        return {**sample, "weight": np.float32(number < len(source))}
+        return {**sample, "weight": np.asarray(number < len(source), np.float32)}
 
     return iter(_batches(load, size, steps * size, threads, 0, prefetch))
 
 
 def to_devices(
     batches: Iterator[Sample], sharding: jax.sharding.Sharding, ahead: int = 2
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Batches as global arrays, `ahead` of them on their way while one is used."""
     queue: collections.deque[dict[str, Any]] = collections.deque()
-    with contextlib.ExitStack() as stack:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            stack.callback(close)
+    try:
         for batch in batches:
             queue.append(
                 {
@@ -162,3 +158,7 @@ def to_devices(
                 yield queue.popleft()
         while queue:
             yield queue.popleft()
+    finally:
+        close = getattr(batches, "close", None)  # stops the loaders
+        if close is not None:
+            close()

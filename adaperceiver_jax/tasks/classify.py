@@ -11,7 +11,7 @@ import jax
 from adaperceiver_jax.data.mixing import MixingSettings, mix
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.losses.classification import soft_cross_entropy
-from adaperceiver_jax.models.params import init_params
+from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViT
 from adaperceiver_jax.tasks.once_for_all import (
     ImageSettings,
@@ -42,6 +42,8 @@ class Teacher:
     model: ViT
     mixing: MixingSettings = MixingSettings()
     images: ImageSettings = ImageSettings()
+    init_scale: float = 1.0
+    """Factor on fresh kernels."""
 
     metric = "accuracy"
     inputs = ("image", "label")
@@ -55,7 +57,7 @@ class Teacher:
             raise ValueError("config.vit.num_classes=None: a teacher of logits needs classes")
 
     def init_params(self, key: jax.Array) -> Any:
-        return init_params(self.model, key)
+        return scale_kernels(init_params(self.model, key), self.init_scale)
 
     def constants(self) -> Any:
         return {}
@@ -69,8 +71,8 @@ class Teacher:
     def loss(
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
     ) -> tuple[jax.Array, Parts]:
-        logits = self.model.apply({"params": params}, samples["images"]).logits
-        loss = soft_cross_entropy(logits, samples["labels"])
+        out: Any = self.model.apply({"params": params}, samples["images"])
+        loss = soft_cross_entropy(out.logits, samples["labels"])
         return loss, {"label": loss}
 
     def sub_networks(self) -> tuple[SubNetwork | None, ...]:
@@ -80,7 +82,8 @@ class Teacher:
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> Parts:
         images = self.images.normalise(batch["image"])
-        return scores(self.model.apply({"params": params}, images).logits, batch["label"])
+        out: Any = self.model.apply({"params": params}, images)
+        return scores(out.logits, batch["label"])
 
     def train_flops(self) -> float:
         return 3 * flops(self.model.config).total

@@ -49,7 +49,7 @@ class Distill(OnceForAll):
         return self.teacher_params
 
     def targets(self, constants: Any, samples: Mapping[str, jax.Array]) -> Targets:
-        out = self.teacher.apply({"params": constants}, samples["images"])
+        out: Any = self.teacher.apply({"params": constants}, samples["images"])
         features = out.features.astype(jnp.float32) if self.settings.features else None
         return Targets(labels=out.logits.astype(jnp.float32), features=features)
 

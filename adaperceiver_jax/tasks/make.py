@@ -12,7 +12,7 @@ from adaperceiver_jax.convert.hub import from_pretrained
 from adaperceiver_jax.data.mixing import MixingSettings
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
-from adaperceiver_jax.models.params import init_params
+from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.distill import Distill
@@ -53,6 +53,8 @@ class RunConfig(Settings):
     """'distill', 'classify', or 'teacher' (trains `vit`)."""
     model: AdaPerceiverConfig = AdaPerceiverConfig()
     vit: ViTConfig = ViTConfig()
+    init_scale: float = 1.0
+    """Factor on fresh kernels, of std 0.02: models of a few dozen channels need several."""
     compute: ComputeSettings = ComputeSettings()
     loss: LossSettings = LossSettings()
     mixing: MixingSettings = MixingSettings()
@@ -87,22 +89,30 @@ def make_task(config: RunConfig) -> Task:
     compute = dataclasses.asdict(config.compute) | {"dtype": dtype}
     if config.task == "teacher":
         del compute["attention"]
-        return Teacher(model=ViT(config.vit, **compute), mixing=config.mixing, images=config.images)
+        return Teacher(
+            model=ViT(config.vit, **compute),
+            mixing=config.mixing,
+            images=config.images,
+            init_scale=config.init_scale,
+        )
     arguments: dict[str, Any] = dict(
         model=AdaPerceiver(config.model, **compute),
         settings=config.loss,
         mixing=config.mixing,
         images=config.images,
         evaluated=config.evaluation.sub_networks,
+        init_scale=config.init_scale,
     )
     if config.task == "classify":
         return Classify(**arguments)
-    teacher, params = load_teacher(config.teacher, config.vit)
-    return Distill(**arguments, teacher=teacher.clone(dtype=dtype), teacher_params=params)
+    vit, params = load_teacher(config.teacher, config.vit, config.init_scale)
+    return Distill(**arguments, teacher=ViT(vit, dtype=dtype), teacher_params=params)
 
 
-def load_teacher(settings: TeacherSettings, vit: ViTConfig) -> tuple[ViT, Any]:
-    """The teacher and its parameters; ValueError says what to give instead."""
+def load_teacher(
+    settings: TeacherSettings, vit: ViTConfig, init_scale: float
+) -> tuple[ViTConfig, Any]:
+    """What the teacher is, and its parameters; ValueError says what to give instead."""
     if not settings.path:
         raise ValueError(
             "config.teacher.path='': distillation needs a teacher. Give a ViT's folder or hub id "
@@ -110,11 +120,11 @@ def load_teacher(settings: TeacherSettings, vit: ViTConfig) -> tuple[ViT, Any]:
             "(configs/scratch.py), or try the run with --config.teacher.path=made-up"
         )
     if settings.path == MADE_UP:
-        model = ViT(vit)
-        return model, init_params(model, jax.random.key(settings.seed))
+        params = init_params(ViT(vit), jax.random.key(settings.seed))
+        return vit, scale_kernels(params, init_scale)
     model, params = from_pretrained(settings.path)
     if not isinstance(model, ViT):
         raise ValueError(
             f"config.teacher.path={settings.path!r}: holds a {type(model).__name__}, not a ViT"
         )
-    return model, params
+    return model.config, params

@@ -15,8 +15,8 @@ from adaperceiver_jax.data.mixing import MixingSettings, mix
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.losses.distillation import feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver, Readouts
-from adaperceiver_jax.models.params import init_params
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.train.task import Batch, SubNetwork
 
 Parts = dict[str, jax.Array]
@@ -57,7 +57,7 @@ class ImageSettings:
 
     def normalise(self, images: jax.Array) -> jax.Array:
         """(B, H, W, C) uint8 -> float32."""
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return (images.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -84,6 +84,8 @@ class OnceForAll:
     images: ImageSettings = ImageSettings()
     evaluated: tuple[SubNetwork, ...] = ()
     """Sub-networks beside the whole model."""
+    init_scale: float = 1.0
+    """Factor on fresh kernels."""
 
     metric = "accuracy"
     inputs = ("image", "label")
@@ -115,7 +117,7 @@ class OnceForAll:
         raise NotImplementedError
 
     def init_params(self, key: jax.Array) -> Any:
-        return init_params(self.model, key)
+        return scale_kernels(init_params(self.model, key), self.init_scale)
 
     def constants(self) -> Any:
         return {}
@@ -140,7 +142,7 @@ class OnceForAll:
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
     ) -> tuple[jax.Array, Parts]:
         """The sum over all readouts of one pass."""
-        out = self.model.apply(
+        out: Any = self.model.apply(
             {"params": params},
             samples["images"],
             widths=samples.get("widths"),
@@ -156,8 +158,8 @@ class OnceForAll:
             parts["width"] = self.settings.width_loss * loss
         return jnp.sum(jnp.stack(list(parts.values()))), parts
 
-    def losses(self, out: Readouts, targets: Targets) -> Parts:
-        """The parts of the loss by name: token and depth, of logits and of features."""
+    def losses(self, out: Any, targets: Any) -> Parts:
+        """Of `Readouts` and `Targets`, the loss by part: token and depth, logits and features."""
         c = self.model.config
         by_token = np.ones(len(c.token_granularities), np.float32)
         by_depth = depth_weights(c.depth, self.settings.depth_schedule)
@@ -182,7 +184,7 @@ class OnceForAll:
         widths = self.model.config.widths
 
         def at(width: jax.Array) -> jax.Array:
-            out = self.model.apply(
+            out: Any = self.model.apply(
                 {"params": params},
                 images,
                 widths=jnp.broadcast_to(width, images.shape[:1]),
@@ -206,7 +208,7 @@ class OnceForAll:
         """Of one sub-network: 'accuracy' (top 1) and 'loss' (cross-entropy), (B,) each."""
         t, w, l = sub_network or self.sub_networks()[0]
         images = self.images.normalise(batch["image"])
-        out = self.model.apply({"params": params}, images, num_tokens=t, width=w, depth=l)
+        out: Any = self.model.apply({"params": params}, images, num_tokens=t, width=w, depth=l)
         return scores(out.logits, batch["label"])
 
     def train_flops(self) -> float:

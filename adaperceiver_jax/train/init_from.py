@@ -95,6 +95,6 @@ def initialise(
     for path in report.loaded:
         value = np.asarray(theirs.pop(path)).astype(ours[path].dtype)
         result[path] = jax.make_array_from_callback(
-            value.shape, ours[path].sharding, lambda index, value=value: value[index]
+            value.shape, ours[path].sharding, value.__getitem__
         )
     return unflatten_dict(result, sep="/"), report

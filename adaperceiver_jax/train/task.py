@@ -16,12 +16,17 @@ SubNetwork = tuple[int, int, int]
 class Task(Protocol):
     """One objective: how a batch becomes a loss, and how a model is evaluated."""
 
-    model: nn.Module
-    """What is trained."""
-    metric: str
-    """Of `evaluate`'s, the one that the best checkpoint has the most of."""
-    inputs: tuple[str, ...]
-    """The arrays of a sample that it looks at."""
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def metric(self) -> str:
+        """Of `evaluate`'s, the one that the best checkpoint has the most of."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The arrays of a sample that it looks at."""
 
     @property
     def num_classes(self) -> int | None:
