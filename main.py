@@ -4,6 +4,7 @@ Any key can be set on the command line: --config.optimizer.lr=1e-3. The same com
 the run in DIR stopped.
 """
 
+import re
 import sys
 
 from absl import app, flags, logging
@@ -11,6 +12,23 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """As absl does, but whatever is wrong is said in one line."""
+    from adaperceiver_jax.tasks.make import RunConfig
+    from adaperceiver_jax.train.settings import check_key
+
+    try:
+        for text in argv[1:]:
+            if key := re.match(r"--?config\.([^=]+)", text):
+                check_key(RunConfig, key[1])
+        rest = flags.FLAGS(argv)
+        flags.FLAGS["config"].value.keys()  # a file that could not be read is an error here
+    except (ValueError, flags.Error, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        sys.exit([line for line in lines if line and not line.startswith("Pass --help")][-1])
+    return rest
 
 
 def main(argv: list[str]) -> None:
@@ -32,4 +50,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse)

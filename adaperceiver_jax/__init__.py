@@ -16,6 +16,7 @@ from adaperceiver_jax.models.extract import extract, extract_config
 from adaperceiver_jax.models.params import count_params, init_params, param_shapes
 from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
 from adaperceiver_jax.models.vit import ViT, ViTConfig
+from adaperceiver_jax.optim.soap import soap
 
 __all__ = [
     "AdaPerceiver",
@@ -43,5 +44,6 @@ __all__ = [
     "params_from_torch",
     "params_to_torch",
     "save_pretrained",
+    "soap",
 ]
 __version__ = "0.1.0"

@@ -53,6 +53,21 @@ def argument(config: ConfigDict, arg: str, runlocal: Callable[[ConfigDict], None
     return config.lock()
 
 
+def choice(arg: str, name: str, values: tuple[str, ...]) -> tuple[str | None, str]:
+    """Takes name=value out of an argument: the value, one of `values` (None: not given), and the
+    rest of the argument."""
+    found, rest = None, []
+    for part in _SEPARATOR.split(arg) if arg else []:
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        if key != name:
+            rest.append(part)
+            continue
+        if value not in values:
+            raise ValueError(f"argument {name}={value!r}: must be one of {', '.join(values)}")
+        found = value
+    return found, ",".join(rest)
+
+
 _SEPARATOR = re.compile(r",(?![^()\[\]]*[)\]])")
 
 

@@ -16,7 +16,11 @@ ROOMS = {  # what each room may import
     "models": {"models"},
     "losses": {"losses"},
     "convert": {"convert", "models"},
-    "evaluate": {"evaluate", "models"},
+    "evaluate": {"evaluate", "models", "data", "losses"},
+    "optim": {"optim"},
+    "data": {"data"},
+    "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
+    "tasks": {"tasks", "train", "evaluate", "models", "losses", "optim", "data", "convert"},
 }
 
 
@@ -69,17 +73,49 @@ def test_imports_point_one_way(room):
         assert imports(file) <= ROOMS[room], file
 
 
-def test_the_demo_runs_and_refuses_what_is_not_there():
-    def demo(*arguments):
-        return subprocess.run(
-            [sys.executable, ROOT / "tools" / "demo.py", *arguments], capture_output=True, text=True
-        )
+def test_data_and_models_know_nothing_of_each_other():
+    assert "models" not in ROOMS["data"]
+    assert "data" not in ROOMS["models"]
+    assert not ROOMS["optim"] - {"optim"}
 
-    assert "--tokens" in demo("--help").stdout
-    done = demo("--widths", "900")
+
+def tool(name: str, *arguments):
+    command = [sys.executable, ROOT / "tools" / name, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_costs_are_printed_and_what_is_not_there_refused():
+    assert "--tokens" in tool("costs.py", "--help").stdout
+    done = tool("costs.py", "--widths", "900")
     assert done.returncode == 2
     assert "width=900: must be in 1..832" in done.stderr
-    done = demo("--tokens", "8", "--widths", "416", "--depths", "1", "--repeats", "1")
+    done = tool("costs.py", "--tokens", "8", "--widths", "416", "--depths", "1", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     assert "143.7 M parameters" in done.stdout
     assert re.search(r"^ +8 +416 +1 +\d+\.\d +\d+\.\d +\d+\.\d$", done.stdout, re.MULTILINE)
+
+
+def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
+    small = (
+        "runlocal,length=2 steps,batch_size=8,data.train_count=16,data.validation_count=16,"
+        "evaluation.batch_size=16,model.depth=2,model.token_granularities=(2,6),"
+        "model.max_latent_tokens=6,optimizer.start_preconditioning_step=9"
+    )
+    assert "--workdir" in tool("demo.py", "--help").stdout
+    done = tool("demo.py", "--workdir", tmp_path, "--config", small)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "results.md").read_text()
+    assert text in done.stdout
+    for width in (16, 32, 64):
+        assert f"## Width {width}: accuracy (%) and MFLOPs an image" in text
+    assert len(re.findall(r"^\| (2|4 \(untrained\)|6) \|", text, re.MULTILINE)) >= 9
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 3 * 3 * 2
+    assert (tmp_path / "figures" / "accuracy_flops.png").stat().st_size > 10_000
+    for stage in ("stage1", "stage2", "stage3", "alone"):
+        assert (tmp_path / stage / "model" / "model.safetensors").exists()
+    assert "parameters loaded" in done.stdout
+    again = tool("demo.py", "--workdir", tmp_path, "--config", small)
+    assert "going on from step 2 of 2" in again.stdout
+    assert re.sub(r"[\d.]+ minutes", "", (tmp_path / "results.md").read_text()) == re.sub(
+        r"[\d.]+ minutes", "", text
+    )

@@ -1,113 +1,232 @@
-"""What the model is for: one set of weights, many sub-networks, each with its own cost.
+"""Trains a tiny AdaPerceiver once for all on rendered images, and shows what came of it.
 
-Builds the paper's AdaPerceiver with made-up weights and prints, for sub-networks over tokens,
-width and depth, the parameters in use, the GFLOPs of one image and the measured latency.
+Stages 1 (tokens), 2 (and depth) and 3 (and width), each from the one before, then the same model
+for its full budget alone, with as many steps; then every sub-network is evaluated. Leaves in the
+folder: one run a stage, `results.md` (the claims, and accuracy against FLOPs of every
+sub-network), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes on where it
+stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import importlib
 import itertools
-import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
+import numpy as np
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.data.scenes import Scenes
+from adaperceiver_jax.evaluate.figures import frontier, plot_accuracy_flops
+from adaperceiver_jax.evaluate.sweep import Point, sweep
+from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.train.loop import MODEL, train
+from adaperceiver_jax.train.settings import from_config
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = {
+    "1": "stage 1: tokens",
+    "2": "stage 2: tokens and depth",
+    "3": "stage 3: tokens, depth and width",
+    "alone": "alone: the full budget and nothing else",
+}
+BATCH = 512
 
 
-def counts(text: str) -> list[int]:
-    """'32,64' -> [32, 64]."""
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError
-    return values
+def make_config(stage: str, argument: str, workdir: Path) -> RunConfig:
+    """The stage's config of configs/scenes.py."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    get_config = importlib.import_module("configs.scenes").get_config
+    config = get_config(f"stage={stage}" + (f",{argument}" if argument else ""))
+    if stage in ("2", "3"):
+        config.init_from = str(workdir / f"stage{int(stage) - 1}")
+    return from_config(RunConfig, config.to_dict())
 
 
-def count(text: str) -> int:
-    """'4' -> 4."""
-    (value,) = counts(text)
-    return value
-
-
-def make_parser() -> argparse.ArgumentParser:
-    config = ap.AdaPerceiverConfig()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def batches(config: RunConfig) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """The validation images, normalised, and their labels."""
+    data = config.data
+    source = Scenes(
+        data.validation_count, data.image_size, "validation", data.seed, data.difficulty
     )
-    for name, default, what in (
-        ("--tokens", "32,64,128,256", "token counts, any"),
-        ("--widths", "416,624,832", f"widths, 1 to {config.full_width}"),
-        ("--depths", "7,14,21", f"depths, 1 to {config.depth}"),
-    ):
-        parser.add_argument(name, type=counts, default=default, help=f"{what} ({default})")
-    parser.add_argument("--batch", type=count, default=1, help="images a call (1)")
-    parser.add_argument("--repeats", type=count, default=5, help="timed calls each (5)")
-    return parser
+    for first in range(0, len(source), BATCH):
+        samples = [source[i] for i in range(first, min(first + BATCH, len(source)))]
+        images = config.images.normalise(jnp.asarray(np.stack([s["image"] for s in samples])))
+        yield images, jnp.asarray(np.stack([s["label"] for s in samples]))
 
 
-def measure(
-    model: ap.AdaPerceiver, params, images: jax.Array, repeats: int, sub_network: dict[str, Any]
-) -> float:
-    """Median seconds of a call, compilation and one warm-up call apart."""
-    call = jax.jit(lambda params, images: model.apply({"params": params}, images, **sub_network))
-    jax.block_until_ready(call(params, images))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call(params, images))
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def between(trained: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """A token count halfway between each two trained ones -> the two."""
+    pairs = itertools.pairwise(trained)
+    return {(a + b) // 2: (a, b) for a, b in pairs if (a + b) // 2 not in (a, b)}
+
+
+def claims(points: Sequence[Point], alone: Point, config: RunConfig) -> list[tuple[str, str, bool]]:
+    """The paper's shape: what is claimed, what was found, whether it holds."""
+    c = config.model
+    at = {(p.num_tokens, p.width, p.depth): 100 * p.accuracy for p in points}
+    top, full, deep = c.max_latent_tokens, c.full_width, c.depth
+    by_depth = [at[top, full, l] for l in range(1, deep + 1)]
+    by_tokens = [at[t, full, deep] for t in c.token_granularities]
+    by_width = [at[top, w, deep] for w in c.widths]
+    halfway = {
+        t: (at[t, full, deep], min(at[a, full, deep], at[b, full, deep]))
+        for t, (a, b) in between(c.token_granularities).items()
+    }
+
+    def line(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.1f}" for value in values)
+
+    def rises(values: Sequence[float]) -> bool:
+        """Within 1 point of noise, and in all."""
+        best_before = np.maximum.accumulate(values)[:-1]
+        return bool(np.all(np.array(values[1:]) >= best_before - 1) and values[-1] > values[0])
+
+    whole = at[top, full, deep]
+    return [
+        (
+            f"rises with depth (1 to {deep}, {top} tokens, width {full})",
+            line(by_depth),
+            rises(by_depth),
+        ),
+        (
+            f"rises with tokens ({', '.join(map(str, c.token_granularities))})",
+            line(by_tokens),
+            rises(by_tokens),
+        ),
+        (
+            "a token count between two trained ones: at least the lesser of them, less 1 point",
+            "; ".join(f"{t}: {x:.1f} (lesser {y:.1f})" for t, (x, y) in halfway.items()),
+            all(x >= y - 1 for x, y in halfway.values()),
+        ),
+        (
+            f"every width within 3 points of the full one ({', '.join(map(str, c.widths))})",
+            line(by_width),
+            min(by_width) >= whole - 3,
+        ),
+        (
+            "the whole model at most 2 points below one trained for it alone",
+            f"{whole:.1f} against {100 * alone.accuracy:.1f}",
+            whole >= 100 * alone.accuracy - 2,
+        ),
+    ]
+
+
+def report(
+    points: Sequence[Point],
+    alone: Point,
+    found: Sequence[tuple[str, str, bool]],
+    config: RunConfig,
+    seconds: float,
+) -> str:
+    """What `results.md` says."""
+    c = config.model
+    at = {(p.num_tokens, p.width, p.depth): p for p in points}
+    tokens = sorted({p.num_tokens for p in points})
+    lines = [
+        "# A tiny AdaPerceiver, trained once for all sub-networks",
+        "",
+        f"{config.data.train_count:,} rendered images of {config.data.image_size} pixels, "
+        f"{config.data.validation_count:,} others to evaluate; {c.embed_dim} channels, "
+        f"{c.depth} blocks, up to {c.max_latent_tokens} tokens; "
+        f"{seconds / 60:.1f} minutes on {jax.device_count()} x {jax.devices()[0].device_kind}.",
+        "",
+        "| claim: accuracy ... | found (%) | holds |",
+        "|---|---|---|",
+        *(f"| {what} | {values} | {'yes' if good else 'NO'} |" for what, values, good in found),
+        "",
+    ]
+    for width in c.widths:
+        lines += [
+            f"## Width {width}: accuracy (%) and MFLOPs an image",
+            "",
+            "| tokens | " + " | ".join(f"depth {l}" for l in range(1, c.depth + 1)) + " |",
+            "|---" * (c.depth + 1) + "|",
+        ]
+        for t in tokens:
+            row = [at[t, width, l] for l in range(1, c.depth + 1)]
+            cells = [f"{100 * p.accuracy:.1f} ({1e3 * p.gflops:.1f})" for p in row]
+            name = f"{t}" if t in c.token_granularities else f"{t} (untrained)"
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append("")
+    lines += ["## The best at their cost", "", "| tokens | width | depth | MFLOPs | accuracy (%) |"]
+    lines.append("|---" * 5 + "|")
+    lines += [
+        f"| {p.num_tokens} | {p.width} | {p.depth} | {1e3 * p.gflops:.1f} | "
+        f"{100 * p.accuracy:.1f} |"
+        for p in frontier(points)
+    ]
+    lines += [
+        "",
+        f"Trained alone for {alone.num_tokens} tokens, width {alone.width}, depth {alone.depth}: "
+        f"{100 * alone.accuracy:.1f}%.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_csv(points: Sequence[Point], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["num_tokens", "width", "depth", "gflops", "accuracy"])
+        for p in points:
+            writer.writerow(
+                [p.num_tokens, p.width, p.depth, f"{p.gflops:.6f}", f"{p.accuracy:.6f}"]
+            )
+
+
+def evaluate(config: RunConfig, folder: Path, tokens: Sequence[int], widths: Sequence[int]) -> Any:
+    """Sweeps a finished run's model."""
+    model, params = ap.from_pretrained(folder / MODEL)
+    if not isinstance(model, ap.AdaPerceiver):
+        raise ValueError(f"{folder / MODEL}: holds no AdaPerceiver")
+    return sweep(model, params, batches(config), tokens, widths)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    parser = make_parser()
+    """Trains, evaluates, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="(runs/demo)")
+    parser.add_argument(
+        "--config",
+        default="",
+        help="an argument of configs/scenes.py: 'runlocal' for a minute's try, or key=value,...",
+    )
     options = parser.parse_args(arguments)
-    config = ap.AdaPerceiverConfig()
-    grid = list(itertools.product(options.tokens, options.widths, options.depths))
-    try:
-        costs = [
-            ap.flops(config, t, w, d, batch_size=options.batch).total / 1e9 for t, w, d in grid
-        ]
-    except ValueError as error:
-        parser.error(str(error))
-
-    model = ap.AdaPerceiver(config)
-    print("Making the paper's AdaPerceiver with made-up weights ...", flush=True)
-    params = ap.init_params(model, jax.random.key(0))
-    size = config.image_size
-    images = jax.random.normal(jax.random.key(1), (options.batch, size, size, config.in_channels))
-    device = jax.devices()[0]
-    print(
-        f"{ap.count_params(params) / 1e6:.1f} M parameters, images {size} x {size}, "
-        f"batch {options.batch}, {device.device_kind} ({jax.device_count()} device), "
-        f"{jnp.dtype(model.dtype).name}\n"
-    )
-    rows = []
-    progress = tqdm(list(zip(grid, costs, strict=True)), unit="sub-network", ncols=80)
-    for (t, w, d), gflops in progress:
-        progress.set_postfix_str(f"t={t} w={w} l={d}")
-        small = ap.AdaPerceiver(ap.extract_config(config, width=w, depth=d))
-        used = ap.count_params(ap.param_shapes(small)) / 1e6
-        sub_network: dict[str, Any] = {"num_tokens": t, "width": w, "depth": d}
-        seconds = measure(model, params, images, options.repeats, sub_network)
-        rows.append((t, w, d, used, gflops, 1e3 * seconds / options.batch))
-
-    print("\ntokens  width  depth   params (M)   GFLOPs   ms an image")
-    for t, w, d, used, gflops, milliseconds in rows:
-        print(f"{t:6d} {w:6d} {d:6d} {used:12.1f} {gflops:8.1f} {milliseconds:13.1f}")
-    cheapest, dearest = min(rows, key=lambda r: r[4]), max(rows, key=lambda r: r[4])
-    print(
-        f"\nOne set of weights: from {cheapest[4]:.1f} to {dearest[4]:.1f} GFLOPs "
-        f"({dearest[4] / cheapest[4]:.1f} x) and from {cheapest[5]:.0f} to {dearest[5]:.0f} ms "
-        f"({dearest[5] / cheapest[5]:.1f} x) an image, chosen at the call.\n"
-        "The weights are made up, so the predictions mean nothing; the costs are real."
-    )
+    began = time.perf_counter()
+    configs = {stage: make_config(stage, options.config, options.workdir) for stage in STAGES}
+    folders = {
+        stage: options.workdir / (stage if stage == "alone" else f"stage{stage}")
+        for stage in STAGES
+    }
+    for stage, config in configs.items():
+        print(f"\n{STAGES[stage]}", flush=True)
+        if not train(config, make_task(config), folders[stage]).finished:
+            return
+    print("\nevaluating every sub-network ...", flush=True)
+    config = configs["3"]
+    c = config.model
+    tokens = sorted({*c.token_granularities, *between(c.token_granularities)})
+    points = evaluate(config, folders["3"], tokens, c.widths)
+    alone = evaluate(configs["alone"], folders["alone"], [c.max_latent_tokens], [c.full_width])[-1]
+    found = claims(points, alone, config)
+    text = report(points, alone, found, config, time.perf_counter() - began)
+    (options.workdir / "results.md").write_text(text)
+    write_csv(points, options.workdir / "results.csv")
+    figure = options.workdir / "figures" / "accuracy_flops.png"
+    plot_accuracy_flops(points, figure, "One set of weights, every sub-network", alone)
+    print("\n" + text)
+    print(f"{options.workdir / 'results.md'}, {figure}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 from PIL import Image, ImageDraw
 
-from adaperceiver_jax.data.scenes import CLASSES, SPLITS, Scenes
+from adaperceiver_jax.data.scenes import CLASSES, DIFFICULTY, SPLITS, Scenes
 
 COLOURS = np.array(
     [
@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--zoom", type=int, default=2, help="times the size, as shown")
     parser.add_argument("--split", default="train", choices=SPLITS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--difficulty", type=float, default=DIFFICULTY, help="0 to 1")
     args = parser.parse_args(argv)
-    scenes = Scenes(args.count, args.size, args.split, args.seed)
+    scenes = Scenes(args.count, args.size, args.split, args.seed, args.difficulty)
     sheet(scenes, args.columns, args.zoom).save(args.out)
     print(f"{args.out}: {args.count} scenes at {args.size} pixels")
 

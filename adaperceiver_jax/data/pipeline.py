@@ -141,6 +141,11 @@ def evaluation_batches(
     return iter(_batches(load, size, steps * size, threads, 0, prefetch))
 
 
+def _own(x: np.ndarray) -> np.ndarray:
+    """A plain array; one in a worker's shared memory is copied, so that the memory is freed."""
+    return np.asarray(x) if type(x) is np.ndarray else np.array(x)
+
+
 def to_devices(
     batches: Iterator[Sample], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Generator[dict[str, Any], None, None]:
@@ -150,7 +155,7 @@ def to_devices(
         for batch in batches:
             queue.append(
                 {
-                    name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+                    name: jax.make_array_from_process_local_data(sharding, _own(x))
                     for name, x in batch.items()
                 }
             )

@@ -13,7 +13,7 @@ SPLITS = ("train", "validation")
 MIN_SIZE = 8
 MAX_DISTRACTORS = 7
 DIFFICULTY = 0.7
-"""Of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn and noise."""
+"""Unless said otherwise: of the hardest images."""
 
 
 def _colour(draws: list[float]) -> tuple[float, float, float]:
@@ -40,13 +40,13 @@ def _texture(
     )
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A scene; one draw, its difficulty, bounds all that makes an image hard."""
+def draw_scene(rng: np.random.Generator, difficulty: float = DIFFICULTY) -> Scene:
+    """A scene; one draw, uniform up to `difficulty`, bounds all that makes an image hard."""
     label = int(rng.integers(len(CLASSES)))
     others = [k for k in rng.permutation(len(CLASSES)).tolist() if k != label]
     d = rng.random(64).tolist()
     rows = rng.random((MAX_DISTRACTORS + 1, 24)).tolist()
-    hard = DIFFICULTY * d[0]
+    hard = difficulty * d[0]
 
     def level(draw: float) -> float:
         return hard * (0.5 + 0.5 * draw)
@@ -131,7 +131,16 @@ class Scenes:
     large and farther away, but for at most two small ones that may hide part of the subject.
     """
 
-    def __init__(self, count: int, size: int = 64, split: str = "train", seed: int = 0) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int = 64,
+        split: str = "train",
+        seed: int = 0,
+        difficulty: float = DIFFICULTY,
+    ) -> None:
+        """difficulty: of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn
+        and noise; the others spread evenly below."""
         if count < 0:
             raise ValueError(f"count={count}: must be at least 0")
         if size < MIN_SIZE:
@@ -140,17 +149,21 @@ class Scenes:
             raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed={seed}: must be at least 0 and below 2**32")
+        if not 0 <= difficulty <= 1:
+            raise ValueError(f"difficulty={difficulty}: must be in [0, 1]")
         self.count = count
         self.size = size
         self.split = split
         self.seed = seed
+        self.difficulty = difficulty
 
     def __len__(self) -> int:
         return self.count
 
     def __repr__(self) -> str:
         return (
-            f"Scenes(count={self.count}, size={self.size}, split={self.split!r}, seed={self.seed})"
+            f"Scenes(count={self.count}, size={self.size}, split={self.split!r}, "
+            f"seed={self.seed}, difficulty={self.difficulty})"
         )
 
     def _rng(self, index: SupportsIndex) -> np.random.Generator:
@@ -161,7 +174,7 @@ class Scenes:
 
     def scene(self, index: SupportsIndex) -> Scene:
         """What the image shows, before it is drawn."""
-        return draw_scene(self._rng(index))
+        return draw_scene(self._rng(index), self.difficulty)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """image (S, S, 3) uint8, label int32, segmentation (S, S) uint8, depth (S, S) float32.
@@ -169,7 +182,7 @@ class Scenes:
         In the segmentation 0 is the background and k + 1 is CLASSES[k]; depth is in metres.
         """
         rng = self._rng(index)
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, self.difficulty)
         image, classes, depth = render(scene, self.size, rng)
         return {
             "image": image,

@@ -21,7 +21,13 @@ class Opened:
 
 
 def open_source(
-    name: str, folder: str, image_size: int, train_count: int, validation_count: int, seed: int
+    name: str,
+    folder: str,
+    image_size: int,
+    train_count: int,
+    validation_count: int,
+    seed: int,
+    difficulty: float = 0.7,
 ) -> Opened:
     """The data set `name`; ValueError says what is missing."""
     if folder and not Path(folder).is_dir():
@@ -40,7 +46,7 @@ def open_source(
         if count < 1:
             raise ValueError(f"config.data.{key}={count}: say how many {name} to render")
     return Opened(
-        train=Scenes(train_count, image_size, "train", seed),
-        validation=Scenes(validation_count, image_size, "validation", seed),
+        train=Scenes(train_count, image_size, "train", seed, difficulty),
+        validation=Scenes(validation_count, image_size, "validation", seed, difficulty),
         num_classes=len(CLASSES),
     )

@@ -183,19 +183,12 @@ class AdaPerceiver(nn.Module):
           train: applies dropout and stochastic depth, from the 'dropout' rng.
         """
         c = self.config
-        granularities = self._granularities(token_granularities)
-        if not granularities:
-            raise ValueError("token_granularities=(): readouts need at least one token count")
-        num_tokens = granularities[-1]
-        check_images(images, c.patch_size, c.in_channels)
-        _check_array("widths", widths, (images.shape[0],), c.full_width)
-        _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
-        hidden = None
-        if widths is not None:
-            table = np.array([c.hidden_units(w) for w in range(c.full_width + 1)], np.int32)
-            hidden = jnp.asarray(table)[jnp.asarray(widths)]
         keep = readout_tokens is not None
-        start = self.start(images, num_tokens, None, hidden, granularities, train, keep)
+        start, granularities = self._start_readouts(
+            images, widths, token_granularities, train, keep
+        )
+        num_tokens = granularities[-1]
+        _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
         z, latents = run_blocks(self, start.latents, start.run, c.depth)
 
         rope, patches = start.run.rope, start.patches
@@ -217,6 +210,52 @@ class AdaPerceiver(nn.Module):
             if by_depth is not None:
                 depth_features = self._depth_features(patches, latents, rope, by_depth, train)
         return Readouts(token_logits, depth_logits, token_features, depth_features)
+
+    def grid(
+        self,
+        images: jax.Array,
+        widths: ArrayLike | None = None,
+        token_granularities: Sequence[int] | None = None,
+    ) -> jax.Array:
+        """Logits (T, L, B, classes) of every granularity at every depth, from one pass.
+
+        Args: as of `readouts`. [k, l - 1] is what the sub-network with granularity k and depth l
+        gives.
+        """
+        c = self.config
+        if c.num_classes is None:
+            raise ValueError("num_classes=None: a grid of logits needs a model with classes")
+        start, granularities = self._start_readouts(
+            images, widths, token_granularities, False, True
+        )
+        _, latents = run_blocks(self, start.latents, start.run, c.depth)
+        seen = jnp.arange(granularities[-1]) < np.array(granularities)[:, None]  # (T, N)
+        logits = self.write_logits(latents, self.fold(start.run.rope), seen)  # (L, B, T, classes)
+        return jnp.moveaxis(logits, 2, 0)
+
+    def _start_readouts(
+        self,
+        images: jax.Array,
+        widths: ArrayLike | None,
+        token_granularities: Sequence[int] | None,
+        train: bool,
+        keep_latents: bool,
+    ) -> tuple[Start, tuple[int, ...]]:
+        """The start of a run over the largest granularity, and the granularities."""
+        c = self.config
+        granularities = self._granularities(token_granularities)
+        if not granularities:
+            raise ValueError("token_granularities=(): readouts need at least one token count")
+        check_images(images, c.patch_size, c.in_channels)
+        _check_array("widths", widths, (images.shape[0],), c.full_width)
+        hidden = None
+        if widths is not None:
+            table = np.array([c.hidden_units(w) for w in range(c.full_width + 1)], np.int32)
+            hidden = jnp.asarray(table)[jnp.asarray(widths)]
+        start = self.start(
+            images, granularities[-1], None, hidden, granularities, train, keep_latents
+        )
+        return start, granularities
 
     def start(
         self,

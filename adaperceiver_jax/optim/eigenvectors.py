@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from threadpoolctl import threadpool_limits
 
 from adaperceiver_jax.optim.layout import pad_axis
 
@@ -185,7 +186,11 @@ def _decompose(stack: jax.Array, owners: list[str]) -> jax.Array:
         for row in range(len(result))
         if starts[shard] + row < len(owners)
     ]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs)) or 1) as pool:
+    # One matrix a core: LAPACK's own threads would fight over the cores, at many times the cost.
+    with (
+        threadpool_limits(1, "blas"),
+        ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs)) or 1) as pool,
+    ):
         list(pool.map(one, jobs))
     return jax.make_array_from_single_device_arrays(
         stack.shape,

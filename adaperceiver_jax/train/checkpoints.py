@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,14 @@ class Checkpoints:
         """Without settings it only reads."""
         self.folder = (workdir / FOLDER).absolute()
         keep: list[Any] = []
+        best_fn = None
+        self._metric = ""
         if settings is not None:
             keep.append(policies.LatestN(settings.keep_last))
             if settings.keep_best and metric:
+                best_fn = _value_of(metric)
                 best = policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[metric],
+                    get_metric_fn=best_fn,
                     n=settings.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -63,11 +67,18 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(keep) if keep else None,
+                best_fn=best_fn,  # without it the metrics are not written
                 cleanup_tmp_directories=settings is not None,
                 create=settings is not None,
                 read_only=settings is None,
             ),
-            item_names=(PARAMS, EMA, OPTIMIZER, DATA),
+            # By name: otherwise a manager does not know what an earlier one has saved.
+            item_handlers={
+                PARAMS: ocp.StandardCheckpointHandler(),
+                EMA: ocp.StandardCheckpointHandler(),
+                OPTIMIZER: ocp.StandardCheckpointHandler(),
+                DATA: ocp.JsonCheckpointHandler(),
+            },
         )
 
     def steps(self) -> list[int]:
@@ -85,13 +96,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
+        unknown = {self._metric: -math.inf} if self._metric else None
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                 **{DATA: ocp.args.JsonSave({**data, _PRINTS: fingerprints(items)})},
             ),
-            metrics=dict(metrics) if metrics else None,
+            metrics=dict(metrics or {}),  # None would be warned about
             force=True,
         )
 
@@ -202,6 +214,11 @@ class Checkpoints:
         if wrong:
             raise DamagedError(f"{wrong[0]} ({len(wrong)} arrays in all) is not what was saved")
         return {**items, DATA: data}
+
+
+def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:
+    """The metric of a checkpoint; of one that was not evaluated, less than any."""
+    return lambda metrics: metrics.get(metric, -math.inf)
 
 
 def _first_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ class Feed:
             data.train_count,
             data.validation_count,
             data.seed,
+            data.difficulty,
         )
         if task.num_classes != opened.num_classes:
             raise ValueError(

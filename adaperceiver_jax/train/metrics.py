@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -41,8 +42,10 @@ class MetricsFile:
         self._path = workdir / CSV
         self._rows: list[dict[str, str]] = []
         if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit()]
+            text = self._path.read_bytes().decode()
+            whole = text[: text.rfind("\n") + 1]  # the last line may not have been
+            reader = csv.DictReader(io.StringIO(whole, newline=""))
+            rows = [row for row in reader if (row.get("step") or "").isdigit()]
             self._rows = [row for row in rows if int(row["step"]) <= step]
         self._columns = list(dict.fromkeys(key for row in self._rows for key in row))
         self._rewrite()

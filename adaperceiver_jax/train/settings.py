@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,8 +36,8 @@ class DataSettings:
     validation_count: int = 0
     seed: int = 0
     """Of rendered images; their order follows the run's seed."""
-    crop_scale: float = 0.08
-    """Smallest part of the image a random crop may keep; 1 crops nothing."""
+    difficulty: float = 0.7
+    """Of the hardest rendered images, from 0 to 1."""
     flip: bool = True
     workers: int = 0
     """Processes that load; 0 loads in threads."""
@@ -212,6 +212,31 @@ def from_config(kind: type[T], values: Mapping[str, Any], where: str = "config")
             raise ValueError(f"{where}.{key}: there is no such key; {hint}")
         arguments[key] = _read(hints[key], value, f"{where}.{key}")
     return kind(**arguments)
+
+
+def check_key(kind: type, name: str) -> None:
+    """Raises ValueError, with the nearest that there is, unless 'a.b' is a key of a config."""
+    known = list(_keys(kind))
+    if name in known:
+        return
+    section = name.rpartition(".")[0]
+    inside = [other for other in known if other.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(name, known, 1, 0.8)
+    if near:
+        hint = f"did you mean config.{near[0]}?"
+    elif inside:
+        keys = ", ".join(other.rpartition(".")[2] for other in inside)
+        hint = f"config{'.' * bool(section)}{section} has {keys}"
+    else:
+        hint = f"there is no section config.{section}"
+    raise ValueError(f"config.{name}: there is no such key; {hint}")
+
+
+def _keys(kind: type, above: str = "") -> Iterator[str]:
+    for name, hint in typing.get_type_hints(kind).items():
+        yield above + name
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{above}{name}.")  # type: ignore[arg-type]
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

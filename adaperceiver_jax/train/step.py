@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +148,8 @@ def make_programs(
         grads, opt_state, metrics = gradients(
             state.params, state.opt_state, state.step, constants, batch
         )
-        if optimizer.due(number):
+        # What is not finite has no eigenvectors; the loop sees it in the metrics, and stops.
+        if optimizer.due(number) and math.isfinite(metrics["grad_norm"]):
             opt_state = optimizer.refresh(opt_state)
         state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
         return state, {**metrics, "update_norm": norm}
