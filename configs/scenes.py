@@ -15,7 +15,7 @@ Hardware, time and results: docs/results.md.
 
 from configs import common
 
-STEPS = {"1": 500, "2": 450, "3": 450}
+STEPS = {"1": 300, "2": 300, "3": 600}
 
 
 def get_config(arg: str = ""):
@@ -50,13 +50,15 @@ def get_config(arg: str = ""):
         start_preconditioning_step=20,
         max_preconditioner_dim=256,
     )
-    config.schedule.update(name="cosine", warmup="5%", warmup_lr=1e-6, min_lr=1e-5)
+    config.schedule.update(warmup="20 steps", warmup_lr=1e-6, min_lr=1e-5)
     config.evaluation.update(every="100%", batch_size=512)
     config.checkpoint.update(every="50%", keep_last=1, keep_best=0)
 
     stages, rest = common.choice(arg, "stage", (*STEPS, "alone"))
     stage = stages or "3"
     config.length = f"{STEPS.get(stage, sum(STEPS.values()))} steps"
+    # The learning rate falls once, at the end: the stages are too short for a fall each.
+    config.schedule.name = "constant" if stage in "12" else "cosine"
     config.loss.update(depths=stage in "23", widths=stage == "3")
     if stage == "alone":
         config.model.token_granularities = (config.model.max_latent_tokens,)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def test_data_and_models_know_nothing_of_each_other():
 
 def tool(name: str, *arguments):
     command = [sys.executable, ROOT / "tools" / name, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(command, capture_output=True, text=True, env=alone)
 
 
 def test_the_costs_are_printed_and_what_is_not_there_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,8 @@ class Distill(OnceForAll):
 
     teacher: nn.Module
     """A ViT: images (B, H, W, C) to `.logits` and `.features`."""
-    teacher_params: Any = dataclasses.field(compare=False, repr=False)
+    teacher_params: Callable[[], Any] = dataclasses.field(compare=False, repr=False)
+    """Gives its parameters, once the run is known to be sound."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +47,7 @@ class Distill(OnceForAll):
             )
 
     def constants(self) -> Any:
-        return self.teacher_params
+        return self.teacher_params()
 
     def targets(self, constants: Any, samples: Mapping[str, jax.Array]) -> Targets:
         out: Any = self.teacher.apply({"params": constants}, samples["images"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -111,8 +112,8 @@ def make_task(config: RunConfig) -> Task:
 
 def load_teacher(
     settings: TeacherSettings, vit: ViTConfig, init_scale: float
-) -> tuple[ViTConfig, Any]:
-    """What the teacher is, and its parameters; ValueError says what to give instead."""
+) -> tuple[ViTConfig, Callable[[], Any]]:
+    """What the teacher is, and what gives its parameters; ValueError says what to give instead."""
     if not settings.path:
         raise ValueError(
             "config.teacher.path='': distillation needs a teacher. Give a ViT's folder or hub id "
@@ -120,11 +121,11 @@ def load_teacher(
             "(configs/scratch.py), or try the run with --config.teacher.path=made-up"
         )
     if settings.path == MADE_UP:
-        params = init_params(ViT(vit), jax.random.key(settings.seed))
-        return vit, scale_kernels(params, init_scale)
+        key = settings.seed
+        return vit, lambda: scale_kernels(init_params(ViT(vit), jax.random.key(key)), init_scale)
     model, params = from_pretrained(settings.path)
     if not isinstance(model, ViT):
         raise ValueError(
             f"config.teacher.path={settings.path!r}: holds a {type(model).__name__}, not a ViT"
         )
-    return model.config, params
+    return model.config, lambda: params

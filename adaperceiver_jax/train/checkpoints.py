@@ -52,7 +52,6 @@ class Checkpoints:
         self.folder = (workdir / FOLDER).absolute()
         keep: list[Any] = []
         best_fn = None
-        self._metric = ""
         if settings is not None:
             keep.append(policies.LatestN(settings.keep_last))
             if settings.keep_best and metric:
@@ -96,7 +95,6 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
-        unknown = {self._metric: -math.inf} if self._metric else None
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -186,6 +184,8 @@ class Checkpoints:
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             metadata = self._manager.item_metadata(step)[item]
+            if metadata is None:
+                raise ValueError(f"{item} does not say what it holds")
             return jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                 _plain(metadata),

@@ -1,0 +1,147 @@
+"""Mixup, cutmix and erasing, against what they are defined to be. Values agree to 1e-6."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaperceiver_jax.data.mixing import MixingSettings, cutmix, erase, mix, mixup
+
+BATCH, SIZE, CLASSES = 16, 12, 16
+CLOSE = dict(rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Image i is i everywhere, its label one-hot i: a pixel tells whose it is."""
+    images = np.broadcast_to(np.arange(BATCH)[:, None, None, None], (BATCH, SIZE, SIZE, 3))
+    return images.astype(np.float32), np.eye(CLASSES, dtype=np.float32)[:BATCH]
+
+
+def key(n: int) -> jax.Array:
+    return jax.random.key(n)
+
+
+blend = jax.jit(mixup, static_argnums=2)
+paste = jax.jit(cutmix, static_argnums=2)
+rub = jax.jit(erase, static_argnums=1)
+mixed = jax.jit(mix, static_argnums=2)
+
+
+def test_mixup_blends_images_and_labels_by_the_same_share(batch):
+    images, labels = batch
+    new, soft = (np.asarray(x) for x in blend(images, labels, 0.8, key(0)))
+    share = np.diagonal(soft)
+    assert ((share >= 0) & (share <= 1)).all()
+    assert len(np.unique(share.round(5))) == BATCH  # a draw a sample
+    own = share[:, None, None, None]
+    np.testing.assert_allclose(new, own * images + (1 - own) * images[::-1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        soft, share[:, None] * labels + (1 - share[:, None]) * labels[::-1], **CLOSE
+    )
+    np.testing.assert_allclose(soft.sum(axis=1), 1, **CLOSE)
+
+
+def test_mixups_shares_follow_the_beta_distribution():
+    """Mean 1/2, variance 1 / (4 (2 alpha + 1)); 5 % of it at 40,000 draws is 10 sigma."""
+    many = np.zeros((40_000, 1, 1, 1), np.float32)
+    labels = np.concatenate([np.ones((20_000, 1)), np.zeros((20_000, 1))]).astype(np.float32)
+    for alpha in (0.2, 1.0):
+        share = np.asarray(blend(many, labels, alpha, key(1))[1])[:20_000, 0]
+        assert abs(share.mean() - 0.5) < 0.01
+        np.testing.assert_allclose(share.var(), 1 / (4 * (2 * alpha + 1)), rtol=0.05)
+
+
+def test_a_small_alpha_leaves_samples_whole_and_a_large_one_halves_them(batch):
+    images, labels = batch
+    near_whole = np.diagonal(blend(images, labels, 1e-3, key(2))[1])
+    assert (np.minimum(near_whole, 1 - near_whole) < 1e-3).mean() > 0.9
+    np.testing.assert_allclose(np.diagonal(blend(images, labels, 1e4, key(2))[1]), 0.5, atol=0.05)
+
+
+def test_cutmix_labels_by_the_pixels_that_are_left(batch):
+    images, labels = batch
+    places = set()
+    for n in range(20):
+        new, soft = (np.asarray(x) for x in paste(images, labels, 1.0, key(n)))
+        taken = (new == images[::-1]).all(axis=-1)
+        assert (taken | (new == images).all(axis=-1)).all()
+        np.testing.assert_allclose(np.diagonal(soft), 1 - taken.mean(axis=(1, 2)), **CLOSE)
+        np.testing.assert_allclose(soft.sum(axis=1), 1, **CLOSE)
+        for one in taken:  # a rectangle: its rows are all the same
+            rows, columns = one.any(axis=1), one.any(axis=0)
+            np.testing.assert_array_equal(one, rows[:, None] & columns)
+            places.add(one.tobytes())
+    assert len(places) > 100  # a draw a sample
+
+
+def test_cutmixs_area_follows_its_share_where_the_border_does_not_cut_it():
+    """alpha 1e4: half of the image, so a side of 0.7 of it, less what the border cuts off.
+
+    With centre c uniform and half-side h = 0.354 of the side, a side keeps 2h - h^2 on average.
+    """
+    images = np.zeros((4000, 64, 64, 1), np.float32)
+    labels = np.concatenate([np.ones((2000, 1)), np.zeros((2000, 1))]).astype(np.float32)
+    share = np.asarray(paste(images, labels, 1e4, key(3))[1])[:2000, 0]
+    half = np.sqrt(0.5) / 2
+    np.testing.assert_allclose(1 - share.mean(), (2 * half - half**2) ** 2, rtol=0.05)
+
+
+def test_erasing_fills_a_rectangle_with_noise_as_often_as_asked(batch):
+    images = np.full((400, SIZE, SIZE, 3), 100, np.float32)
+    new = np.asarray(rub(images, 0.25, key(4)))
+    erased = (new != 100).all(axis=-1)
+    assert (erased == (new != 100).any(axis=-1)).all()
+    hit = erased.any(axis=(1, 2))
+    assert 70 < hit.sum() < 130  # 100 and 3.5 sigma
+    for one in erased[hit]:
+        rows, columns = one.any(axis=1), one.any(axis=0)
+        np.testing.assert_array_equal(one, rows[:, None] & columns)
+    # 0.02 to 1/3 of the image, but for rounding to whole pixels and what does not fit
+    assert erased[hit].mean(axis=(1, 2)).max() < 0.42
+    noise = new[erased]
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert len({one.tobytes() for one in erased[hit]}) > 50
+    np.testing.assert_array_equal(rub(images, 0.0, key(4)), images)
+    assert (np.asarray(rub(images, 1.0, key(4))) != 100).any(axis=(1, 2, 3)).all()
+
+
+def test_a_batch_gets_mixup_or_cutmix_each_half_of_the_time(batch):
+    images, labels = batch
+    settings = MixingSettings(mixup=0.8, cutmix=0.5)
+    kinds = []
+    for n in range(40):
+        new = np.asarray(mixed(images, labels, settings, key(n))[0])
+        kinds.append(bool(((new == images) | (new == images[::-1])).all()))
+    assert 8 < sum(kinds) < 32
+
+
+def test_each_setting_alone_does_only_its_own(batch):
+    images, labels = batch
+    same, untouched = mixed(images, labels, MixingSettings(), key(0))
+    np.testing.assert_array_equal(same, images)
+    np.testing.assert_array_equal(untouched, labels)
+    new, soft = mixed(images, labels, MixingSettings(erase=1.0), key(0))
+    assert (np.asarray(new) != images).any()
+    np.testing.assert_array_equal(soft, labels)
+    new, _ = mixed(images, labels, MixingSettings(cutmix=1.0), key(0))
+    assert ((new == images) | (new == images[::-1])).all()
+
+
+def test_the_key_decides(batch):
+    images, labels = batch
+    settings = MixingSettings(mixup=0.8, cutmix=0.5, erase=0.5)
+    first, again, other = (mixed(images, labels, settings, key(n)) for n in (0, 0, 1))
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (jnp.asarray(a) != c).any()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"mixup": -0.1}, {"cutmix": -1.0}, {"erase": 1.5}, {"label_smoothing": -0.1}]
+)
+def test_settings_out_of_range_are_errors(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"mixing.{name}={value}: must be"):
+        MixingSettings(**wrong)

@@ -1,0 +1,190 @@
+"""The order of samples: by the seed alone, whoever loads them and wherever a run goes on."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from adaperceiver_jax.data.pipeline import (
+    Cached,
+    TrainOrder,
+    evaluation_batches,
+    random_flip,
+    to_devices,
+    train_batches,
+)
+from adaperceiver_jax.data.sources import open_source
+
+
+class Numbers:
+    """Sample i is the number i and an image that is nowhere its own mirror image."""
+
+    def __init__(self, count):
+        self.count, self.made = count, []
+
+    def __len__(self):
+        return self.count
+
+    def __repr__(self):
+        return f"Numbers({self.count})"
+
+    def __getitem__(self, index):
+        self.made.append(int(index))
+        image = np.arange(12).reshape(2, 3, 2) + index
+        return {"label": np.asarray(index), "image": image, "depth": np.zeros(3)}
+
+
+def labels(batches) -> list[list[int]]:
+    return [batch["label"].tolist() for batch in batches]
+
+
+def flat(batches) -> list[int]:
+    return [label for batch in labels(batches) for label in batch]
+
+
+def as_process(monkeypatch, index, count):
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+
+
+def test_every_epoch_holds_each_sample_once_and_in_another_order():
+    order = TrainOrder(Numbers(50), seed=3)
+    epochs = [[int(order[50 * e + i]["label"]) for i in range(50)] for e in range(4)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(50)]}) == 5
+    other = [int(TrainOrder(Numbers(50), seed=4)[i]["label"]) for i in range(50)]
+    assert other != epochs[0]
+
+
+def test_the_order_does_not_depend_on_the_batch_size():
+    order = TrainOrder(Numbers(10), seed=1)
+    want = [int(order[i]["label"]) for i in range(24)]
+    for size in (1, 3, 8, 24):
+        assert flat(train_batches(order, size, 0, 24 // size)) == want
+
+
+def test_the_parts_of_all_processes_are_the_batch(monkeypatch):
+    order = TrainOrder(Numbers(30), seed=1)
+    whole = labels(train_batches(order, 12, 0, 5))
+    for count in (2, 4):
+        parts = []
+        for index in range(count):
+            as_process(monkeypatch, index, count)
+            parts.append(labels(train_batches(order, 12, 0, 5)))
+        assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
+    as_process(monkeypatch, 0, 5)
+    with pytest.raises(ValueError, match="batch_size=12: must be a multiple of the 5 processes"):
+        next(train_batches(order, 12, 0, 5))
+
+
+@pytest.mark.parametrize("first", [0, 1, 4, 6])
+def test_going_on_from_a_step_gives_the_same_batches_flips_included(first):
+    order = TrainOrder(Numbers(11), 5, random_flip)
+    whole, tail = (list(train_batches(order, 4, start, 6, threads=3)) for start in (0, first))
+    assert len(tail) == 6 - first
+    for ours, want in zip(tail, whole[first:], strict=True):
+        for name in want:
+            np.testing.assert_array_equal(ours[name], want[name])
+
+
+def test_processes_that_load_change_nothing():
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    order = TrainOrder(Numbers(11), 5, random_flip)
+    batches = train_batches(order, 4, 2, 6, workers=2, prefetch=1)
+    ours = list(batches)
+    batches.close()
+    want = list(train_batches(order, 4, 2, 6))
+    for a, b in zip(ours, want, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_flips_mirror_left_to_right_half_of_the_time_and_anew_every_epoch():
+    source = Numbers(100)
+    order = TrainOrder(source, 0, random_flip)
+    flipped = np.zeros((2, 100), bool)
+    for n in range(200):
+        sample = order[n]
+        image = source[int(sample["label"])]["image"]
+        mirrored = (sample["image"] == image[:, ::-1]).all()
+        assert mirrored or (sample["image"] == image).all()
+        flipped[n // 100, sample["label"]] = mirrored
+    assert (flipped.sum(axis=1) > 35).all()
+    assert (flipped.sum(axis=1) < 65).all()
+    assert (flipped[0] != flipped[1]).any()
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 4), (7, 4), (8, 4), (3, 8)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_counts_each_sample_once(monkeypatch, count, size, processes):
+    seen = []
+    for index in range(processes):
+        as_process(monkeypatch, index, processes)
+        batches = list(evaluation_batches(Numbers(count), size))
+        assert len(batches) == -(-count // size)  # as many on every process
+        for batch in batches:
+            assert batch["label"].shape == batch["weight"].shape == (size // processes,)
+            assert batch["weight"].dtype == np.float32
+            seen += [
+                int(label)
+                for label, weight in zip(batch["label"], batch["weight"], strict=True)
+                if weight
+            ]
+    assert sorted(seen) == list(range(count))
+
+
+def test_a_cached_source_makes_a_sample_once_and_hands_out_copies():
+    source = Numbers(3)
+    cached = Cached(source, ("label",))
+    cached[1]["more"] = 1
+    assert cached[1] == {"label": 1}
+    assert source.made == [1]
+
+
+def test_batches_arrive_on_the_devices_in_order_and_the_loader_is_closed():
+    class Loader:
+        closed = False
+
+        def __iter__(self):
+            return iter({"x": np.full((2, 3), i, np.float32)} for i in range(5))
+
+        def close(self):
+            self.closed = True
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loader = Loader()
+    arrived = [float(batch["x"][0, 0]) for batch in to_devices(loader, sharding)]
+    assert arrived == [0, 1, 2, 3, 4]
+    assert loader.closed
+    loader = Loader()
+    batches = to_devices(loader, sharding)
+    next(batches)
+    batches.close()
+    assert loader.closed
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(ValueError, match=r"Numbers.0.: holds no images"):
+        TrainOrder(Numbers(0), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("scenes", "not/there", 16, 8, 8, 0), r"config.data.dir='not/there': there is no such"),
+        (("imagenet1k", "", 16, 8, 8, 0), "config.data.source='imagenet1k': must be one of scenes"),
+        (("scenes", "", 16, 0, 8, 0), "config.data.train_count=0: say how many"),
+        (("scenes", "", 16, 8, 0, 0), "config.data.validation_count=0: say how many"),
+    ],
+)
+def test_a_data_set_that_cannot_be_opened_says_why(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(*arguments)
+
+
+def test_a_folder_for_what_is_rendered_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="rendered, not read; leave it out"):
+        open_source("scenes", str(tmp_path), 16, 8, 8, 0)

@@ -1,0 +1,55 @@
+"""Runs main.py and sends it a signal: python -m tests.train.killed MOMENT STEP [main.py's flags].
+
+MOMENT: 'logged' (the step's row is written, nothing of it saved), 'saving' (its checkpoint is being
+written), 'saved' (it was), 'handing-on' (the run is over, the folder model/ is not there yet), or
+'asked' (as 'logged', but a SIGTERM, and it may go on).
+"""
+
+import os
+import runpy
+import signal
+import sys
+
+import adaperceiver_jax.train.loop as loop
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.metrics import Writer
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(owner, name: str, number, what) -> None:
+    """Has `what` happen when a method returns from a call that concerns the step."""
+    original = getattr(owner, name)
+
+    def method(*arguments, **keywords):
+        result = original(*arguments, **keywords)
+        if number(*arguments) == STEP:
+            what(arguments[0])
+        return result
+
+    setattr(owner, name, method)
+
+
+def wait_and_die(checkpoints) -> None:
+    checkpoints.wait()
+    die()
+
+
+MOMENT, STEP = sys.argv[1], int(sys.argv[2])
+if MOMENT == "logged":
+    after(Writer, "write", lambda _, step, *rest: step, lambda _: die())
+elif MOMENT == "asked":
+    term = lambda _: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    after(Writer, "write", lambda _, step, *rest: step, term)
+elif MOMENT == "saving":
+    after(Checkpoints, "save", lambda _, state, step, *rest: step, lambda _: die())
+elif MOMENT == "saved":
+    after(Checkpoints, "save", lambda _, state, step, *rest: step, wait_and_die)
+elif MOMENT == "handing-on":
+    loop.save_pretrained = lambda *_: die()
+else:
+    sys.exit(f"{MOMENT!r}: no such moment")
+sys.argv = ["main.py", *sys.argv[3:]]
+runpy.run_path("main.py", run_name="__main__")

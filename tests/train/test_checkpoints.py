@@ -1,0 +1,220 @@
+"""Checkpoints of a made-up state: what is damaged is found out, named and passed over."""
+
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.settings import CheckpointSettings
+from adaperceiver_jax.train.state import TrainState
+from tests.train.small import assert_same
+
+# Reads that were broken off by an error are cleaned up late.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+ITEMS = ("params", "ema", "optimizer", "data")
+
+
+def state_at(step: int, width: int = 8) -> TrainState:
+    """Trained: 'a'; frozen: 'b'. Every step has other numbers."""
+
+    def draw(n, *shape):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(step), n), shape)
+
+    trained = {"a": {"kernel": draw(0, width, 512)}}
+    return TrainState(
+        step=jnp.int32(step),
+        params={**trained, "b": {"bias": draw(1, 5)}},
+        ema={"a": {"kernel": draw(2, width, 512)}},
+        opt_state=({"a": {"kernel": draw(3, width, 512)}}, jnp.int32(step)),
+    )
+
+
+def shapes(width: int = 8) -> TrainState:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state_at(0, width)
+    )
+
+
+def open_in(folder, **settings) -> Checkpoints:
+    return Checkpoints(folder, CheckpointSettings(**settings), metric="accuracy")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoints = open_in(folder, keep_last=3)
+    for step in (2, 4, 6):
+        checkpoints.save(state_at(step), step, {"position": step}, {"accuracy": 0.5})
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def largest(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def truncate(folder, item):
+    file = largest(folder / item)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(folder, item):
+    largest(folder / item).write_bytes(b"")
+
+
+def flip(folder, item):
+    file = largest(folder / item)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def delete_part(folder, item):
+    largest(folder / item).unlink()
+
+
+def delete_item(folder, item):
+    shutil.rmtree(folder / item)
+
+
+def delete_names(folder, item):
+    for name in ("_METADATA", "metadata"):
+        (folder / item / name).unlink(missing_ok=True)
+
+
+DAMAGES = (truncate, empty, flip, delete_part, delete_item, delete_names)
+
+
+def restored_from(checkpoints) -> int:
+    restored = checkpoints.restore(shapes())
+    step = int(restored.state.step)
+    assert_same(restored.state, state_at(step))
+    assert restored.data == {"position": step}
+    return step
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("item", ITEMS)
+def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(workdir, caplog, damage, item):
+    damage(workdir / "checkpoints" / "6", item)
+    checkpoints = open_in(workdir, keep_last=3)
+    with caplog.at_level(logging.WARNING):
+        assert restored_from(checkpoints) == 4
+    warnings = [r.getMessage() for r in caplog.records if "is damaged and passed over" in r.msg]
+    assert len(warnings) == 1
+    assert str(workdir / "checkpoints" / "6") in warnings[0]
+    # Kept under another name, so that the run can save its step again.
+    assert (workdir / "checkpoints" / "damaged-6").is_dir()
+    assert checkpoints.steps() == [2, 4]
+    checkpoints.save(state_at(6), 6, {"position": 6}, None)
+    checkpoints.wait()
+    assert restored_from(checkpoints) == 6
+    checkpoints.close()
+
+
+def test_two_damaged_ones_are_passed_over(workdir):
+    for step in ("4", "6"):
+        flip(workdir / "checkpoints" / step, "ema")
+    checkpoints = open_in(workdir)
+    assert restored_from(checkpoints) == 2
+    checkpoints.close()
+
+
+def test_where_all_are_damaged_it_stops_and_deletes_nothing(workdir):
+    for step in ("2", "4", "6"):
+        truncate(workdir / "checkpoints" / step, "params")
+    before = sorted(workdir.rglob("*"))
+    checkpoints = open_in(workdir)
+    with pytest.raises(ValueError, match="none of the checkpoints 2, 4, 6 can be read; to start"):
+        checkpoints.restore(shapes())
+    checkpoints.close()
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_one_of_another_model_is_an_error_and_not_damage(workdir):
+    checkpoints = open_in(workdir)
+    with pytest.raises(ValueError, match=r"a/kernel is \(8, 512\) there, \(9, 512\) here.*workdir"):
+        checkpoints.restore(shapes(width=9))
+    assert checkpoints.steps() == [2, 4, 6]
+    other = shapes()
+    other.params["c"] = other.params["b"]
+    with pytest.raises(ValueError, match=r"c/bias is missing there, \(5,\) here"):
+        checkpoints.restore(other)
+    checkpoints.close()
+    assert not list((workdir / "checkpoints").glob("damaged*"))
+
+
+def test_none_there_is_none(tmp_path):
+    checkpoints = open_in(tmp_path)
+    assert checkpoints.restore(shapes()) is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("item", ["ema", "params"])
+@pytest.mark.parametrize("optimizer", ["there", "deleted"])
+def test_weights_load_without_the_optimizer(workdir, item, optimizer):
+    if optimizer == "deleted":
+        for step in ("2", "4", "6"):
+            shutil.rmtree(workdir / "checkpoints" / step / "optimizer")
+    checkpoints = Checkpoints(workdir)
+    step, weights = checkpoints.restore_weights(None, item)
+    want = state_at(6)
+    assert step == 6
+    assert_same(weights, want.params if item == "params" else want.ema_params())
+    checkpoints.close()
+
+
+def test_damaged_weights_are_passed_over(workdir, caplog):
+    flip(workdir / "checkpoints" / "6", "ema")
+    checkpoints = Checkpoints(workdir)
+    step, weights = checkpoints.restore_weights(None)
+    assert step == 4
+    assert_same(weights, state_at(4).ema_params())
+    assert "is damaged and passed over" in caplog.text
+    assert (workdir / "checkpoints" / "6").is_dir()  # a reader changes nothing
+    checkpoints.close()
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    checkpoints = open_in(tmp_path, keep_last=2, keep_best=1)
+    for step, accuracy in enumerate([0.1, 0.9, 0.3, None, 0.5, None], start=1):
+        metrics = None if accuracy is None else {"accuracy": accuracy}
+        checkpoints.save(state_at(step), step, {}, metrics)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 5, 6]
+    checkpoints.close()
+    checkpoints = open_in(tmp_path, keep_last=2, keep_best=1)  # the best is known after a restart
+    checkpoints.save(state_at(7), 7, {}, {"accuracy": 0.8})
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps() == [2, 6, 7]
+
+
+def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path):
+    """The state's memory is handed to the next step while it is still being written."""
+    checkpoints = open_in(tmp_path)
+    state = state_at(3)
+    checkpoints.save(state, 3, {"position": 3}, None)
+    reuse = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+    jax.block_until_ready(reuse(state))
+    checkpoints.wait()
+    assert restored_from(checkpoints) == 3
+    checkpoints.close()
+
+
+def test_a_step_is_saved_once(tmp_path):
+    checkpoints = open_in(tmp_path)
+    checkpoints.save(state_at(3), 3, {"position": 3}, None)
+    checkpoints.save(state_at(4), 3, {"position": 4}, None)
+    checkpoints.wait()
+    np.testing.assert_array_equal(restored_from(checkpoints), 3)
+    checkpoints.close()

@@ -1,0 +1,100 @@
+"""Starting from other weights: a run's, a hub folder's, all or some of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.init_from import initialise, load_weights
+from adaperceiver_jax.train.settings import CheckpointSettings
+from adaperceiver_jax.train.state import TrainState
+from tests.small_models import TINY, random_params
+from tests.train.small import assert_same
+
+MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
+
+
+def shapes(model=MODEL):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), ap.param_shapes(model)
+    )
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_params(MODEL, seed=7)
+
+
+def never():
+    raise AssertionError("nothing stays fresh, so nothing fresh is made")
+
+
+def test_from_a_runs_folder_the_newest_running_mean(tmp_path, weights):
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings())
+    other = jax.tree.map(jnp.zeros_like, weights)
+    checkpoints.save(TrainState(jnp.int32(1), weights, other, {"m": jnp.ones(2)}), 1, {}, None)
+    checkpoints.save(TrainState(jnp.int32(2), other, weights, {"m": jnp.ones(2)}), 2, {}, None)
+    checkpoints.close()
+    assert_same(load_weights(str(tmp_path)), weights)
+
+
+def test_from_a_hub_folder(tmp_path, weights):
+    ap.save_pretrained(MODEL, weights, tmp_path)
+    loaded = load_weights(str(tmp_path))
+    params, report = initialise(never, shapes(), loaded, (), "w")
+    assert_same(params, weights)
+    assert set(report.loaded) == set(flatten_dict(weights, sep="/"))
+    assert (report.fresh, report.unused) == ({}, [])
+    assert str(report) == f"{len(report.loaded)} parameters loaded"
+
+
+def test_from_neither_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"config.init_from=.*: neither a run's folder .* nor"):
+        load_weights(str(tmp_path))
+
+
+def test_what_may_stay_fresh_does_and_the_rest_is_loaded(weights):
+    other = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 7}, output_feat_dim=6))
+    fresh = random_params(other, seed=8)
+    skip = ("output_adapter/.*", ".*_feat/.*")
+    params, report = initialise(lambda: fresh, shapes(other), weights, skip, "w")
+    ours, old, new = (flatten_dict(tree, sep="/") for tree in (params, weights, fresh))
+    assert set(ours) == set(new)
+    for path, value in ours.items():
+        source = new if path in report.fresh else old
+        np.testing.assert_array_equal(value, source[path], err_msg=path)
+    assert any(path.startswith("output_adapter/") for path in report.fresh)
+    assert any("_feat/" in path for path in report.fresh)
+    assert set(report.fresh) | set(report.loaded) == set(new)
+    assert "missing there" in str(report)
+    assert "(24, 5) there, (24, 7) here" in str(report)
+
+
+def test_what_does_not_fit_and_was_not_excused_is_named(weights):
+    other = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 7}))
+    message = r"config.init_from='w' does not fit \d parameters: output_adapter.*config.init_skip"
+    for skip in ((), ("output_adapter",), ("output_adapte./kerne",)):  # whole paths only
+        with pytest.raises(ValueError, match=message):
+            initialise(never, shapes(other), weights, skip, "w")
+
+
+def test_weights_of_which_none_fit_are_an_error():
+    with pytest.raises(ValueError, match=r"config.init_from='w': none of its parameters fit"):
+        initialise(never, shapes(), {"elsewhere": np.zeros(3)}, (".*",), "w")
+
+
+def test_what_is_not_used_is_said(weights):
+    more = {**weights, "policy": {"kernel": np.zeros((2, 2))}}
+    _, report = initialise(never, shapes(), more, (), "w")
+    assert report.unused == ["policy/kernel"]
+    assert "1 not used: policy/kernel" in str(report)
+
+
+def test_weights_come_in_the_models_dtype_and_sharding(weights):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+    params, _ = initialise(never, shapes(), half, (), "w")
+    assert_same(params, jax.tree.map(lambda x: x.astype(jnp.float32), half))

@@ -1,0 +1,229 @@
+"""Whole runs in this process: what stops them, what they leave, what they start from."""
+
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.tasks.make import make_task
+from adaperceiver_jax.train import loop
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.loop import NotFiniteError
+from adaperceiver_jax.train.settings import MeshSettings
+from adaperceiver_jax.train.sharding import make_mesh
+from adaperceiver_jax.train.step import make_programs
+from tests.train.small import PLAIN, assert_same, gradient_descent, rows, run, run_config
+
+KEEP = {**PLAIN, "checkpoint.keep_last": 4}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run's folder, with the checkpoints 2, 4, 6 and 8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        folder = tmp_path_factory.mktemp("finished")
+        result = run(folder, "scratch", KEEP)
+    assert (result.step, result.finished) == (8, True)
+    return folder
+
+
+def steps(folder) -> list[int]:
+    return Checkpoints(folder).steps()
+
+
+def weights(folder, item="ema"):
+    return Checkpoints(folder).restore_weights(None, item)[1]
+
+
+def test_a_run_leaves_what_it_says(finished):
+    assert steps(finished) == [2, 4, 6, 8]
+    table = rows(finished)
+    assert [row["step"] for row in table] == [2, 4, 6, 8]
+    assert all(
+        {"loss", "token", "depth", "lr", "grad_norm", "update_norm"} <= set(r) for r in table
+    )
+    assert [("t4_w12_l2/accuracy" in row) for row in table] == [False, True, False, True]
+    for row in table:
+        np.testing.assert_allclose(row["loss"], row["token"] + row["depth"], rtol=1e-6)
+    model, params = ap.from_pretrained(finished / "model")
+    assert model.config == run_config("scratch", KEEP).model
+    assert_same(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, weights(finished)))
+    for name in ("config.json", "shardings.txt"):
+        assert (finished / name).stat().st_size > 100
+
+
+def test_a_run_goes_on_before_a_damaged_checkpoint_and_ends_the_same(finished, tmp_path, caplog):
+    again = shutil.copytree(finished, tmp_path / "again")
+    shutil.rmtree(again / "model")
+    newest = again / "checkpoints" / "8"
+    file = max(
+        (f for f in (newest / "params").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    )
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert run(again, "scratch", KEEP).finished
+    assert f"{newest} is damaged and passed over" in caplog.text
+    for item in ("params", "ema", "optimizer"):
+        assert_same(weights(again, item), weights(finished, item))
+    assert (again / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_is_over_has_nothing_left_to_do(finished, capsys):
+    before = (finished / "metrics.csv").read_bytes()
+    result = run(finished, "scratch", KEEP)
+    assert (result.step, result.finished) == (8, True)
+    assert "t4_w12_l2/accuracy" in result.metrics
+    assert "going on from step 8 of 8" in capsys.readouterr().out
+    assert (finished / "metrics.csv").read_bytes() == before
+
+
+def test_another_model_in_the_same_folder_is_an_error(finished):
+    with pytest.raises(ValueError, match=r"the run's arrays are others .*config.model"):
+        run(finished, "scratch", {**KEEP, "model.depth": 3})
+    assert steps(finished) == [2, 4, 6, 8]
+
+
+def test_weights_of_a_run_start_another(finished, tmp_path, capsys):
+    changes = {**KEEP, "init_from": str(finished), "length": "1 steps", "optimizer.lr": 1e-9}
+    run(tmp_path, "scratch", {**changes, "schedule.name": "constant", "schedule.warmup": "0 steps"})
+    assert f"{finished}: " in capsys.readouterr().out
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-8)
+
+    jax.tree.map(close, weights(tmp_path), weights(finished))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(
+    finished, tmp_path, monkeypatch
+):
+    original = loop.make_programs
+
+    def breaking(*arguments, **keywords):
+        programs = original(*arguments, **keywords)
+
+        def update(state, constants, batch, number):
+            if number == 5:
+                state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+            return programs.update(state, constants, batch, number)
+
+        return loop.dataclasses.replace(programs, update=update)
+
+    monkeypatch.setattr(loop, "make_programs", breaking)
+    with pytest.raises(NotFiniteError) as error:
+        run(tmp_path, "scratch", KEEP)
+    said = str(error.value)
+    assert said.startswith("step 5 is not finite: loss=nan, ")
+    assert "token=nan" in said
+    assert "depth=nan" in said
+    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '4'}" in said
+    assert steps(tmp_path) == [2, 4]
+    assert [row["step"] for row in rows(tmp_path)] == [2, 4]
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    run(tmp_path, "scratch", KEEP)  # the same command goes on, and the bad step left no trace
+    assert_same(weights(tmp_path, "optimizer"), weights(finished, "optimizer"))
+
+
+def test_a_learning_rate_far_too_high_is_stopped_before_anything_is_saved(tmp_path):
+    with pytest.raises(NotFiniteError, match=r"step \d is not finite: .*No checkpoint was saved"):
+        run(tmp_path, "scratch", {**KEEP, "optimizer.lr": 1e30, "checkpoint.every": "8 steps"})
+    assert steps(tmp_path) == []
+
+
+def test_frozen_parameters_stay_and_have_no_state(tmp_path):
+    changes = {**PLAIN, "length": "2 steps", "train_only": ("output_adapter/.*", "write_head/.*")}
+    config = run_config("scratch", changes)
+    task = make_task(config)
+    run(tmp_path, "scratch", changes)
+    fresh = flatten_dict(jax.jit(task.init_params)(jax.random.key(config.seed)), sep="/")
+    for item in ("params", "ema"):
+        after = flatten_dict(weights(tmp_path, item), sep="/")
+        assert set(after) == set(fresh)
+        for name, value in fresh.items():
+            trained = name.startswith(("output_adapter/", "write_head/"))
+            same = bool((np.asarray(after[name]) == np.asarray(value)).all())
+            assert same != trained or name.endswith("k/bias"), (item, name)
+    saved = jax.tree_util.tree_leaves_with_path(weights(tmp_path, "optimizer"))
+    named = [jax.tree_util.keystr(path) for path, leaf in saved if leaf.ndim]
+    assert named
+    assert all("output_adapter" in name or "write_head" in name for name in named)
+
+
+@pytest.mark.parametrize("name", ["scratch", "stage3_width", "teacher"])
+def test_a_batch_in_two_parts_gives_the_same_step(name):
+    """Parameters to 1e-5 of each one's largest step. Mixing, widths and tokens are drawn as one."""
+    changes = {"task": "teacher"} if name == "teacher" else {}
+    config = run_config("scratch" if name == "teacher" else name, changes)
+    task, mesh = make_task(config), make_mesh(MeshSettings())
+    batch = {
+        "image": np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8),
+        "label": np.arange(8, dtype=np.int32),
+    }
+    states = []
+    for parts in (1, 2):
+        programs = make_programs(
+            task, gradient_descent(1.0), mesh, seed=0, clip=1e3, ema=0.9, accumulate=parts
+        )
+        start = programs.init(jax.random.key(0))
+        before = jax.tree.map(np.array, start.params)
+        states.append(programs.update(start, task.constants(), batch, 1))
+    (one, whole), (two, parts) = states
+    for metric in whole:
+        np.testing.assert_allclose(parts[metric], whole[metric], rtol=1e-5, err_msg=metric)
+    largest = 0.0
+
+    def check(path, a, b, old):
+        nonlocal largest
+        step = np.abs(b - old).max()
+        largest = max(largest, step)
+        bar = 1e-5 * step + 5e-7 * max(np.abs(old).max(), 1)
+        assert np.abs(a - b).max() <= bar, jax.tree_util.keystr(path)
+
+    jax.tree_util.tree_map_with_path(check, two.params, one.params, before)
+    assert largest > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, "config.batch_size=12: cannot be split over 8 devices; use 8 or 16"),
+        ({"accumulate": 2}, r"config.batch_size=8: .* use 16"),
+        ({"evaluation.batch_size": 4}, "config.evaluation.batch_size=4: cannot be split over 8"),
+        ({"mesh.fsdp": 3}, "fsdp=3: must multiply to the 8 devices"),
+        ({"data.dir": "not/there"}, "config.data.dir='not/there': there is no such folder"),
+        ({"data.source": "imagenet1k"}, "config.data.source='imagenet1k': must be one of"),
+        ({"task": "distill", "teacher.path": ""}, "config.teacher.path='': distillation needs a"),
+        ({"task": "distill", "teacher.path": "not/there"}, "not/there"),
+        ({"length": "soon"}, "config.length='soon': must read like"),
+        ({"length": "0 steps"}, "config.length='0 steps': is less than one step"),
+        ({"schedule.warmup": "9 steps"}, "warmup_steps=9: must be from 0 to the run's 8"),
+        ({"evaluation.sub_networks": ((4, 12, 3),)}, r"config.evaluation.sub_networks: depth=3"),
+        ({"evaluation.sub_networks": ((4, 13, 2),)}, r"config.evaluation.sub_networks: width=13"),
+        ({"train_only": ("head/.*",)}, "'head/..' matches no parameter"),
+        ({"model.num_classes": 3}, "num_classes=3 of the model: scenes has 10 classes"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_compiled(tmp_path, devices, changes, message):
+    devices(8)
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, "scratch", changes)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,139 @@
+"""Runs of main.py that are killed, or asked to stop, and started again: as if nothing had been.
+
+Every comparison is bit for bit: parameters, their mean, optimizer, metrics.csv, the model's folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from tests.train.small import ROOT, SMALL, assert_same
+
+CHANGES = {
+    **SMALL,
+    "length": "24 steps",
+    "evaluation.every": "8 steps",
+    "checkpoint.every": "4 steps",
+    "optimizer.precondition_frequency": 5,
+    "optimizer.start_preconditioning_step": 5,
+}
+"""Refreshes of SOAP at 5, 10, 15 and 20; an epoch is 5 steps."""
+CONFIG = "configs/scratch.py:runlocal," + ",".join(f"{k}={v}" for k, v in CHANGES.items())
+
+
+@pytest.fixture(scope="session")
+def start(compilation_cache):
+    """Starts main.py on one device; 'moment' and 'step' as tests/train/killed.py takes them."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_COMPILATION_CACHE_DIR": compilation_cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    def start(workdir, moment=None, step=0):
+        program = ["-m", "tests.train.killed", moment, str(step)] if moment else ["main.py"]
+        return subprocess.Popen(
+            [sys.executable, *program, f"--config={CONFIG}", f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def reference(start, tmp_path_factory):
+    """The folder of a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("reference")
+    code, out, err = finish(start(workdir))
+    assert code == 0, err
+    assert "step 24/24" in out
+    return workdir
+
+
+def final(workdir):
+    """The last checkpoint's items, read as they were saved."""
+    checkpoints = Checkpoints(workdir)
+    items = {}
+    for item in ("params", "ema", "optimizer"):
+        step, items[item] = checkpoints.restore_weights(None, item)
+        assert step == 24
+    checkpoints.close()
+    return items
+
+
+def assert_same_run(ours, theirs):
+    assert_same(final(ours), final(theirs))
+    for name in ("metrics.csv", "model/model.safetensors", "model/config.json", "config.json"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+def steps(workdir) -> list[int]:
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.steps()
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(start, reference, tmp_path):
+    for moment, step, saved in (
+        ("logged", 2, []),  # before the first checkpoint
+        ("saving", 8, None),  # one is being written, right after an evaluation
+        ("saved", 12, None),
+        ("logged", 18, None),  # rows are ahead of the last checkpoint
+    ):
+        code, out, err = finish(start(tmp_path, moment, step))
+        assert code == -signal.SIGKILL, (moment, step, out, err)
+        if saved is not None:
+            assert steps(tmp_path) == saved
+        if moment == "saved":
+            assert steps(tmp_path)[-1] == step
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows[-1].startswith("18,")
+    assert steps(tmp_path)[-1] in (12, 16)  # 16 may have been under way
+
+    process = start(tmp_path)  # as soon as the folder of a checkpoint is seen from outside
+    while not list((tmp_path / "checkpoints").glob("20*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+
+    code, _, _ = finish(start(tmp_path, "handing-on"))
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "model").exists()
+    code, out, err = finish(start(tmp_path))
+    assert code == 0, err
+    assert "going on from step 24 of 24" in out
+    assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(start, reference, tmp_path):
+    code, out, err = finish(start(tmp_path, "asked", 10))
+    assert code == 0, err
+    assert "asked to stop: saved at step 11; the same command goes on from there" in out
+    assert steps(tmp_path)[-1] == 11
+    assert not (tmp_path / "model").exists()
+    code, out, err = finish(start(tmp_path))
+    assert code == 0, err
+    assert "going on from step 11 of 24" in out
+    assert "step 12/24" in out
+    assert "step 10/24" not in out
+    assert_same_run(tmp_path, reference)

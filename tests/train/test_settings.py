@@ -1,0 +1,121 @@
+"""What the trainer is told: durations, unknown keys, types, limits."""
+
+import dataclasses
+
+import pytest
+
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.loop import Plan, make_plan
+from adaperceiver_jax.train.settings import (
+    EvaluationSettings,
+    Settings,
+    check_key,
+    from_config,
+    steps_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("50 epochs", 500),
+        ("1 epoch", 10),
+        ("0.5epochs", 5),
+        ("7 steps", 7),
+        ("1 step", 1),
+        ("10%", 20),
+        (" 2.5 % ", 5),
+    ],
+)
+def test_durations(text, steps):
+    assert steps_of(text, "config.length", images=100, batch_size=10, total=200) == steps
+
+
+@pytest.mark.parametrize(
+    "text", ["", "50", "epochs", "-1 steps", "5 hours", "5 steps 3", "1e3 steps"]
+)
+def test_what_is_no_duration_is_an_error_that_names_the_key(text):
+    with pytest.raises(ValueError, match=r"config.checkpoint.every=.*: must read like '50 epochs'"):
+        from_config(Settings, {"checkpoint": {"every": text}})
+
+
+def test_a_runs_length_is_not_a_percentage_nor_nothing():
+    with pytest.raises(ValueError, match=r"config.length='10%': must be in epochs or steps"):
+        make_plan(Settings(length="10%"), images=100)
+    with pytest.raises(ValueError, match=r"config.length='0 steps': is less than one step"):
+        make_plan(Settings(length="0 steps"), images=100)
+
+
+def test_a_plan_counts_in_steps_and_never_in_none():
+    settings = from_config(
+        Settings,
+        {
+            "length": "2 epochs",
+            "batch_size": 10,
+            "schedule": {"warmup": "10%"},
+            "evaluation": {"every": "1 epochs"},
+            "checkpoint": {"every": "0.1%"},
+        },
+    )
+    assert make_plan(settings, images=105) == Plan(last=21, warmup=2, evaluate=10, save=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bach_size": 1}, r"config.bach_size: there is no such key; did you mean 'batch_size'"),
+        ({"optimizer": {"lrr": 1}}, r"config.optimizer.lrr: .*; did you mean 'lr'"),
+        ({"mesh": {"zzz": 1}}, r"config.mesh.zzz: there is no such key; it has data, fsdp"),
+        ({"batch_size": "8"}, r"config.batch_size='8': must be of type int"),
+        ({"batch_size": True}, r"config.batch_size=True: must be of type int"),
+        ({"batch_size": 8.0}, r"config.batch_size=8.0: must be of type int"),
+        ({"data": {"flip": 1}}, r"config.data.flip=1: must be of type bool"),
+        ({"train_only": "head/.*"}, r"config.train_only='head/..': must be a tuple"),
+        ({"mesh": 3}, r"config.mesh=3: must be a section"),
+        ({"batch_size": 0}, r"config.batch_size=0: must be at least 1"),
+        ({"accumulate": 0}, r"config.accumulate=0: must be at least 1"),
+        ({"ema": 1.0}, r"config.ema=1.0: must be in \[0, 1\)"),
+        ({"optimizer": {"lr": 0.0}}, r"config.optimizer.lr=0.0: must be above 0"),
+        ({"optimizer": {"clip": 0}}, r"config.optimizer.clip=0.0: must be above 0"),
+        ({"checkpoint": {"keep_last": 0}}, r"config.checkpoint.keep_last=0: must be at least 1"),
+        ({"checkpoint": {"keep_best": -1}}, r"config.checkpoint.keep_best=-1: must be at least 0"),
+        ({"evaluation": {"batch_size": 0}}, r"config.evaluation.batch_size=0: must be at least 1"),
+        ({"evaluation": {"sub_networks": ((1, 2),)}}, r"sub_networks=\(1, 2\): must be triples"),
+        ({"task": "dream"}, r"config.task='dream': must be one of distill, classify, teacher"),
+        ({"compute": {"dtype": "float8"}}, r"config.compute.dtype='float8': must be 'float32'"),
+        ({"evaluation": {"sub_networks": ((0, 832, 21),)}}, r"sub_networks: .*0"),
+        ({"evaluation": {"sub_networks": ((256, 833, 21),)}}, r"sub_networks: .*833"),
+        ({"evaluation": {"sub_networks": ((256, 832, 22),)}}, r"sub_networks: .*22"),
+        ({"data": {"image_size": 225}}, r"config.data.image_size=225: must be a multiple"),
+        ({"loss": {"temperature": 0.0}}, r"config.loss.temperature=0.0: must be above 0"),
+        ({"loss": {"width_loss": -1.0}}, r"config.loss.width_loss=-1.0: must be at least 0"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_it(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_config(RunConfig, values)
+
+
+def test_what_is_left_out_keeps_its_default_and_the_rest_is_read():
+    got = from_config(
+        Settings, {"optimizer": {"lr": 1}, "evaluation": {"sub_networks": [[1, 2, 3]]}}
+    )
+    assert got == dataclasses.replace(
+        Settings(),
+        optimizer=dataclasses.replace(Settings().optimizer, lr=1.0),
+        evaluation=EvaluationSettings(sub_networks=((1, 2, 3),)),
+    )
+    assert type(got.optimizer.lr) is float
+
+
+def test_keys_of_the_command_line():
+    for name in ("seed", "optimizer.lr", "model", "model.embed_dim"):
+        check_key(RunConfig, name)
+    for name, hint in {
+        "optimizr.lr": "did you mean config.optimizer.lr",
+        "model.embed_dims": "did you mean config.model.embed_dim",
+        "mesh.rows": "config.mesh has data, fsdp",
+        "elsewhere.x": "there is no section config.elsewhere",
+    }.items():
+        with pytest.raises(ValueError, match=f"config.{name}: there is no such key; {hint}"):
+            check_key(RunConfig, name)
