@@ -15,14 +15,14 @@ Hardware, time and results: docs/results.md.
 
 from configs import common
 
-STEPS = {"1": 300, "2": 300, "3": 600}
+STEPS = {"1": 600, "2": 500, "3": 1000}
 
 
 def get_config(arg: str = ""):
     config = common.base()
     config.task = "classify"
     common.scenes(config, size=32, train=20_000, validation=4096)
-    config.data.difficulty = 0.2
+    config.data.difficulty = 0.15
     config.model.update(
         embed_dim=64,
         num_heads=2,
@@ -37,16 +37,16 @@ def get_config(arg: str = ""):
     )
     config.init_scale = 6.0
     config.compute.update(dtype="float32", remat=False, attention="masked")
-    config.batch_size = 64
-    config.ema = 0.98
-    config.log_every = 25
+    config.batch_size = 32
+    config.ema = 0.99
+    config.log_every = 50
     config.optimizer.update(
         name="soap",
-        lr=2.5e-3,
+        lr=2e-3,
         b2=0.95,  # a short run: the factors must follow within some dozen steps
         weight_decay=0.003,
         clip=3.0,
-        precondition_frequency=10,
+        precondition_frequency=20,
         start_preconditioning_step=20,
         max_preconditioner_dim=256,
     )

@@ -70,6 +70,7 @@ class Checkpoints:
                 cleanup_tmp_directories=settings is not None,
                 create=settings is not None,
                 read_only=settings is None,
+                save_interval_steps=1 if settings else 0,
             ),
             # By name: otherwise a manager does not know what an earlier one has saved.
             item_handlers={
