@@ -15,7 +15,7 @@ Hardware, time and results: docs/results.md.
 
 from configs import common
 
-STEPS = {"1": 600, "2": 500, "3": 1000}
+STEPS = {"1": 500, "2": 400, "3": 1200}
 
 
 def get_config(arg: str = ""):
@@ -38,7 +38,6 @@ def get_config(arg: str = ""):
     config.init_scale = 6.0
     config.compute.update(dtype="float32", remat=False, attention="masked")
     config.batch_size = 32
-    config.ema = 0.99
     config.log_every = 50
     config.optimizer.update(
         name="soap",
@@ -57,9 +56,12 @@ def get_config(arg: str = ""):
     stages, rest = common.choice(arg, "stage", (*STEPS, "alone"))
     stage = stages or "3"
     config.length = f"{STEPS.get(stage, sum(STEPS.values()))} steps"
-    # The learning rate falls once, at the end: the stages are too short for a fall each.
-    config.schedule.name = "constant" if stage in "12" else "cosine"
-    config.loss.update(depths=stage in "23", widths=stage == "3")
+    # The stages are short: the learning rate falls once, at the end of the last, and the mean that
+    # an early one hands on must not lie far behind its weights.
+    early = stage in ("1", "2")
+    config.schedule.name = "constant" if early else "cosine"
+    config.ema = 0.9 if early else 0.99
+    config.loss.update(depths=stage in ("2", "3"), widths=stage == "3")
     if stage == "alone":
         config.model.token_granularities = (config.model.max_latent_tokens,)
     return common.argument(config, rest, small)
