@@ -11,6 +11,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Calls jax.distributed.initialize(): on pods, one process a host."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
 
 
@@ -35,17 +38,21 @@ def main(argv: list[str]) -> None:
     """Reads the config, makes its task, trains."""
     if len(argv) > 1:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    import jax
+
     from adaperceiver_jax.tasks.make import RunConfig, make_task
-    from adaperceiver_jax.train.loop import NotFiniteError, train
+    from adaperceiver_jax.train.loop import NotFiniteError, check, train
     from adaperceiver_jax.train.settings import from_config
 
     logging.set_verbosity(logging.WARNING)
     try:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
-        result = train(config, make_task(config), _WORKDIR.value)
-    except (ValueError, NotFiniteError) as error:
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        check(config)
+        train(config, make_task(config), _WORKDIR.value)
+    except (ValueError, OSError, NotFiniteError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    del result
 
 
 if __name__ == "__main__":

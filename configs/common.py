@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,7 +39,7 @@ def argument(config: ConfigDict, arg: str, runlocal: Callable[[ConfigDict], None
     quotes or brackets around it.
     """
     changes: dict[str, Any] = {}
-    for part in _SEPARATOR.split(arg) if arg else []:
+    for part in _parts(arg):
         name, given, text = (piece.strip() for piece in part.partition("="))
         if name == "runlocal" and not given:
             runlocal(config)
@@ -57,7 +56,7 @@ def choice(arg: str, name: str, values: tuple[str, ...]) -> tuple[str | None, st
     """Takes name=value out of an argument: the value, one of `values` (None: not given), and the
     rest of the argument."""
     found, rest = None, []
-    for part in _SEPARATOR.split(arg) if arg else []:
+    for part in _parts(arg):
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key != name:
             rest.append(part)
@@ -68,7 +67,21 @@ def choice(arg: str, name: str, values: tuple[str, ...]) -> tuple[str | None, st
     return found, ",".join(rest)
 
 
-_SEPARATOR = re.compile(r",(?![^()\[\]]*[)\]])")
+def _parts(arg: str) -> list[str]:
+    """An argument cut at its commas, but for those within brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in arg:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts if arg else []
 
 
 def set_key(config: ConfigDict, name: str, text: str) -> None:

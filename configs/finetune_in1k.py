@@ -4,7 +4,8 @@ python main.py --config=configs/finetune_in1k.py --workdir=runs/in1k \
     --config.init_from=runs/stage3 --config.data.dir=DIR
 python main.py --config=configs/finetune_in1k.py:runlocal --workdir=/tmp/in1k   # a minute
 
-The adapter starts fresh: the classes are others. Everything else is frozen.
+The adapter starts fresh, since the classes are others (were they as many, it would be loaded).
+Everything else is frozen.
 Hardware, hours, accuracy: not run at full size yet.
 """
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from configs import common
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = "--config=configs/scratch.py:runlocal"
 
@@ -71,3 +73,13 @@ def test_without_a_folder_it_says_which_flag_is_missing():
     assert code == 1
     assert "--workdir" in lines[0]
     assert len(lines) == 1, lines
+
+
+def test_an_argument_is_cut_at_its_own_commas_only():
+    config = common.argument(
+        common.base(),
+        "evaluation.sub_networks=((8,36,2),(4,36,2)),teacher.path='a,b',length=3 steps",
+        common.tiny,
+    )
+    assert config.evaluation.sub_networks == ((8, 36, 2), (4, 36, 2))
+    assert (config.teacher.path, config.length) == ("a,b", "3 steps")

@@ -18,6 +18,8 @@ class Opened:
     train: Source
     validation: Source
     num_classes: int
+    keep: bool = False
+    """Small, and slower to make than to remember: kept in memory once made."""
 
 
 def open_source(
@@ -49,4 +51,5 @@ def open_source(
         train=Scenes(train_count, image_size, "train", seed, difficulty),
         validation=Scenes(validation_count, image_size, "validation", seed, difficulty),
         num_classes=len(CLASSES),
+        keep=True,
     )

@@ -98,9 +98,14 @@ def _plain(transform: optax.GradientTransformation) -> Optimizer:
     )
 
 
+def global_norm(tree: Any) -> jax.Array:
+    """The norm of all arrays of a tree together, (), in float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
 def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, jax.Array]:
     """Gradients scaled by max_norm / (norm + 1e-6) where that is below 1, and their norm, ()."""
-    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
-    norm = jnp.sqrt(jnp.sum(jnp.stack(squares)))
+    norm = global_norm(grads)
     scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), norm

@@ -187,6 +187,10 @@ def soap(
 ) -> optax.GradientTransformation:
     """SOAP with decoupled weight decay, as an ordinary optax transformation.
 
+    Parameters are nested dicts. Below a key "blocks" a leading axis is a batch of parameters, as
+    nn.scan stacks them; leaves named "kernel" are seen in PyTorch's order of axes. `update` needs
+    the parameters.
+
     The eigendecompositions are part of its program, which a TPU takes long to compile for axes of
     some hundreds; there, let `make_optimizer` have the hosts do them.
     """

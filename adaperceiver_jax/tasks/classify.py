@@ -28,6 +28,17 @@ from adaperceiver_jax.train.task import Batch, SubNetwork
 class Classify(OnceForAll):
     """Cross-entropy on (soft) labels at every readout: from scratch, or fine-tuning."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, given, neutral in (
+            ("features", self.settings.features, False),
+            ("temperature", self.settings.temperature, 1.0),
+        ):
+            if given != neutral:
+                raise ValueError(
+                    f"config.loss.{name}={given}: needs a teacher; config.task is 'classify'"
+                )
+
     def targets(self, constants: Any, samples: Mapping[str, jax.Array]) -> Targets:
         return Targets(labels=samples["labels"])
 

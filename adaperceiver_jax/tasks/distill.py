@@ -22,10 +22,15 @@ class Distill(OnceForAll):
     teacher: nn.Module
     """A ViT: images (B, H, W, C) to `.logits` and `.features`."""
     teacher_params: Callable[[], Any] = dataclasses.field(compare=False, repr=False)
-    """Gives its parameters, once the run is known to be sound."""
+    """Gives its parameters; called once the run is known to be sound."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mixing.label_smoothing:
+            raise ValueError(
+                f"config.mixing.label_smoothing={self.mixing.label_smoothing}: distillation learns "
+                "from a teacher's logits, not from labels; leave it at 0"
+            )
         student, teacher = self.model.config, self.teacher.config
         if student.num_classes != teacher.num_classes:
             raise ValueError(

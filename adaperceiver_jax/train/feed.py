@@ -13,9 +13,22 @@ from adaperceiver_jax.data.pipeline import (
     random_flip,
     train_batches,
 )
-from adaperceiver_jax.data.sources import open_source
-from adaperceiver_jax.train.settings import Settings
+from adaperceiver_jax.data.sources import Opened, open_source
+from adaperceiver_jax.train.settings import DataSettings, Settings
 from adaperceiver_jax.train.task import Task
+
+
+def open_data(data: DataSettings) -> Opened:
+    """The source; ValueError if it is not there."""
+    return open_source(
+        data.source,
+        data.dir,
+        data.image_size,
+        data.train_count,
+        data.validation_count,
+        data.seed,
+        data.difficulty,
+    )
 
 
 class Feed:
@@ -23,25 +36,18 @@ class Feed:
 
     def __init__(self, settings: Settings, task: Task) -> None:
         data = settings.data
-        opened = open_source(
-            data.source,
-            data.dir,
-            data.image_size,
-            data.train_count,
-            data.validation_count,
-            data.seed,
-            data.difficulty,
-        )
+        opened = open_data(data)
         if task.num_classes != opened.num_classes:
             raise ValueError(
                 f"num_classes={task.num_classes} of the model: {data.source} has "
                 f"{opened.num_classes} classes; set config.model.num_classes to it"
             )
         self._settings = settings
-        self._order = TrainOrder(
-            Cached(opened.train, task.inputs), settings.seed, random_flip if data.flip else None
-        )
-        self._validation = Cached(opened.validation, task.inputs)
+        train, validation = opened.train, opened.validation
+        if opened.keep:
+            train, validation = Cached(train, task.inputs), Cached(validation, task.inputs)
+        self._order = TrainOrder(train, settings.seed, random_flip if data.flip else None)
+        self._validation = validation
         self.images = len(opened.train)
         """An epoch's."""
 

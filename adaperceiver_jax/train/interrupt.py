@@ -13,14 +13,18 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """A context in which the first SIGTERM or SIGINT is a request, and a second one is itself."""
+    """A context in which the first SIGTERM or SIGINT is a request, and a second one is itself.
+
+    On many processes SIGTERM is left to jax.distributed, which tells all of them.
+    """
 
     def __init__(self) -> None:
         self._asked = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()
+        if main and jax.process_count() == 1:
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._ask)
         return self

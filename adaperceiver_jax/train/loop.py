@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import optax
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from adaperceiver_jax.convert.hub import save_pretrained
@@ -25,11 +26,11 @@ from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.schedules import make_schedule
 from adaperceiver_jax.train.checkpoints import Checkpoints
-from adaperceiver_jax.train.feed import Feed
+from adaperceiver_jax.train.feed import Feed, open_data
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.interrupt import Interrupt
 from adaperceiver_jax.train.metrics import Progress, Writer, say, sub_network_name
-from adaperceiver_jax.train.settings import Settings, steps_of
+from adaperceiver_jax.train.settings import Settings, parse_duration, steps_of
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     check_batch,
@@ -92,6 +93,12 @@ def make_plan(settings: Settings, images: int) -> Plan:
     if last < 1:
         raise ValueError(f"config.length={settings.length!r}: is less than one step")
     warmup = steps(settings.schedule.warmup, "schedule.warmup", last)
+    for section, name in (
+        (settings.evaluation, "evaluation.every"),
+        (settings.checkpoint, "checkpoint.every"),
+    ):
+        if parse_duration(section.every, f"config.{name}")[0] == 0:
+            raise ValueError(f"config.{name}={section.every!r}: must be above 0")
     every = [
         max(1, steps(section.every, name, last))
         for section, name in (
@@ -102,15 +109,22 @@ def make_plan(settings: Settings, images: int) -> Plan:
     return Plan(last, warmup, *every)
 
 
+def check(settings: Settings) -> None:
+    """ValueError for what is wrong with a run whatever its task: before a teacher is loaded."""
+    mesh = make_mesh(settings.mesh)
+    check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
+    check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
+    make_plan(settings, len(open_data(settings.data).train))
+
+
 def train(settings: Settings, task: Task, workdir: str | os.PathLike) -> Result:
     """Trains in `workdir`, from where an earlier call there stopped.
 
     Everything that can be wrong with the settings is a ValueError before anything is compiled.
     """
     workdir = Path(workdir)
+    check(settings)
     mesh = make_mesh(settings.mesh)
-    check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
-    check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
     feed = Feed(settings, task)
     plan = make_plan(settings, feed.images)
     schedule = make_schedule(
@@ -199,6 +213,7 @@ class Run:
                 began = time.perf_counter()
                 if evaluates:
                     evaluated = self.evaluate(state)
+                    self._check_finite(step, evaluated)
                     row |= evaluated
                     progress.show_evaluation(step, evaluated, time.perf_counter() - began)
                 if row:
@@ -259,9 +274,21 @@ class Run:
             f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
         )
         if jax.process_index() == 0:
+            self._warn_of_changes()
             text = json.dumps(dataclasses.asdict(self.settings), indent=2)
             write_text(self.workdir / CONFIG, text)
             write_text(self.workdir / "shardings.txt", describe(shapes))
+
+    def _warn_of_changes(self) -> None:
+        """Names the settings that the folder's earlier call had otherwise."""
+        path = self.workdir / CONFIG
+        if not path.exists() or not self.checkpoints.steps():
+            return
+        now = json.loads(json.dumps(dataclasses.asdict(self.settings)))
+        before = flatten_dict(json.loads(path.read_text()), sep=".")
+        for name, value in flatten_dict(now, sep=".").items():
+            if name in before and before[name] != value:
+                log.warning("config.%s was %r before and is %r now", name, before[name], value)
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of each sub-network over the validation images, by EMA weights."""
@@ -290,11 +317,12 @@ class Run:
             metrics = jax.device_get(metrics)
             names = ["loss", *(name for name in metrics if name != "loss")]
             values = {name: float(metrics[name]) for name in names}
-            if not all(math.isfinite(value) for value in values.values()):
-                self._give_up(step, values)
+            self._check_finite(step, values)
         return values
 
-    def _give_up(self, step: int, values: Mapping[str, float]) -> None:
+    def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
+        if all(math.isfinite(value) for value in values.values()):
+            return
         self.checkpoints.wait()
         saved = self.checkpoints.steps()
         good = (

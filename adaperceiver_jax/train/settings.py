@@ -100,6 +100,7 @@ class ProfileSettings:
     """A trace of a few steps, in the run's folder under `profile/`."""
 
     start: int = 10
+    """The first step of them, counted from where the run begins or resumes."""
     steps: int = 0
     """0 traces nothing."""
 
@@ -138,6 +139,14 @@ class Settings:
 
         for name in ("batch_size", "accumulate", "log_every"):
             check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        check("seed", self.seed, 0 <= self.seed < 2**32, "at least 0 and below 2**32")
+        for name in ("b1", "b2"):
+            beta = getattr(self.optimizer, name)
+            check(f"optimizer.{name}", beta, 0 <= beta < 1, "in [0, 1)")
+        decay = self.optimizer.weight_decay
+        check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
+        check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")
+        check("profile.start", self.profile.start, self.profile.start >= 1, "at least 1")
         check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         check("optimizer.clip", self.optimizer.clip, self.optimizer.clip > 0, "above 0")
         check("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0")

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.optim.ema import update_ema
-from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm
+from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
 from adaperceiver_jax.optim.trainable import merge, split
 from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
 from adaperceiver_jax.train.state import TrainState
@@ -140,7 +140,7 @@ def make_programs(
         trained = optax.apply_updates(trained, updates)
         mean = update_ema(state.ema, trained, state.step, ema)
         params = merge(trained, frozen)
-        return TrainState(state.step + 1, params, mean, opt_state), optax.global_norm(updates)
+        return TrainState(state.step + 1, params, mean, opt_state), global_norm(updates)
 
     def update(
         state: TrainState, constants: Any, batch: Batch, number: int

@@ -1,5 +1,7 @@
 """What a step draws, and the explicit loss over widths. Numbers agree to 1e-5."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import adaperceiver_jax as ap
 from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.distill import Distill
-from adaperceiver_jax.tasks.once_for_all import LossSettings, scores, smoothed
+from adaperceiver_jax.tasks.once_for_all import LossSettings, Targets, scores, smoothed
 from tests.small_models import TINY, random_images, random_params, run
 
 CONFIG = ap.AdaPerceiverConfig(**TINY)
@@ -63,6 +65,26 @@ def test_the_explicit_width_loss_is_the_mean_over_one_pass_a_width():
     assert np.ptp(each) > 1e-3
     np.testing.assert_allclose(parts["width"], weight * np.mean(each), rtol=1e-5)
     np.testing.assert_allclose(total, parts["token"] + parts["width"], rtol=1e-6)
+
+
+def test_depths_are_weighted_as_the_settings_say():
+    config = ap.AdaPerceiverConfig(**TINY)
+    by_depth = np.array([3.0, 1.0, 2.0])
+    readouts = SimpleNamespace(token_logits=np.zeros(4), depth_logits=by_depth)
+    for schedule, want in (("linear", (3 + 2 * 1 + 3 * 2) / 6), ("uniform", 2.0)):
+        task = Classify(
+            model=ap.AdaPerceiver(config), settings=LossSettings(depth_schedule=schedule)
+        )
+        object.__setattr__(task, "logit_loss", lambda logits, labels: logits)
+        parts = task.losses(readouts, Targets(labels=None))
+        assert float(parts["depth"]) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("features", True), ("temperature", 2.0)])
+def test_what_needs_a_teacher_is_refused_without_one(name, value):
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, output_feat_dim=6))
+    with pytest.raises(ValueError, match=f"config.loss.{name}={value}: needs a teacher"):
+        Classify(model=model, settings=LossSettings(**{name: value}))
 
 
 def test_labels_are_smoothed_over_all_classes():
