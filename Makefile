@@ -7,12 +7,15 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
 test: .venv/installed-dev
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: .venv/installed-dev
