@@ -111,7 +111,7 @@ def make_programs(
     def init(key: jax.Array) -> TrainState:
         return begin(task.init_params(key))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))  # compiles nothing, not even a key
     shardings = tree_shardings(shapes, mesh)
     grad_shardings, _ = split(shardings.params, train_only)
     whole = replicated(mesh)
