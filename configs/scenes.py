@@ -70,5 +70,6 @@ def get_config(arg: str = ""):
 def small(config) -> None:
     """The same model, fewer images, 60 steps."""
     config.length = "60 steps"
+    config.schedule.warmup = "10%"
     config.data.update(train_count=2048, validation_count=512)
     config.log_every = 10
