@@ -19,6 +19,8 @@ RUNTIME = [
     "tensorflow-datasets>=4.9.9,<5",  # data sets prepared as ArrayRecord; needs no TensorFlow
     "safetensors>=0.6.2,<0.9",  # the hub's weight files
     "huggingface_hub>=0.34,<3",  # fetching weights by their hub id
+    "ml_dtypes>=0.5,<1",  # bfloat16 in NumPy
+    "pillow>=13,<14",  # images, resized
     "tensorboardX>=2.6.5,<2.7",  # TensorBoard events without TensorFlow
     "tqdm>=4.67,<5",  # progress bars of the tools
     "threadpoolctl>=3.6,<4",  # SOAP: one LAPACK thread a matrix
@@ -42,7 +44,6 @@ setup(
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.13,<3"],  # to check conversions against PyTorch
         "dev": [
-            "pillow>=13,<14",  # contact sheets of rendered images
             "mypy>=2.4,<3",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",  # tests on all cores

@@ -2,6 +2,8 @@
 
 from adaperceiver_jax.convert.hub import from_pretrained, save_pretrained
 from adaperceiver_jax.convert.names import params_from_torch, params_to_torch
+from adaperceiver_jax.convert.timm import TimmModel, timm_model, timm_models
+from adaperceiver_jax.data.preprocess import Preprocessing
 from adaperceiver_jax.evaluate.flops import Flops, flops
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver, Output, Readouts
 from adaperceiver_jax.models.config import AdaPerceiverConfig
@@ -28,9 +30,11 @@ __all__ = [
     "Output",
     "PolicyConfig",
     "PolicyNetwork",
+    "Preprocessing",
     "Readouts",
     "SegmentationConfig",
     "SegmentationModel",
+    "TimmModel",
     "ViT",
     "ViTConfig",
     "count_params",
@@ -45,5 +49,7 @@ __all__ = [
     "params_to_torch",
     "save_pretrained",
     "soap",
+    "timm_model",
+    "timm_models",
 ]
 __version__ = "0.1.0"

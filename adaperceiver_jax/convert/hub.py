@@ -1,13 +1,12 @@
-"""Folders that the reference loads: `config.json` beside `model.safetensors`."""
+"""Folders of one model: `config.json` beside `model.safetensors`, or beside Orbax's `params/`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
 import re
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,136 +14,120 @@ import flax.linen as nn
 import huggingface_hub
 import jax
 import jax.numpy as jnp
-import safetensors
-import safetensors.numpy
+import orbax.checkpoint as ocp
 
-from adaperceiver_jax.convert.names import params_from_torch, params_to_torch
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.dense import (
-    DepthConfig,
-    DepthModel,
-    SegmentationConfig,
-    SegmentationModel,
-)
-from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
-from adaperceiver_jax.models.vit import ViT, ViTConfig
+from adaperceiver_jax.convert.describe import config_text, read_config
+from adaperceiver_jax.convert.files import SafetensorsFile, write_state, write_whole
+from adaperceiver_jax.convert.names import check_params, params_from_torch, params_to_torch
+from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
+from adaperceiver_jax.models.vit import ViT
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-# Ours -> the reference's constructor. Fields of the same name are left out.
-_HUB_KEYS = {
-    "token_granularities": "mask_token_grans",
-    "widths": "mat_dims",
-    "image_size": "img_size",
-    "layer_scale": "ls_init_values",
-}
-# What the reference's constructors do not know: written only where it says something.
-_OPTIONAL = ("max_width", "rope_scale", "fourier_bands", "num_classes", "output_feat_dim")
-# Models the reference has no hub format for say in config.json which one they are.
-_KINDS: dict[str, tuple[type[nn.Module], type]] = {
-    "SegmentationModel": (SegmentationModel, SegmentationConfig),
-    "DepthModel": (DepthModel, DepthConfig),
-    "ViT": (ViT, ViTConfig),
-    "PolicyNetwork": (PolicyNetwork, PolicyConfig),
-}
-_KIND_KEY = "model"
+CONFIG, WEIGHTS, PARAMS = "config.json", "model.safetensors", "params"
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
-def _hub_config(config: AdaPerceiverConfig) -> dict[str, Any]:
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in _OPTIONAL and value is None:
-            continue
-        values[_HUB_KEYS.get(field.name, field.name)] = value
-    return values
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model whose weights are at hand but not read yet."""
 
-
-def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
-    ours = {hub: name for name, hub in _HUB_KEYS.items()}
-    names = {field.name for field in dataclasses.fields(AdaPerceiverConfig)}
-    given = {ours.get(key, key): value for key, value in values.items()}
-    unknown = sorted(key for key in values if ours.get(key, key) not in names)
-    missing = sorted(
-        _HUB_KEYS.get(name, name) for name in names - set(given) if name not in _OPTIONAL
-    )
-    if unknown or missing:
-        raise ValueError(
-            f"not an AdaPerceiver's config: unknown keys {unknown}, missing keys {missing}"
-        )
-    return AdaPerceiverConfig(**{"num_classes": None, **given})
-
-
-def config_to_dict(model: nn.Module) -> dict[str, Any]:
-    """What `config.json` says of a model of the package."""
-    if isinstance(model, AdaPerceiver):
-        return _hub_config(model.config)
-    kind = type(model).__name__
-    if kind not in _KINDS:
-        raise ValueError(f"model={kind}: not a model of this package")
-    values = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
-    if "backbone" in values:
-        values["backbone"] = _hub_config(values["backbone"])
-    return {_KIND_KEY: kind, **values}
-
-
-def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
-    """The model that `config.json` describes."""
-    values = dict(values)
-    kind = values.pop(_KIND_KEY, None)
-    if kind is None:
-        return AdaPerceiver(_from_hub_config(values))
-    if kind not in _KINDS:
-        raise ValueError(f"{_KIND_KEY}={kind!r}: must be one of {', '.join(_KINDS)}, or left out")
-    model, config = _KINDS[kind]
-    names = {field.name for field in dataclasses.fields(config)}
-    if set(values) - names:
-        raise ValueError(f"not a {kind}'s config: unknown keys {sorted(set(values) - names)}")
-    if "backbone" in values:
-        values["backbone"] = _from_hub_config(values["backbone"])
-    return model(config(**values))
+    model: nn.Module
+    read: Callable[[], Any]
+    """Gives the parameters; ValueError if they are not the model's."""
 
 
 def from_pretrained(name: str | os.PathLike, revision: str | None = None) -> tuple[nn.Module, Any]:
     """Loads a model and its parameters from a folder, or from the Hugging Face hub by its id.
 
-    Takes what the reference's `save_pretrained` wrote and what ours did. `revision` is a branch,
-    tag or commit of the hub. The parameters keep the file's dtypes.
+    Takes what the reference's `save_pretrained` wrote, what ours did, what `tools/convert.py` did,
+    and timm's ViTs ('timm/vit_base_patch16_224.augreg_in21k', also without 'timm/'). `revision` is
+    a branch, tag or commit of the hub. The parameters keep the file's dtypes.
     """
-    folder = _find(name, revision)
-    try:
-        model = model_from_dict(json.loads((folder / CONFIG).read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
-    try:
-        state = safetensors.numpy.load_file(folder / WEIGHTS)
-        params = params_from_torch(model, state)
-    except (ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: {error}") from error
-    return model, jax.tree.map(jnp.asarray, params)
+    found = find_pretrained(name, revision)
+    return found.model, jax.tree.map(jnp.asarray, found.read())
 
 
-def _find(name: str | os.PathLike, revision: str | None) -> Path:
+def find_pretrained(name: str | os.PathLike, revision: str | None = None) -> Pretrained:
+    """As `from_pretrained`, but reads only the config."""
+    folder = find_folder(name, revision)
+    model = read_config(folder / CONFIG)
+    if (folder / WEIGHTS).is_file():
+        return Pretrained(model, lambda: _read_safetensors(model, folder / WEIGHTS))
+    return Pretrained(model, lambda: _read_orbax(model, folder / PARAMS))
+
+
+def _read_safetensors(model: nn.Module, path: Path) -> Any:
+    state = SafetensorsFile(path)
+    try:
+        return params_from_torch(model, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_orbax(model: nn.Module, path: Path) -> Any:
+    """On this process's first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        with _naming(path):
+            stored = checkpointer.metadata(path.absolute()).item_metadata
+            shapes = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+                stored.tree,
+            )
+        try:
+            check_params(model, shapes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        with _naming(path):
+            return checkpointer.restore(path.absolute(), shapes)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says which folder is damaged; Orbax raises what it meets: ValueError, KeyError, OSError."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{path}: Orbax cannot read it ({reason}); is it whole?") from error
+
+
+def find_model(name: str | os.PathLike, revision: str | None = None) -> nn.Module:
+    """The model that a config.json, a folder, a hub id or a timm name says; reads no weights."""
+    path = Path(name)
+    if path.is_file():
+        return read_config(path)
+    if not path.exists() and str(name).removeprefix(HUB) in timm_models():
+        return ViT(timm_model(str(name)).config)
+    return read_config(find_folder(name, revision, weights=False) / CONFIG)
+
+
+def find_folder(name: str | os.PathLike, revision: str | None = None, weights: bool = True) -> Path:
+    """A folder here, or the hub's by its id, fetched (or found in the hub's cache).
+
+    weights: whether it must hold weights too, not only a config.
+    """
     folder = Path(name)
-    if not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(name)):
+    hub_id = HUB + str(name) if str(name) in timm_models() else str(name)
+    if not folder.exists() and re.fullmatch(HUB_ID, hub_id):
+        files = [CONFIG, WEIGHTS, f"{PARAMS}/*"] if weights else [CONFIG]
         try:
             folder = Path(
-                huggingface_hub.snapshot_download(
-                    str(name), revision=revision, allow_patterns=[CONFIG, WEIGHTS]
-                )
+                huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=files)
             )
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
             raise ValueError(
                 f"{name}: neither a folder here nor to be had from the Hugging Face hub ({error})"
             ) from error
-    missing = [file for file in (CONFIG, WEIGHTS) if not (folder / file).is_file()]
-    if missing:
-        raise ValueError(
-            f"{folder}: not a checkpoint folder, it has no {' and no '.join(missing)}; give a "
-            "folder that save_pretrained wrote, or a hub id like 'pjajal/adaperceiver-v1'"
-        )
-    return folder
+    if not (folder / CONFIG).is_file():
+        what = f"it has no {CONFIG}"
+    elif weights and not (folder / WEIGHTS).is_file() and not (folder / PARAMS).is_dir():
+        what = f"it has no {WEIGHTS} and no {PARAMS}/"
+    else:
+        return folder
+    raise ValueError(
+        f"{folder}: not a checkpoint folder, {what}; give a folder that save_pretrained wrote, or "
+        "a hub id like 'pjajal/adaperceiver-v1'"
+    )
 
 
 def save_pretrained(model: nn.Module, params: Any, folder: str | os.PathLike) -> None:
@@ -155,23 +138,28 @@ def save_pretrained(model: nn.Module, params: Any, folder: str | os.PathLike) ->
     not know. `config.json` of other models names them under "model".
     """
     state = params_to_torch(model, params)
-    text = json.dumps(config_to_dict(model), indent=2, sort_keys=True)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, safetensors.numpy.save(state))
-    _write(folder / CONFIG, text.encode())
+    write_state(folder / WEIGHTS, state)
+    _write_config(model, folder)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and moves it there, so that no half of it is ever seen."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def save_orbax(model: nn.Module, params: Any, folder: str | os.PathLike) -> None:
+    """Writes `config.json` and `params/`, an Orbax checkpoint of the parameters as they are here.
+
+    `from_pretrained` and `config.init_from` read it, and so does Orbax alone, onto any mesh.
+    """
+    check_params(model, params)
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:  # atomic: a renamed folder
+        checkpointer.save(folder / PARAMS, jax.tree.map(jnp.asarray, params), force=True)
+    _write_config(model, folder)
+
+
+def _write_config(model: nn.Module, folder: Path) -> None:
+    write_whole(folder / CONFIG, lambda to: _write_text(to, config_text(model)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -45,7 +45,7 @@ def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
 
     Raises ValueError naming the parameters that are not this model's.
     """
-    _check_params(model, params)
+    check_params(model, params)
     state = {}
     for path, leaf in _leaves(params):
         array = np.asarray(leaf)
@@ -60,7 +60,8 @@ def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
     return state
 
 
-def _check_params(model: nn.Module, params: Any) -> None:
+def check_params(model: nn.Module, params: Any) -> None:
+    """Raises ValueError naming the parameters that are missing, left over or of another shape."""
     ours = {path: leaf.shape for path, leaf in _leaves(param_shapes(model))}
     given = {path: np.shape(leaf) for path, leaf in _leaves(params)}
     wrong = [

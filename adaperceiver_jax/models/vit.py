@@ -32,7 +32,12 @@ class ViTConfig:
     class_token: bool = True
     reg_tokens: int = 0
     global_pool: str = "token"
-    """'token' scores the class token, 'avg' the mean of the patches, normed after the mean."""
+    """'token' scores the class token, 'avg' the mean of the patches."""
+    fc_norm: bool | None = None
+    """Norm after pooling instead of before it; None does so for 'avg' alone."""
+    no_embed_class: bool = False
+    """Positions are added to the patches only, as in DeiT-3; not to class token and registers."""
+    qkv_bias: bool = True
     pre_norm: bool = False
     """CLIP's LayerNorm right after the embedding; the patch convolution then has no bias."""
     layer_scale: float | None = None
@@ -65,6 +70,11 @@ class ViTConfig:
         """Tokens before the patches: class token first, then registers."""
         return int(self.class_token) + self.reg_tokens
 
+    @property
+    def norm_after_pooling(self) -> bool:
+        """Whether the last norm is `fc_norm`, of the pooled vector, not `norm`, of all tokens."""
+        return self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
+
 
 @struct.dataclass
 class ViTOutput:
@@ -83,12 +93,15 @@ class ViTAttention(nn.Module):
 
     features: int
     num_heads: int
+    qkv_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, D) -> (B, N, D)."""
-        qkv = Linear(self.features, 3 * self.features, dtype=self.dtype, name="qkv")(x)
+        qkv = Linear(self.features, 3 * self.features, self.qkv_bias, dtype=self.dtype, name="qkv")(
+            x
+        )
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, self.num_heads, -1), -3, 0)
         y = attend(q, k, v).reshape(x.shape)
         return Linear(self.features, self.features, dtype=self.dtype, name="proj")(y)
@@ -112,7 +125,7 @@ class ViTBlock(nn.Module):
             x = x.astype(jnp.float32)
             return LayerScale(c.embed_dim, c.layer_scale, name=name)(x) if c.layer_scale else x
 
-        attention = ViTAttention(c.embed_dim, c.num_heads, self.dtype, name="attn")
+        attention = ViTAttention(c.embed_dim, c.num_heads, c.qkv_bias, self.dtype, name="attn")
         hidden = int(c.embed_dim * c.mlp_ratio)
         mlp = FFN(c.embed_dim, hidden, c.embed_dim, dtype=self.dtype, name="mlp")
         x = x + scaled(attention(norm("norm1")(x)), "ls1")
@@ -137,7 +150,9 @@ class ViT(nn.Module):
             self.cls_token = self.param("cls_token", tiny, (1, 1, dim))
         if c.reg_tokens:
             self.reg_token = self.param("reg_token", tiny, (1, c.reg_tokens, dim))
-        positions = (c.image_size // c.patch_size) ** 2 + c.num_prefix_tokens
+        positions = (c.image_size // c.patch_size) ** 2
+        if not c.no_embed_class:
+            positions += c.num_prefix_tokens
         self.pos_embed = self.param("pos_embed", normal_02, (1, positions, dim))
         if c.pre_norm:
             self.norm_pre = LayerNorm(dim, c.norm_epsilon, self.dtype)
@@ -150,7 +165,7 @@ class ViT(nn.Module):
             unroll=self.unroll,
         )(c, self.dtype)
         final = LayerNorm(dim, c.norm_epsilon, jnp.float32)
-        if c.global_pool == "avg":
+        if c.norm_after_pooling:
             self.fc_norm = final
         else:
             self.norm = final
@@ -168,25 +183,24 @@ class ViT(nn.Module):
         c = self.config
         check_images(images, c.patch_size, c.in_channels)
         batch, height, width, _ = images.shape
-        tokens = []
-        if c.class_token:
-            tokens.append(self.cls_token)
-        if c.reg_tokens:
-            tokens.append(self.reg_token)
-        tokens = [jnp.broadcast_to(t, (batch, *t.shape[1:])) for t in tokens]
-        first, patches = jnp.split(self.pos_embed, [c.num_prefix_tokens], axis=1)
-        patches = resample_positions(patches, height // c.patch_size, width // c.patch_size)
-        positions = jnp.concatenate([first, patches], axis=1)
-        x = self.patch_embed(images).astype(jnp.float32)
-        x = jnp.concatenate([*tokens, x], axis=1) + positions
+        first = [self.cls_token] if c.class_token else []
+        first += [self.reg_token] if c.reg_tokens else []
+        prefix = jnp.concatenate(first, axis=1) if first else jnp.zeros((1, 0, c.embed_dim))
+        count = 0 if c.no_embed_class else c.num_prefix_tokens
+        of_prefix, of_patches = jnp.split(self.pos_embed, [count], axis=1)
+        if count:
+            prefix = prefix + of_prefix
+        grid = (height // c.patch_size, width // c.patch_size)
+        x = self.patch_embed(images).astype(jnp.float32) + resample_positions(of_patches, *grid)
+        x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape[1:])), x], axis=1)
         if c.pre_norm:
             x = self.norm_pre(x).astype(jnp.float32)
         x, _ = self.blocks(x, None)
-        if c.global_pool == "token":
+        if not c.norm_after_pooling:
             x = self.norm(x)
         prefix, features = jnp.split(x, [c.num_prefix_tokens], axis=1)
         logits = None
         if c.num_classes is not None:
-            pooled = prefix[:, 0] if c.global_pool == "token" else self.fc_norm(features.mean(1))
-            logits = self.head(pooled)
+            pooled = prefix[:, 0] if c.global_pool == "token" else features.mean(axis=1)
+            logits = self.head(self.fc_norm(pooled) if c.norm_after_pooling else pooled)
         return ViTOutput(logits, features, prefix)

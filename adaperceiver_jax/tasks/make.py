@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.convert.hub import find_pretrained
 from adaperceiver_jax.data.mixing import MixingSettings
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
@@ -41,7 +41,8 @@ class TeacherSettings:
     """Whom 'distill' learns from."""
 
     path: str = ""
-    """Folder or hub id of a ViT; 'made-up' takes fresh weights of `config.vit`, to try a run."""
+    """Folder, hub id or timm name of a ViT; 'made-up' takes fresh weights of `config.vit`, to try a
+    run."""
     seed: int = 0
     """Of made-up weights."""
 
@@ -123,9 +124,10 @@ def load_teacher(
     if settings.path == MADE_UP:
         key = settings.seed
         return vit, lambda: scale_kernels(init_params(ViT(vit), jax.random.key(key)), init_scale)
-    model, params = from_pretrained(settings.path)
-    if not isinstance(model, ViT):
+    found = find_pretrained(settings.path)
+    if not isinstance(found.model, ViT):
         raise ValueError(
-            f"config.teacher.path={settings.path!r}: holds a {type(model).__name__}, not a ViT"
+            f"config.teacher.path={settings.path!r}: holds a {type(found.model).__name__}, not a "
+            "ViT"
         )
-    return model.config, lambda: params
+    return found.model.config, found.read

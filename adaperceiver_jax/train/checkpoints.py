@@ -130,13 +130,24 @@ class Checkpoints:
             )
         return None
 
-    def restore_weights(self, shapes: Any, item: str = EMA) -> tuple[int, Any]:
+    def restore_weights(
+        self, shapes: Any, item: str = EMA, step: int | None = None
+    ) -> tuple[int, Any]:
         """(step, weights) of the newest checkpoint that is whole; reads nothing else.
 
-        shapes: a tree of jax.ShapeDtypeStruct, or None for the checkpoint's own on this process's
-        first device.
+        Args:
+          shapes: a tree of jax.ShapeDtypeStruct, or None for the checkpoint's own on this
+            process's first device.
+          item: PARAMS or EMA.
+          step: of the checkpoint that is wanted and no other.
         """
-        for step in reversed(self.steps()):
+        steps = self.steps()
+        if step is not None:
+            if step not in steps:
+                there = ", ".join(map(str, steps)) or "none"
+                raise ValueError(f"{self.folder}: has no checkpoint of step {step}, but {there}")
+            steps = [step]
+        for step in reversed(steps):
             try:
                 wanted = self._stored(step, item) if shapes is None else shapes
                 return step, self._read_items(step, {item: wanted})[item]

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.convert.hub import find_pretrained
+from adaperceiver_jax.convert.timm import adaperceiver_blocks, is_vit
 from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
 
 
@@ -37,7 +38,7 @@ class Report:
 
 
 def load_weights(path: str) -> Any:
-    """Parameters from a run's folder (its newest EMA weights), or from a hub folder or id."""
+    """Parameters from a run's folder (its newest EMA weights), a hub folder or id, a timm name."""
     folder = Path(path)
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
@@ -46,7 +47,7 @@ def load_weights(path: str) -> Any:
         finally:
             checkpoints.close()
     try:
-        return from_pretrained(path)[1]
+        return find_pretrained(path).read()
     except ValueError as error:
         raise ValueError(
             f"config.init_from={path!r}: neither a run's folder (it has no {FOLDER}/) nor "
@@ -62,7 +63,8 @@ def initialise(
     Args:
       fresh: makes the model's fresh parameters.
       shapes: of the parameters, with shardings.
-      weights: nested dict of arrays, by the same names.
+      weights: nested dict of arrays, by the same names; or a ViT's, whose blocks are taken and
+        whose rest is not.
       skip: patterns of paths ('write_head/.*') that may stay fresh.
       name: of the weights, for the error.
 
@@ -70,7 +72,13 @@ def initialise(
     """
     ours = flatten_dict(shapes, sep="/")
     theirs = flatten_dict(weights, sep="/")
-    report = Report([], {}, sorted(theirs.keys() - ours.keys()))
+    left: list[str] = []
+    if is_vit(weights) and not is_vit(shapes):
+        left = [path for path in theirs if not path.startswith("blocks/")]
+        blocks = adaperceiver_blocks(weights, layer_scale="ls1" in shapes["blocks"])
+        theirs = flatten_dict(blocks, sep="/")
+        skip = (*skip, "(?!blocks/).*")
+    report = Report([], {}, sorted(theirs.keys() - ours.keys()) + left)
     for path, shape in ours.items():
         if path not in theirs:
             report.fresh[path] = "missing there"

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert import hub
+from adaperceiver_jax.convert import describe, files
 from tests.convert.test_names import MODELS, same
 from tests.small_models import model_and_params, random_params
 
@@ -28,15 +28,15 @@ def test_save_then_load_is_the_identity_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize("seed", range(6))
 def test_any_configuration_survives_its_config_json(seed, tmp_path):
     model, _ = model_and_params(seed)
-    text = json.dumps(hub.config_to_dict(model))
-    assert hub.model_from_dict(json.loads(text)) == model
+    text = json.dumps(describe.config_to_dict(model))
+    assert describe.model_from_dict(json.loads(text)) == model
 
 
 def test_a_hub_config_holds_only_what_the_reference_knows():
-    keys = set(hub.config_to_dict(MODELS["distillation"]))
+    keys = set(describe.config_to_dict(MODELS["distillation"]))
     assert keys >= {"mask_token_grans", "mat_dims", "img_size", "ls_init_values", "num_classes"}
     assert not keys & {"max_width", "rope_scale", "fourier_bands", "model"}
-    assert "output_feat_dim" not in hub.config_to_dict(MODELS["classification"])
+    assert "output_feat_dim" not in describe.config_to_dict(MODELS["classification"])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(hub.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     model = MODELS["classification"]
     with pytest.raises(OSError, match="no space left"):
         ap.save_pretrained(model, random_params(model, seed=1), folder)

@@ -1,0 +1,73 @@
+"""Whether what was written is what was meant: tensor by tensor, and by running both sides."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from adaperceiver_jax.convert.describe import config_to_dict
+from adaperceiver_jax.convert.files import State
+from adaperceiver_jax.models.policy import PolicyNetwork
+
+BAR = 1e-4
+"""Of an output's largest entry; float32 sums in another order differ by some 1e-6."""
+
+
+def have_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def different_tensors(state: State, other: State) -> list[str]:
+    """Names under which the two do not hold the same bits of the same dtype and shape."""
+    return [
+        name
+        for name in sorted(state.keys() | other.keys())
+        if name not in state or name not in other or not _same_bits(state[name], other[name])
+    ]
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return np.array_equal(_bytes(a), _bytes(b))
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def torch_difference(model: nn.Module, params: Any, state: State, seed: int = 0) -> float:
+    """Runs `params` in JAX and `state` in PyTorch on one random image (or patches).
+
+    Returns the largest difference of any output, as a part of that output's largest entry. Names,
+    shapes and config.json go the way another program would take them: into a PyTorch model made
+    from the config, strictly.
+    """
+    import torch
+
+    from adaperceiver_jax.convert.torch_twin import twin
+
+    shape = model.example_inputs().shape
+    inputs = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    run: Callable = jax.jit(lambda params, inputs: model.apply({"params": params}, inputs))
+    with jax.default_matmul_precision("highest"):
+        ours = run(params, inputs)
+    with torch.device("meta"):
+        other = twin(config_to_dict(model))
+    tensors = {name: torch.tensor(np.asarray(x, np.float32)) for name, x in state.items()}
+    other.load_state_dict(tensors, strict=True, assign=True)
+    patches = isinstance(model, PolicyNetwork)
+    with torch.inference_mode():
+        theirs = other(torch.tensor(inputs if patches else inputs.transpose(0, 3, 1, 2)))
+    worst = 0.0
+    for name, value in theirs.items():
+        want = value.numpy()
+        difference = np.abs(np.asarray(getattr(ours, name)) - want).max()
+        worst = max(worst, float(difference / np.abs(want).max()))
+    return worst

@@ -1,0 +1,147 @@
+"""A model as `config.json` says it, and what of it the reference can say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from adaperceiver_jax.convert.timm import config_from_timm
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import AdaPerceiverConfig
+from adaperceiver_jax.models.dense import (
+    DenseModel,
+    DepthConfig,
+    DepthModel,
+    SegmentationConfig,
+    SegmentationModel,
+)
+from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
+from adaperceiver_jax.models.vit import ViT, ViTConfig
+
+# Ours -> the reference's constructor. Fields of the same name are left out.
+_HUB_KEYS = {
+    "token_granularities": "mask_token_grans",
+    "widths": "mat_dims",
+    "image_size": "img_size",
+    "layer_scale": "ls_init_values",
+}
+# What the reference's constructors do not know: written only where it says something.
+_OPTIONAL = ("max_width", "rope_scale", "fourier_bands", "num_classes", "output_feat_dim")
+# Models the reference has no hub format for say in config.json which one they are.
+_KINDS: dict[str, tuple[type[nn.Module], type]] = {
+    "SegmentationModel": (SegmentationModel, SegmentationConfig),
+    "DepthModel": (DepthModel, DepthConfig),
+    "ViT": (ViT, ViTConfig),
+    "PolicyNetwork": (PolicyNetwork, PolicyConfig),
+}
+_KIND_KEY = "model"
+_TIMM_KEY = "architecture"
+
+
+def _hub_config(config: AdaPerceiverConfig) -> dict[str, Any]:
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in _OPTIONAL and value is None:
+            continue
+        values[_HUB_KEYS.get(field.name, field.name)] = value
+    return values
+
+
+def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
+    ours = {hub: name for name, hub in _HUB_KEYS.items()}
+    names = {field.name for field in dataclasses.fields(AdaPerceiverConfig)}
+    given = {ours.get(key, key): value for key, value in values.items()}
+    unknown = sorted(key for key in values if ours.get(key, key) not in names)
+    missing = sorted(
+        _HUB_KEYS.get(name, name) for name in names - set(given) if name not in _OPTIONAL
+    )
+    if unknown or missing:
+        raise ValueError(
+            f"not an AdaPerceiver's config: unknown keys {unknown}, missing keys {missing}"
+        )
+    return AdaPerceiverConfig(**{"num_classes": None, **given})
+
+
+def config_to_dict(model: nn.Module) -> dict[str, Any]:
+    """What `config.json` says of a model of the package."""
+    if isinstance(model, AdaPerceiver):
+        return _hub_config(model.config)
+    kind = type(model).__name__
+    if kind not in _KINDS:
+        raise ValueError(f"model={kind}: not a model of this package")
+    values = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
+    if "backbone" in values:
+        values["backbone"] = _hub_config(values["backbone"])
+    return {_KIND_KEY: kind, **values}
+
+
+def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
+    """The model that `config.json` describes; timm's describe a ViT."""
+    values = dict(values)
+    if _TIMM_KEY in values:
+        return ViT(config_from_timm(values))
+    kind = values.pop(_KIND_KEY, None)
+    if kind is None:
+        return AdaPerceiver(_from_hub_config(values))
+    if kind not in _KINDS:
+        raise ValueError(f"{_KIND_KEY}={kind!r}: must be one of {', '.join(_KINDS)}, or left out")
+    model, config = _KINDS[kind]
+    names = {field.name for field in dataclasses.fields(config)}
+    if set(values) - names:
+        raise ValueError(f"not a {kind}'s config: unknown keys {sorted(set(values) - names)}")
+    if "backbone" in values:
+        values["backbone"] = _from_hub_config(values["backbone"])
+    return model(config(**values))
+
+
+def config_text(model: nn.Module) -> str:
+    """The content of a `config.json`."""
+    return json.dumps(config_to_dict(model), indent=2, sort_keys=True)
+
+
+def read_config(path: Path) -> nn.Module:
+    """The model that a `config.json` describes; ValueError names the file and what is wrong."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"holds a {type(values).__name__}, not an object")
+        return model_from_dict(values)
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def for_reference(model: nn.Module) -> tuple[nn.Module, str]:
+    """The model as the reference's constructors can make it, and what they cannot say ('': all).
+
+    Their one `ffn_ratio` gives the blocks' FFNs and those of the adapters alike, so a cut width can
+    be said where no adapter has an FFN; its own smaller widths are then no longer named.
+    """
+    if isinstance(model, DenseModel):
+        backbone, why = for_reference(AdaPerceiver(model.config.backbone))
+        config = dataclasses.replace(model.config, backbone=backbone.config)
+        return model.clone(config=config), why
+    if not isinstance(model, AdaPerceiver):
+        return model, ""
+    c = model.config
+    unsaid = []
+    if c.rope_scale is not None:
+        unsaid.append(f"rope_scale={c.rope_scale}")
+    if c.fourier_bands is not None:
+        unsaid.append(f"fourier_bands={c.fourier_bands}")
+    if c.max_width is not None:
+        both = c.num_classes is not None and c.output_feat_dim is not None
+        if c.use_embed_ffn or c.use_output_ffn or both:
+            unsaid.append(
+                f"a width of {c.max_width}, since the FFNs of its adapters keep their size and its "
+                "constructor has one ffn_ratio for all"
+            )
+        else:
+            ratio = (c.hidden_units(c.max_width) + 0.5) / c.embed_dim
+            c = c.replace(max_width=None, ffn_ratio=ratio, widths=(c.embed_dim,))
+    return model.clone(config=c), "; ".join(unsaid)

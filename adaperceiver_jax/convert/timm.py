@@ -1,0 +1,282 @@
+"""timm's ViTs by name: sizes, classes, pre-processing; and their blocks for an AdaPerceiver."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from adaperceiver_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
+from adaperceiver_jax.models.vit import ViTConfig
+
+HUB = "timm/"
+"""Where the weights are: the hub id is this and the name."""
+
+_NORMALISATION = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": (CLIP_MEAN, CLIP_STD),
+}
+_WIDTH_DEPTH_HEADS = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "medium": (512, 12, 8),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+    "so150m": (896, 18, 14),
+    "so150m2": (832, 21, 13),
+}
+_NAME = re.compile(
+    r"(?P<family>vit|deit|deit3)_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)"
+    r"(_reg(?P<registers>\d+)_gap)?(?P<clip>_clip)?_(?P<image>\d+)"
+)
+# name, classes (0: no head), the crop's part of the resized side, normalisation
+_MODELS = """
+deit3_base_patch16_224.fb_in1k 1000 0.9 imagenet
+deit3_base_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_base_patch16_384.fb_in1k 1000 1.0 imagenet
+deit3_base_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_huge_patch14_224.fb_in1k 1000 0.9 imagenet
+deit3_huge_patch14_224.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_large_patch16_224.fb_in1k 1000 0.9 imagenet
+deit3_large_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_large_patch16_384.fb_in1k 1000 1.0 imagenet
+deit3_large_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_medium_patch16_224.fb_in1k 1000 0.9 imagenet
+deit3_medium_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_small_patch16_224.fb_in1k 1000 0.9 imagenet
+deit3_small_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit3_small_patch16_384.fb_in1k 1000 1.0 imagenet
+deit3_small_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
+deit_base_patch16_224.fb_in1k 1000 0.9 imagenet
+deit_base_patch16_384.fb_in1k 1000 1.0 imagenet
+deit_small_patch16_224.fb_in1k 1000 0.9 imagenet
+deit_tiny_patch16_224.fb_in1k 1000 0.9 imagenet
+vit_base_patch16_224.augreg2_in21k_ft_in1k 1000 0.9 half
+vit_base_patch16_224.augreg_in1k 1000 0.9 half
+vit_base_patch16_224.augreg_in21k 21843 0.9 half
+vit_base_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_base_patch16_224.orig_in21k 0 0.9 half
+vit_base_patch16_224.orig_in21k_ft_in1k 1000 0.9 half
+vit_base_patch16_224.sam_in1k 1000 0.9 half
+vit_base_patch16_384.augreg_in1k 1000 1.0 half
+vit_base_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
+vit_base_patch16_384.orig_in21k_ft_in1k 1000 1.0 half
+vit_base_patch16_clip_224.laion2b_ft_in12k 11821 0.9 clip
+vit_base_patch16_clip_224.laion2b_ft_in12k_in1k 1000 0.95 clip
+vit_base_patch16_clip_224.laion2b_ft_in1k 1000 1.0 clip
+vit_base_patch16_clip_224.openai_ft_in12k 11821 0.9 clip
+vit_base_patch16_clip_224.openai_ft_in12k_in1k 1000 0.95 clip
+vit_base_patch16_clip_224.openai_ft_in1k 1000 0.9 clip
+vit_base_patch16_clip_384.laion2b_ft_in12k_in1k 1000 1.0 clip squash
+vit_base_patch16_clip_384.laion2b_ft_in1k 1000 1.0 clip squash
+vit_base_patch16_clip_384.openai_ft_in12k_in1k 1000 0.95 clip squash
+vit_base_patch16_clip_384.openai_ft_in1k 1000 1.0 clip squash
+vit_base_patch32_224.augreg_in1k 1000 0.9 half
+vit_base_patch32_224.augreg_in21k 21843 0.9 half
+vit_base_patch32_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_base_patch32_224.orig_in21k 0 0.9 half
+vit_base_patch32_224.sam_in1k 1000 0.9 half
+vit_base_patch32_384.augreg_in1k 1000 1.0 half
+vit_base_patch32_384.augreg_in21k_ft_in1k 1000 1.0 half
+vit_base_patch32_clip_224.laion2b_ft_in12k_in1k 1000 0.9 clip
+vit_base_patch32_clip_224.laion2b_ft_in1k 1000 0.9 clip
+vit_base_patch32_clip_224.openai_ft_in1k 1000 0.9 clip
+vit_base_patch32_clip_384.laion2b_ft_in12k_in1k 1000 1.0 clip
+vit_base_patch32_clip_384.openai_ft_in12k_in1k 1000 0.95 clip squash
+vit_base_patch32_clip_448.laion2b_ft_in12k_in1k 1000 1.0 clip
+vit_base_patch8_224.augreg2_in21k_ft_in1k 1000 0.9 half
+vit_base_patch8_224.augreg_in21k 21843 0.9 half
+vit_base_patch8_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_huge_patch14_224.orig_in21k 0 0.9 half
+vit_huge_patch14_clip_224.laion2b_ft_in12k 11821 1.0 clip
+vit_huge_patch14_clip_224.laion2b_ft_in12k_in1k 1000 1.0 clip
+vit_huge_patch14_clip_224.laion2b_ft_in1k 1000 1.0 clip
+vit_huge_patch14_clip_336.laion2b_ft_in12k_in1k 1000 1.0 clip squash
+vit_large_patch14_clip_224.laion2b_ft_in12k 11821 1.0 half
+vit_large_patch14_clip_224.laion2b_ft_in12k_in1k 1000 1.0 half
+vit_large_patch14_clip_224.laion2b_ft_in1k 1000 1.0 half
+vit_large_patch14_clip_224.openai_ft_in12k 11821 1.0 clip
+vit_large_patch14_clip_224.openai_ft_in12k_in1k 1000 1.0 clip
+vit_large_patch14_clip_224.openai_ft_in1k 1000 1.0 clip
+vit_large_patch14_clip_336.laion2b_ft_in12k_in1k 1000 1.0 half squash
+vit_large_patch14_clip_336.laion2b_ft_in1k 1000 1.0 half squash
+vit_large_patch14_clip_336.openai_ft_in12k_in1k 1000 1.0 clip squash
+vit_large_patch16_224.augreg_in21k 21843 0.9 half
+vit_large_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_large_patch16_224.orig_in21k 0 0.9 half
+vit_large_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
+vit_large_patch32_224.orig_in21k 0 0.9 half
+vit_large_patch32_384.orig_in21k_ft_in1k 1000 1.0 half
+vit_small_patch16_224.augreg_in1k 1000 0.9 half
+vit_small_patch16_224.augreg_in21k 21843 0.9 half
+vit_small_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_small_patch16_384.augreg_in1k 1000 1.0 half
+vit_small_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
+vit_small_patch32_224.augreg_in21k 21843 0.9 half
+vit_small_patch32_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_small_patch32_384.augreg_in21k_ft_in1k 1000 1.0 half
+vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k 11821 1.0 half
+vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k_ft_in1k 1000 1.0 half
+vit_so150m2_patch16_reg1_gap_384.sbb_e200_in12k_ft_in1k 1000 1.0 half
+vit_so150m2_patch16_reg1_gap_448.sbb_e200_in12k_ft_in1k 1000 1.0 half squash
+vit_so150m_patch16_reg4_gap_256.sbb_e250_in12k 11821 0.95 half
+vit_so150m_patch16_reg4_gap_256.sbb_e250_in12k_ft_in1k 1000 0.95 half
+vit_so150m_patch16_reg4_gap_384.sbb_e250_in12k_ft_in1k 1000 1.0 half
+vit_tiny_patch16_224.augreg_in21k 21843 0.9 half
+vit_tiny_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
+vit_tiny_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimmModel:
+    """A ViT that timm publishes weights of."""
+
+    name: str
+    """Architecture, a dot, what it was trained on."""
+    config: ViTConfig
+    preprocessing: Preprocessing
+
+    @property
+    def hub_id(self) -> str:
+        return HUB + self.name
+
+
+def _config(name: str, num_classes: int) -> ViTConfig:
+    found = _NAME.fullmatch(name.partition(".")[0])
+    assert found is not None, name
+    width, depth, heads = _WIDTH_DEPTH_HEADS[found["size"]]
+    variant: dict[str, Any] = {}
+    if found["clip"]:
+        variant = dict(pre_norm=True, norm_epsilon=1e-5)
+    elif found["family"] == "deit3":
+        variant = dict(no_embed_class=True, layer_scale=1e-6)
+    elif found["size"] == "so150m":
+        variant = dict(mlp_ratio=2.572, fc_norm=False)
+    elif found["size"] == "so150m2":
+        variant = dict(mlp_ratio=34 / 13, layer_scale=1e-5, qkv_bias=False)
+    if found["registers"]:
+        variant |= dict(class_token=False, reg_tokens=int(found["registers"]), global_pool="avg")
+    return ViTConfig(
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        image_size=int(found["image"]),
+        patch_size=int(found["patch"]),
+        num_classes=num_classes or None,
+        **variant,
+    )
+
+
+@functools.cache
+def _registry() -> Mapping[str, TimmModel]:
+    models = {}
+    for line in _MODELS.strip().splitlines():
+        name, classes, crop, normalisation, *squash = line.split()
+        mean, std = _NORMALISATION[normalisation]
+        config = _config(name, int(classes))
+        models[name] = TimmModel(
+            name=name,
+            config=config,
+            preprocessing=Preprocessing(
+                image_size=config.image_size,
+                crop=float(crop),
+                squash=bool(squash),
+                interpolation="bicubic",
+                mean=mean,
+                std=std,
+            ),
+        )
+    return models
+
+
+def timm_models() -> list[str]:
+    """The names that `timm_model` knows, in alphabetical order."""
+    return sorted(_registry())
+
+
+def timm_model(name: str) -> TimmModel:
+    """A ViT by its timm name, 'vit_base_patch16_224.augreg_in21k'; 'timm/' may stand before it.
+
+    The weights come with `from_pretrained`, by the same name.
+    """
+    models = _registry()
+    name = name.removeprefix(HUB)
+    if name not in models:
+        near = difflib.get_close_matches(name, models, 3, 0.5)
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "see adaperceiver_jax.timm_models()"
+        )
+        raise ValueError(
+            f"{name!r} is not a timm ViT known here (ViT, DeiT, DeiT-3, SoViT-150M and CLIP are); "
+            f"{hint}"
+        )
+    return models[name]
+
+
+def config_from_timm(values: Mapping[str, Any]) -> ViTConfig:
+    """The config of a folder whose config.json timm wrote: `architecture`, `num_classes`."""
+    architecture = values["architecture"]
+    of_architecture = [name for name in _registry() if name.partition(".")[0] == architecture]
+    if not of_architecture or values.get("model_args"):
+        what = f" with model_args={values['model_args']}" if values.get("model_args") else ""
+        raise ValueError(
+            f"timm architecture {architecture!r}{what}: not known here; known are "
+            f"{', '.join(sorted({name.partition('.')[0] for name in _registry()}))}"
+        )
+    return _config(architecture, int(values["num_classes"]))
+
+
+def is_vit(params: Mapping[str, Any]) -> bool:
+    """Whether these are a ViT's parameters."""
+    return "qkv" in params.get("blocks", {}).get("attn", {})
+
+
+def adaperceiver_blocks(params: Mapping[str, Any], layer_scale: bool) -> dict[str, Any]:
+    """A ViT's blocks as AdaPerceiver's: {'blocks': norms, q, k, v, proj, FFN and LayerScale}.
+
+    With one latent, where RoPE turns nothing, an AdaPerceiver's block then computes what the ViT's
+    does. A bias that the ViT has not becomes 0, a LayerScale 1; one that AdaPerceiver has not
+    (`layer_scale` False) is multiplied into the layer before it.
+    """
+    theirs = params["blocks"]
+    attention, mlp = theirs["attn"], theirs["mlp"]
+    kernels = np.split(np.asarray(attention["qkv"]["kernel"]), 3, axis=-1)
+    bias = attention["qkv"].get("bias")
+    biases = np.split(
+        np.zeros_like(attention["qkv"]["kernel"][:, 0]) if bias is None else np.asarray(bias),
+        3,
+        axis=-1,
+    )
+    projected = {
+        name: {"kernel": kernel, "bias": bias}
+        for name, kernel, bias in zip("qkv", kernels, biases, strict=True)
+    }
+    last = {"ls1": dict(attention["proj"]), "ls2": dict(mlp["fc2"])}
+    ones = np.ones_like(np.asarray(theirs["norm1"]["scale"]))
+    gammas = {name: np.asarray(theirs[name]["gamma"] if name in theirs else ones) for name in last}
+    scales: dict[str, Any] = {}
+    for name, gamma in gammas.items():
+        if layer_scale:
+            scales[name] = {"gamma": gamma}
+        else:
+            last[name] = {
+                "kernel": np.asarray(last[name]["kernel"]) * gamma[:, None, :],
+                "bias": np.asarray(last[name]["bias"]) * gamma,
+            }
+    return {
+        "blocks": {
+            "norm1": dict(theirs["norm1"]),
+            "norm2": dict(theirs["norm2"]),
+            "attn": {**projected, "proj": last["ls1"]},
+            "ffn": {"fc1": dict(mlp["fc1"]), "fc2": last["ls2"]},
+            **scales,
+        }
+    }

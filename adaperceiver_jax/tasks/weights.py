@@ -1,0 +1,75 @@
+"""Whatever holds a model and its weights: a run's folder, a hub folder or id, a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from adaperceiver_jax.convert.hub import Pretrained, find_model, find_pretrained
+from adaperceiver_jax.convert.names import check_params
+from adaperceiver_jax.convert.recognise import find_in_file
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.vit import ViT
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.checkpoints import EMA, FOLDER, PARAMS, Checkpoints
+from adaperceiver_jax.train.loop import CONFIG
+from adaperceiver_jax.train.settings import from_config
+
+WEIGHTS = (EMA, PARAMS)
+"""Which weights of a checkpoint: their running mean, or as the optimizer left them."""
+
+
+def find_weights(
+    source: str | os.PathLike,
+    *,
+    model: str | os.PathLike | None = None,
+    revision: str | None = None,
+    weights: str = EMA,
+    step: int | None = None,
+) -> Pretrained:
+    """A model and its weights, from wherever they are.
+
+    Args:
+      source: a run's folder, a folder with a config.json, a hub id, a timm name, or a .safetensors,
+        .pth or .pt file.
+      model: which model a file holds, where its tensors do not tell: what `find_model` takes.
+      revision: of a hub id.
+      weights, step: of a run, as `find_run` takes them.
+    """
+    path = Path(source)
+    if (path / FOLDER).is_dir():
+        return find_run(path, weights, step)
+    if path.is_file():
+        return find_in_file(path, None if model is None else find_model(model, revision))
+    return find_pretrained(source, revision)
+
+
+def find_run(workdir: str | os.PathLike, weights: str = EMA, step: int | None = None) -> Pretrained:
+    """The model that a run trains, with the weights of one of its checkpoints.
+
+    Args:
+      workdir: the run's folder, with `config.json` and `checkpoints/`.
+      weights: one of WEIGHTS.
+      step: of the checkpoint; None is the newest that is whole.
+    """
+    folder = Path(workdir)
+    try:
+        config = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    model: nn.Module = ViT(config.vit) if config.task == "teacher" else AdaPerceiver(config.model)
+
+    def read() -> Any:
+        checkpoints = Checkpoints(folder)
+        try:
+            params = checkpoints.restore_weights(None, weights, step)[1]
+        finally:
+            checkpoints.close()
+        check_params(model, params)
+        return params
+
+    return Pretrained(model, read)

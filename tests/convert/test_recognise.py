@@ -1,0 +1,107 @@
+"""Which model a bare file of weights holds."""
+
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.files import write_state
+from adaperceiver_jax.convert.recognise import find_in_file, recognise
+from tests.convert.test_names import MODELS, same
+from tests.small_models import random_params
+
+PAPER = ap.AdaPerceiverConfig(depth=2)
+DENSE = PAPER.replace(num_classes=None, output_feat_dim=40)
+RECOGNISED = {
+    "classification": PAPER,
+    "distillation": PAPER.replace(output_feat_dim=40),
+    "dense": DENSE,
+    "plain": PAPER.replace(use_embed_ffn=False),
+    "output ffn": PAPER.replace(use_output_ffn=True, num_classes=7),
+    "swiglu": PAPER.replace(ffn_layer="swiglu"),
+    "no biases": PAPER.replace(qkv_bias=False, proj_bias=False),
+    "no layer scale": PAPER.replace(layer_scale=None),
+    "fourier": PAPER.replace(fourier_bands=5),
+    "other patches": PAPER.replace(patch_size=16, image_size=256, in_channels=1),
+    "cut": PAPER.replace(max_width=416, widths=(416,)),
+}
+
+
+class Shapes(dict):
+    """Arrays of the right shapes that take no memory."""
+
+    def __init__(self, model):
+        zero = np.zeros((), np.float32)
+        import jax
+
+        params = jax.tree.map(
+            lambda leaf: np.broadcast_to(zero, leaf.shape), ap.param_shapes(model)
+        )
+        super().__init__(ap.params_to_torch(model, params))
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+def test_an_adaperceiver_of_the_papers_width(name):
+    model = ap.AdaPerceiver(RECOGNISED[name])
+    assert recognise(Shapes(model)) == model
+
+
+def test_other_ffn_ratios_hold_as_many_hidden_units():
+    model = ap.AdaPerceiver(PAPER.replace(ffn_ratio=34 / 13))
+    found = recognise(Shapes(model))
+    assert found.config.ffn_hidden == model.config.ffn_hidden == 2176
+    assert ap.param_shapes(found) == ap.param_shapes(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=9)),
+        ap.DepthModel(ap.DepthConfig(backbone=DENSE, bins=32)),
+        MODELS["policy"],
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_heads_and_policies(model):
+    assert recognise(Shapes(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("classification", "an AdaPerceiver of 24 channels, not the paper's 832.*--model"),
+        ("segmentation", "an AdaPerceiver of 24 channels"),
+        ("vit", "a ViT, whose heads no tensor tells; .*--model"),
+    ],
+)
+def test_what_its_tensors_do_not_tell_must_be_given(name, message, tmp_path):
+    model = MODELS[name]
+    params = random_params(model)
+    path = tmp_path / "w.safetensors"
+    write_state(path, ap.params_to_torch(model, params))
+    with pytest.raises(ValueError, match=rf"w\.safetensors: {message}"):
+        find_in_file(path)
+    found = find_in_file(path, model)
+    assert found.model == model
+    assert same(found.read(), params)
+
+
+def test_what_is_no_model(tmp_path):
+    path = tmp_path / "w.safetensors"
+    write_state(path, {"layer1.conv.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(ValueError, match=r"not a model of this package \(it holds layer1\.conv"):
+        find_in_file(path)
+
+
+def test_missing_and_extra_tensors_and_other_shapes_are_named(tmp_path):
+    model = MODELS["classification"]
+    state = ap.params_to_torch(model, random_params(model))
+    path = tmp_path / "w.safetensors"
+    name = "read_head.cattn.q.weight"
+    for change, message in (
+        ({k: v for k, v in state.items() if k != name}, f"missing: {name}"),
+        (state | {"extra.weight": state[name]}, r"left over: extra\.weight"),
+        (state | {name: state[name][:3]}, rf"{name} is \(3, 24\), the model's is \(24, 24\)"),
+    ):
+        write_state(path, change)
+        with pytest.raises(ValueError, match=rf"w\.safetensors: .*{message}"):
+            find_in_file(path, model).read()

@@ -1,0 +1,169 @@
+"""What is exported loads in PyTorch, strictly, and gives the same outputs there."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.check import BAR, different_tensors, torch_difference
+from adaperceiver_jax.convert.describe import config_to_dict, for_reference
+from tests.convert.test_names import BACKBONE, MODELS
+from tests.small_models import TINY, model_and_params, random_config, random_params, run
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+from adaperceiver_jax.convert.torch_twin import twin
+
+OUTPUTS = dict(rtol=2e-5, atol=2e-5)
+VIT = dict(embed_dim=12, depth=2, num_heads=2, num_classes=3, image_size=8, patch_size=4)
+VITS = {
+    "clip": dict(pre_norm=True, norm_epsilon=1e-5),
+    "deit3": dict(no_embed_class=True, layer_scale=1e-6),
+    "so150m": dict(class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False),
+    "so150m2": dict(
+        class_token=False, reg_tokens=1, global_pool="avg", layer_scale=1e-5, qkv_bias=False
+    ),
+    "average": dict(global_pool="avg"),
+    "headless": dict(num_classes=None),
+}
+
+
+def in_pytorch(folder):
+    """The exported folder as a PyTorch model."""
+    model = twin(json.loads((folder / "config.json").read_text()))
+    state = safetensors_torch.load_file(folder / "model.safetensors")
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def assert_same_outputs(model, params, other, **sub_network):
+    shape = (2, *model.example_inputs().shape[1:])
+    inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    ours = run(model, params, inputs, **sub_network)
+    policy = isinstance(model, ap.PolicyNetwork)
+    theirs = torch.from_numpy(inputs if policy else inputs.transpose(0, 3, 1, 2).copy())
+    with torch.inference_mode():
+        found = other(theirs, **sub_network)
+    assert found
+    for name, want in found.items():
+        np.testing.assert_allclose(getattr(ours, name), want, **OUTPUTS, err_msg=name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name, tmp_path):
+    model = MODELS[name]
+    params = random_params(model)
+    ap.save_pretrained(model, params, tmp_path)
+    assert_same_outputs(model, params, in_pytorch(tmp_path))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_adaperceiver_and_its_sub_networks(seed, tmp_path):
+    model, params = model_and_params(seed, fourier_bands=2 if seed == 4 else None)
+    ap.save_pretrained(model, params, tmp_path)
+    other, c = in_pytorch(tmp_path), model.config
+    assert_same_outputs(model, params, other)
+    assert_same_outputs(model, params, other, num_tokens=c.max_latent_tokens + 3)
+    assert_same_outputs(
+        model, params, other, num_tokens=max(1, c.max_latent_tokens // 2), width=c.widths[0],
+        depth=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_every_vit(name, tmp_path):
+    model = ap.ViT(ap.ViTConfig(**(VIT | VITS[name])))
+    params = random_params(model)
+    ap.save_pretrained(model, params, tmp_path)
+    assert_same_outputs(model, params, in_pytorch(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["classification", "distillation", "segmentation", "depth"])
+def test_a_shallower_sub_network_is_an_ordinary_model(name, tmp_path):
+    model = MODELS[name]
+    params = random_params(model)
+    small, small_params = ap.extract(model, params, depth=2)
+    small, unsaid = for_reference(small)
+    assert unsaid == ""
+    ap.save_pretrained(small, small_params, tmp_path)
+    assert_same_outputs(small, small_params, in_pytorch(tmp_path))
+
+
+PLAIN = ap.AdaPerceiverConfig(**TINY, use_embed_ffn=False)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 16, 23])
+def test_a_narrower_one_too_where_no_adapter_has_an_ffn(width, tmp_path):
+    model = ap.AdaPerceiver(PLAIN)
+    params = random_params(model)
+    small, small_params = ap.extract(model, params, width=width, depth=2)
+    ordinary, unsaid = for_reference(small)
+    assert unsaid == ""
+    assert "max_width" not in config_to_dict(ordinary)
+    ap.save_pretrained(ordinary, small_params, tmp_path)
+    other = in_pytorch(tmp_path)
+    assert other.blocks[0].ffn.fc1.out_features == int(24 * ordinary.config.ffn_ratio)
+    assert_same_outputs(ordinary, small_params, other)
+    images = np.random.default_rng(1).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    want = run(model, params, images, width=width, depth=2).logits
+    np.testing.assert_allclose(run(ordinary, small_params, images).logits, want, **OUTPUTS)
+    loaded, loaded_params = ap.from_pretrained(tmp_path)
+    np.testing.assert_allclose(run(loaded, loaded_params, images).logits, want, **OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        PLAIN.replace(use_embed_ffn=True),
+        PLAIN.replace(use_output_ffn=True),
+        PLAIN.replace(output_feat_dim=6),
+    ],
+)
+def test_where_the_reference_cannot_say_a_width_it_is_said(config, tmp_path):
+    model = ap.AdaPerceiver(config)
+    small, params = ap.extract(model, random_params(model), width=8)
+    same, unsaid = for_reference(small)
+    assert same == small
+    assert "a width of 8" in unsaid
+    ap.save_pretrained(same, params, tmp_path)  # loads in the twin, which knows max_width
+    assert_same_outputs(same, params, in_pytorch(tmp_path))
+
+
+def test_what_else_the_reference_cannot_say():
+    config = random_config(0, fourier_bands=2, rope_scale=2.0)
+    assert for_reference(ap.AdaPerceiver(config))[1] == "rope_scale=2.0; fourier_bands=2"
+    dense = ap.SegmentationModel(
+        ap.SegmentationConfig(backbone=BACKBONE.replace(rope_scale=2.0), num_classes=3)
+    )
+    assert for_reference(dense)[1] == "rope_scale=2.0"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_check_sees_one_wrong_tensor(name):
+    model = MODELS[name]
+    params = random_params(model)
+    state = ap.params_to_torch(model, params)
+    assert torch_difference(model, params, state) < 1e-5
+    kernels = sorted(name for name in state if state[name].ndim >= 2 and "weight" in name)
+    for tensor in (kernels[0], kernels[len(kernels) // 2], kernels[-1]):
+        wrong = state | {tensor: -state[tensor]}
+        assert torch_difference(model, params, wrong) > 10 * BAR, tensor
+
+
+def test_different_tensors_are_named():
+    a = {"x": np.zeros(2, np.float32), "y": np.ones(1), "z": np.ones(3)}
+    assert different_tensors(a, dict(a)) == []
+    assert different_tensors(a, a | {"x": -np.zeros(2, np.float32)}) == ["x"]  # -0.0
+    assert different_tensors(a, a | {"y": np.ones(1, np.float32)}) == ["y"]
+    assert different_tensors(a, {"x": a["x"], "w": a["z"]}) == ["w", "y", "z"]
+    nan = {"x": np.array([np.nan])}
+    assert different_tensors(nan, {"x": nan["x"].copy()}) == []
+
+
+def test_half_precision_weights_are_run_too():
+    model = MODELS["classification"]
+    params = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), random_params(model))
+    assert torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4

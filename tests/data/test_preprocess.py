@@ -1,0 +1,48 @@
+"""Images of any size, as a model was trained to see them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adaperceiver_jax as ap
+
+
+def image(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(224, 224), (500, 375), (375, 500), (100, 3000), (1, 1)])
+def test_any_size_becomes_the_models(size):
+    out = ap.Preprocessing()(image(*size))
+    assert (out.shape, out.dtype) == ((224, 224, 3), np.float32)
+    assert np.isfinite(out).all()
+
+
+def test_an_image_of_the_resized_size_is_only_cropped_and_normalised():
+    pixels = np.asarray(image(256, 256))
+    out = ap.Preprocessing(mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.4))(pixels)
+    want = (pixels[16:240, 16:240] / 255 - [0.5, 0.4, 0.3]) / [0.1, 0.2, 0.4]
+    np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+def test_the_short_side_is_resized_and_the_middle_kept():
+    wide = np.zeros((256, 512, 3), np.uint8)
+    wide[:, 144:368] = 255  # the middle 224 columns
+    out = ap.Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))(wide)
+    assert out.min() == 1
+    squashed = ap.Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), squash=True)(wide)
+    assert squashed[:, 0].max() == 0
+
+
+def test_grey_and_transparent_images_become_rgb():
+    grey = image(300, 300).convert("L")
+    assert ap.Preprocessing()(grey).shape == (224, 224, 3)
+    assert ap.Preprocessing()(image(300, 300).convert("RGBA")).shape == (224, 224, 3)
+
+
+def test_what_it_cannot_be():
+    with pytest.raises(ValueError, match=r"interpolation='cubic': must be one of bilinear, bic"):
+        ap.Preprocessing(interpolation="cubic")
+    with pytest.raises(ValueError, match=r"crop=1\.5: must be above 0, at most 1"):
+        ap.Preprocessing(crop=1.5)

@@ -1,0 +1,113 @@
+"""The reference's own files through every format of ours and back: the same bits."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.describe import config_to_dict
+from adaperceiver_jax.convert.files import read_state, write_state
+from adaperceiver_jax.convert.hub import save_orbax
+from adaperceiver_jax.convert.recognise import find_in_file
+from tests.parity.reading import SIZES, read
+from tests.parity.test_adaperceiver import HUB_FOLDERS
+from tests.small_models import run
+
+DENSE = dict(num_classes=None, output_feat_dim=40, use_output_ffn=True)
+TRAINED = {
+    "train_classification": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES)),
+    "train_distillation": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES, output_feat_dim=40)),
+    "train_segmentation": ap.SegmentationModel(
+        ap.SegmentationConfig(backbone=ap.AdaPerceiverConfig(**(SIZES | DENSE)), num_classes=9)
+    ),
+    "train_depth": ap.DepthModel(
+        ap.DepthConfig(backbone=ap.AdaPerceiverConfig(**(SIZES | DENSE)), bins=16)
+    ),
+}
+
+
+def assert_same_bits(state, want):
+    assert set(state) == set(want)
+    for name in want:
+        assert (state[name].dtype, state[name].shape) == (want[name].dtype, want[name].shape), name
+        assert state[name].tobytes() == want[name].tobytes(), name
+
+
+@pytest.mark.parametrize("name", HUB_FOLDERS)
+def test_hub_orbax_file_hub(goldens, name, tmp_path):
+    model, params = ap.from_pretrained(goldens / name)
+    save_orbax(model, params, tmp_path / "orbax")
+    model, params = ap.from_pretrained(tmp_path / "orbax")
+    write_state(tmp_path / "w.safetensors", ap.params_to_torch(model, params))
+    found = find_in_file(tmp_path / "w.safetensors", model)
+    ap.save_pretrained(model, jax.tree.map(jnp.asarray, found.read()), tmp_path / "hub")
+    want = load_file(goldens / name / "model.safetensors")
+    assert_same_bits(load_file(tmp_path / "hub" / "model.safetensors"), want)
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert config == json.loads((goldens / name / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_checkpoint_as_it_was_and_as_older_ones_are(goldens, name, tmp_path):
+    torch = pytest.importorskip("torch")
+    want, model = read(goldens / name).weights, TRAINED[name]
+    tensors = {key: torch.from_numpy(value) for key, value in want.items()}
+    table = next(key for key in want if key.endswith("patch_embed.pos_embed"))
+    old = {**tensors, table: tensors[table][0]}
+    older = {f"module._orig_mod.{key}": value for key, value in old.items()}
+    for content in (tensors, older | {"n_averaged": torch.tensor(3)}):
+        torch.save(content, tmp_path / "in.pth")
+        params = find_in_file(tmp_path / "in.pth", model).read()
+        write_state(tmp_path / "out.pth", ap.params_to_torch(model, params))
+        assert_same_bits(read_state(tmp_path / "out.pth"), want)
+
+
+@pytest.mark.parametrize("name", ["classification", "distillation", "classification_swiglu"])
+def test_the_pytorch_twin_gives_the_references_outputs(goldens, name):
+    """So that what is compared with the twin elsewhere is compared with the reference."""
+    torch = pytest.importorskip("torch")
+    from adaperceiver_jax.convert.torch_twin import twin
+
+    golden = read(goldens / name)
+    other = twin(json.loads((goldens / name / "config.json").read_text()))
+    state = load_file(goldens / name / "model.safetensors")
+    other.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()}, strict=True)
+    for i, call in enumerate(golden.cases["calls"]):
+        if "token_grans" in call:
+            continue
+        with torch.inference_mode():
+            out = other(
+                torch.from_numpy(golden.arrays["images"]),
+                num_tokens=call.get("num_tokens"),
+                width=call.get("mat_dim"),
+                depth=call.get("depth"),
+            )
+        want = golden.arrays[f"logits.{i}"][:, 0]
+        np.testing.assert_allclose(out["logits"], want, rtol=2e-5, atol=2e-5, err_msg=str(call))
+
+
+def test_a_narrower_golden_is_an_ordinary_model(goldens, tmp_path):
+    """'classification_plain' has no FFN in its adapters: the reference can say its widths."""
+    from adaperceiver_jax.convert.describe import for_reference
+
+    golden = read(goldens / "classification_plain")
+    model, params = ap.from_pretrained(goldens / "classification_plain")
+    tried = 0
+    for i, call in enumerate(golden.cases["calls"]):
+        width, depth = call.get("mat_dim"), call.get("depth")
+        if width is None or "token_grans" in call:
+            continue
+        small, unsaid = for_reference(ap.extract(model, params, width, depth)[0])
+        assert unsaid == ""
+        assert not {"max_width", "rope_scale"} & set(config_to_dict(small))
+        ap.save_pretrained(small, ap.extract(model, params, width, depth)[1], tmp_path)
+        small, small_params = ap.from_pretrained(tmp_path)
+        out = run(small, small_params, golden.images, num_tokens=call.get("num_tokens"))
+        want = golden.arrays[f"logits.{i}"][:, 0]
+        np.testing.assert_allclose(out.logits, want, rtol=2e-5, atol=2e-5, err_msg=str(call))
+        tried += 1
+    assert tried > 0

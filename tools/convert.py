@@ -1,0 +1,194 @@
+"""Weights from one format to another: PyTorch, the Hugging Face hub, timm, Orbax, our runs.
+
+python tools/convert.py pjajal/adaperceiver-v1-in1k-ft weights/in1k            # from the hub
+python tools/convert.py runs/in1k in1k.pth                                     # a run's EMA weights
+python tools/convert.py latest_train_epoch_ema.pth weights/stage3 --to orbax   # the reference's
+python tools/convert.py weights/in1k small --width 416 --depth 12              # a sub-network
+
+SRC may be a folder with a config.json, a hub id, a timm name, a run's folder, or a .safetensors,
+.pth or .pt file. DST must not exist. Nothing is left there unless it passes the check at the end:
+every tensor read back and compared, and, where PyTorch is installed, both sides run on one image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.check import BAR, different_tensors, have_torch, torch_difference
+from adaperceiver_jax.convert.describe import for_reference
+from adaperceiver_jax.convert.files import PICKLED, SAFETENSORS, State, read_state, write_state
+from adaperceiver_jax.convert.hub import find_pretrained, save_orbax
+from adaperceiver_jax.convert.recognise import ASSUMED
+from adaperceiver_jax.tasks.weights import WEIGHTS, find_weights
+
+FORMATS = ("hub", "orbax", "torch")
+FILES = (*SAFETENSORS, *PICKLED)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", metavar="SRC")
+    parser.add_argument("dst", metavar="DST", type=Path)
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        help="hub: config.json and model.safetensors, for PyTorch and for us; orbax: config.json "
+        f"and params/; torch: one file, {', '.join(FILES)} (by DST's ending: torch, else hub)",
+    )
+    parser.add_argument("--width", type=int, help="export the sub-network of this width")
+    parser.add_argument("--depth", type=int, help="export the sub-network of this depth")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--model",
+        help="which model a file holds: a config.json, a folder or hub id with one, a timm name "
+        "(from its tensors, as far as they tell)",
+    )
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="which of a run (%(default)s)"
+    )
+    parser.add_argument("--step", type=int, help="of a run's checkpoint (the newest)")
+    return parser
+
+
+def check_arguments(options: argparse.Namespace) -> str:
+    """The format of DST; ValueError for what cannot be, before anything is read."""
+    is_file = options.dst.suffix in FILES
+    to = options.to or ("torch" if is_file else "hub")
+    if (to == "torch") != is_file:
+        raise ValueError(
+            f"DST={options.dst} with --to {to}: "
+            + (f"must end in {', '.join(FILES)}" if to == "torch" else "must be a folder's name")
+        )
+    if options.dst.exists() and (is_file or not options.dst.is_dir() or any(options.dst.iterdir())):
+        raise ValueError(f"DST={options.dst}: is there already; move it away or name another")
+    if options.dst.suffix in PICKLED and not have_torch():
+        raise ValueError(f"DST={options.dst}: needs PyTorch; .safetensors does not")
+    if options.model and not Path(options.src).is_file():
+        raise ValueError(f"--model={options.model}: only for a file; {options.src} says it itself")
+    return to
+
+
+def groups(state: State) -> list[str]:
+    """A line a group of tensors: the modules at the top, blocks together."""
+    found: dict[str, list[np.ndarray]] = {}
+    for name, array in state.items():
+        parts = name.split(".")
+        depth = 2 if parts[0] in ("backbone", "patch_embed") and len(parts) > 2 else 1
+        found.setdefault(".".join(parts[:depth]), []).append(array)
+    lines = []
+    for name, arrays in found.items():
+        dtypes = ", ".join(sorted({str(array.dtype) for array in arrays}))
+        size = sum(array.size for array in arrays)
+        lines.append(f"  {name:28s}{len(arrays):5d} tensors {size:13,d} parameters  {dtypes}")
+    return lines
+
+
+def write(model: nn.Module, params: Any, state: State, place: Path, to: str) -> None:
+    """Writes one format at `place`."""
+    if to == "torch":
+        write_state(place, state)
+    elif to == "orbax":
+        save_orbax(model, params, place)
+    else:
+        ap.save_pretrained(model, params, place)
+
+
+def read_back(model: nn.Module, place: Path, to: str) -> State:
+    """What was written, under PyTorch names."""
+    if to == "torch":
+        return read_state(place)
+    found = find_pretrained(place)
+    if found.model != model:
+        raise ValueError(f"config.json gave back {found.model.config}, not {model.config}")
+    return ap.params_to_torch(found.model, found.read())
+
+
+def convert(options: argparse.Namespace, to: str) -> None:
+    """Reads, cuts, writes beside DST, checks, and moves what was checked to DST."""
+    began = time.perf_counter()
+    found = find_weights(
+        options.src,
+        model=options.model,
+        revision=options.revision,
+        weights=options.weights,
+        step=options.step,
+    )
+    model, params = found.model, found.read()
+    print(f"{options.src}: {describe(model)}; nothing missing, nothing left over")
+    config = getattr(model.config, "backbone", model.config)
+    guessed = Path(options.src).is_file() and not options.model
+    if guessed and isinstance(config, ap.AdaPerceiverConfig):
+        some = ", ".join(f"{name}={getattr(config, name)}" for name in ASSUMED)
+        print(f"  no tensor tells these, so the paper's are taken (else give --model): {some}")
+    if options.width is not None or options.depth is not None:
+        model, params = ap.extract(model, params, options.width, options.depth)
+        print(f"cut to {describe(model)}")
+    if to != "orbax":
+        model, unsaid = for_reference(model)
+        if unsaid:
+            print(f"  loads here, but not in the reference: its constructor cannot say {unsaid}")
+    state = ap.params_to_torch(model, params)
+    print("\n".join(groups(state)))
+
+    options.dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.dst.parent, prefix=".convert-") as folder:
+        place = Path(folder) / options.dst.name
+        write(model, params, state, place, to)
+        written = read_back(model, place, to)
+        different = different_tensors(state, written)
+        if different:
+            raise ValueError(f"not written as read: {', '.join(different[:8])}; nothing is kept")
+        text = f"all {len(state)} tensors read back the same"
+        if have_torch():
+            error = torch_difference(model, params, written)
+            text += f"; in PyTorch the same outputs to {error:.1e} of the largest"
+            if not error <= BAR:
+                raise ValueError(f"{text}, above {BAR}; nothing is kept")
+        else:
+            text += "; PyTorch is not installed, so it was not run there"
+        if options.dst.is_dir():
+            options.dst.rmdir()  # empty
+        place.rename(options.dst)
+    print(f"{options.dst} ({to}): {text}; {time.perf_counter() - began:.0f} s")
+
+
+def describe(model: nn.Module) -> str:
+    """'AdaPerceiver, 143.7 M parameters, depth 21, ...'."""
+    config = getattr(model.config, "backbone", model.config)
+    sizes = [
+        f"{name} {getattr(config, attribute)}"
+        for name, attribute in (("width", "full_width"), ("depth", "depth"))
+        if hasattr(config, attribute)
+    ]
+    count = ap.count_params(ap.param_shapes(model)) / 1e6
+    return ", ".join([type(model).__name__, f"{count:.1f} M parameters", *sizes])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        to = check_arguments(options)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        convert(options, to)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
