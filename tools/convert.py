@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +25,18 @@ import numpy as np
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.check import BAR, different_tensors, have_torch, torch_difference
 from adaperceiver_jax.convert.describe import for_reference
-from adaperceiver_jax.convert.files import PICKLED, SAFETENSORS, State, read_state, write_state
+from adaperceiver_jax.convert.files import (
+    PICKLED,
+    SAFETENSORS,
+    State,
+    check_free,
+    read_state,
+    whole,
+    write_state,
+)
 from adaperceiver_jax.convert.hub import find_pretrained, save_orbax
 from adaperceiver_jax.convert.recognise import ASSUMED
-from adaperceiver_jax.tasks.weights import WEIGHTS, find_weights
+from adaperceiver_jax.tasks.weights import add_arguments, find_weights
 
 FORMATS = ("hub", "orbax", "torch")
 FILES = (*SAFETENSORS, *PICKLED)
@@ -49,16 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--width", type=int, help="export the sub-network of this width")
     parser.add_argument("--depth", type=int, help="export the sub-network of this depth")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--model",
-        help="which model a file holds: a config.json, a folder or hub id with one, a timm name "
-        "(from its tensors, as far as they tell)",
-    )
-    parser.add_argument(
-        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="which of a run (%(default)s)"
-    )
-    parser.add_argument("--step", type=int, help="of a run's checkpoint (the newest)")
+    add_arguments(parser)
     return parser
 
 
@@ -71,12 +69,9 @@ def check_arguments(options: argparse.Namespace) -> str:
             f"DST={options.dst} with --to {to}: "
             + (f"must end in {', '.join(FILES)}" if to == "torch" else "must be a folder's name")
         )
-    if options.dst.exists() and (is_file or not options.dst.is_dir() or any(options.dst.iterdir())):
-        raise ValueError(f"DST={options.dst}: is there already; move it away or name another")
+    check_free(options.dst)
     if options.dst.suffix in PICKLED and not have_torch():
         raise ValueError(f"DST={options.dst}: needs PyTorch; .safetensors does not")
-    if options.model and not Path(options.src).is_file():
-        raise ValueError(f"--model={options.model}: only for a file; {options.src} says it itself")
     return to
 
 
@@ -142,9 +137,7 @@ def convert(options: argparse.Namespace, to: str) -> None:
     state = ap.params_to_torch(model, params)
     print("\n".join(groups(state)))
 
-    options.dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.dst.parent, prefix=".convert-") as folder:
-        place = Path(folder) / options.dst.name
+    with whole(options.dst) as place:
         write(model, params, state, place, to)
         written = read_back(model, place, to)
         different = different_tensors(state, written)
@@ -158,9 +151,6 @@ def convert(options: argparse.Namespace, to: str) -> None:
                 raise ValueError(f"{text}, above {BAR}; nothing is kept")
         else:
             text += "; PyTorch is not installed, so it was not run there"
-        if options.dst.is_dir():
-            options.dst.rmdir()  # empty
-        place.rename(options.dst)
     print(f"{options.dst} ({to}): {text}; {time.perf_counter() - began:.0f} s")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import tempfile
@@ -158,6 +159,25 @@ def write_state(path: Path, state: State) -> None:
         raise ValueError(f"{path}: must end in {', '.join((*SAFETENSORS, *PICKLED))}")
 
 
+def check_free(path: Path) -> None:
+    """Raises ValueError unless nothing, or an empty folder, is there."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: is there already; move it away or name another")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` for a file or folder, moved to `path` if no error was raised."""
+    check_free(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        place = Path(folder) / path.name
+        yield place
+        if path.is_dir():
+            path.rmdir()  # empty
+        place.rename(path)
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Has a file written beside its place and moves it there, so that no half is ever seen."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -171,3 +191,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As `write_whole`, of content that is at hand."""
+
+    def write(to: Path) -> None:
+        to.write_bytes(content)
+
+    write_whole(path, write)

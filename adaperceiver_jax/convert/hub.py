@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from adaperceiver_jax.convert.describe import config_text, read_config
-from adaperceiver_jax.convert.files import SafetensorsFile, write_state, write_whole
+from adaperceiver_jax.convert.files import SafetensorsFile, write_bytes, write_state
 from adaperceiver_jax.convert.names import check_params, params_from_torch, params_to_torch
 from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.models.vit import ViT
@@ -158,8 +158,4 @@ def save_orbax(model: nn.Module, params: Any, folder: str | os.PathLike) -> None
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:
-    write_whole(folder / CONFIG, lambda to: _write_text(to, config_text(model)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_bytes(folder / CONFIG, config_text(model).encode())

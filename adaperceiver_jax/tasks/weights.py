@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,20 @@ WEIGHTS = (EMA, PARAMS)
 """Which weights of a checkpoint: their running mean, or as the optimizer left them."""
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options by which a command line says more of `find_weights`' source."""
+    parser.add_argument(
+        "--model",
+        help="which model a file holds: a config.json, a folder or hub id with one, a timm name "
+        "(from its tensors, as far as they tell)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="which of a run (%(default)s)"
+    )
+    parser.add_argument("--step", type=int, help="of a run's checkpoint (the newest that is whole)")
+
+
 def find_weights(
     source: str | os.PathLike,
     *,
@@ -41,6 +56,8 @@ def find_weights(
       weights, step: of a run, as `find_run` takes them.
     """
     path = Path(source)
+    if model is not None and not path.is_file():
+        raise ValueError(f"model={model}: only for a file of weights; {source} says it itself")
     if (path / FOLDER).is_dir():
         return find_run(path, weights, step)
     if path.is_file():

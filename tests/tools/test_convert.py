@@ -1,0 +1,177 @@
+"""tools/convert.py: any format to any other, what it says, what it refuses, what it leaves."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.describe import config_text
+from tests.convert.test_names import MODELS, same
+from tests.small_models import TINY, random_params
+from tools import convert as tool
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Every model as a hub folder, by its name."""
+    root = tmp_path_factory.mktemp("sources")
+    for name, model in MODELS.items():
+        ap.save_pretrained(model, random_params(model), root / name)
+    return root
+
+
+def converted(capsys, *arguments) -> str:
+    tool.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    """What it says when it ends with an error."""
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([str(argument) for argument in arguments])
+    said = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
+    assert stopped.value.code != 0
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_through_every_format_and_back(sources, name, tmp_path, capsys):
+    """hub -> orbax -> .pth -> .safetensors -> hub."""
+    config = sources / name / "config.json"
+    said = converted(capsys, sources / name, tmp_path / "orbax", "--to", "orbax")
+    assert re.search(r"all \d+ tensors read back the same; in PyTorch the same outputs to", said)
+    converted(capsys, tmp_path / "orbax", tmp_path / "w.pth")
+    converted(capsys, tmp_path / "w.pth", tmp_path / "w.safetensors", "--model", config)
+    converted(capsys, tmp_path / "w.safetensors", tmp_path / "hub", "--model", config)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "hub" / file).read_bytes() == (sources / name / file).read_bytes()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"orbax", "w.pth", "w.safetensors", "hub"}
+
+
+def test_what_it_says(sources, tmp_path, capsys):
+    said = converted(capsys, sources / "classification", tmp_path / "new" / "hub")
+    assert "AdaPerceiver, 0.0 M parameters, width 24, depth 3" in said
+    assert "nothing missing, nothing left over" in said
+    groups = re.findall(r"^  (\S+) +(\d+) tensors +([\d,]+) parameters  float32$", said, re.M)
+    names = [name for name, _, _ in groups]
+    assert names[0] == "blocks"
+    assert {"read_head", "write_head", "output_adapter", "patch_embed.ffn"} <= set(names)
+    state = load_file(sources / "classification" / "model.safetensors")
+    assert sum(int(count) for _, count, _ in groups) == len(state)
+    total = sum(int(size.replace(",", "")) for _, _, size in groups)
+    assert total == sum(array.size for array in state.values())
+
+
+def test_a_sub_network(sources, tmp_path, capsys):
+    said = converted(
+        capsys, sources / "classification", tmp_path / "small", "--width", "9", "--depth", "2"
+    )
+    assert "cut to AdaPerceiver, 0.0 M parameters, width 9, depth 2" in said
+    assert "loads here, but not in the reference: its constructor cannot say a width of 9" in said
+    small, params = ap.from_pretrained(tmp_path / "small")
+    want, want_params = ap.extract(*ap.from_pretrained(sources / "classification"), 9, 2)
+    assert small == want
+    assert same(params, want_params)
+
+
+def test_a_sub_network_that_the_reference_can_say(tmp_path, capsys):
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, use_embed_ffn=False))
+    ap.save_pretrained(model, random_params(model), tmp_path / "plain")
+    said = converted(capsys, tmp_path / "plain", tmp_path / "small", "--width", "9")
+    assert "not in the reference" not in said
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    assert "max_width" not in config
+    assert int(24 * config["ffn_ratio"]) == int(9 * 2.57)
+
+
+def test_a_file_of_the_papers_model_needs_no_config(tmp_path, capsys):
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(depth=1, patch_size=112))
+    params = random_params(model)
+    ap.save_pretrained(model, params, tmp_path / "hub")
+    state = load_file(tmp_path / "hub" / "model.safetensors")
+    old = {f"module.{k}": torch.from_numpy(v) for k, v in state.items()}
+    old["module.patch_embed.pos_embed"] = old["module.patch_embed.pos_embed"][0]
+    torch.save(old | {"n_averaged": torch.tensor(9)}, tmp_path / "ema.pth")
+    said = converted(capsys, tmp_path / "ema.pth", tmp_path / "again")
+    assert "no tensor tells these, so the paper's are taken" in said
+    assert "num_heads=13" in said
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "hub" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{hub}", "{tmp}/x.pth", "--to", "hub"], "must be a folder's name"),
+        (["{hub}", "{tmp}/x", "--to", "torch"], r"must end in \.safetensors"),
+        (["{hub}", "{hub}"], "is there already; move it away"),
+        (["{hub}", "{tmp}/x", "--width", "25"], r"width=25: must be in 1\.\.24"),
+        (["{hub}", "{tmp}/x", "--depth", "0"], r"depth=0: must be in 1\.\.3"),
+        (["{hub}", "{tmp}/x", "--model", "{hub}"], "only for a file"),
+        (["{tmp}/nowhere", "{tmp}/x"], "not a checkpoint folder, it has no config.json"),
+        (["{vit}", "{tmp}/x", "--depth", "1"], "only an AdaPerceiver has sub-networks"),
+        (["{hub}", "{tmp}/x", "--to", "onnx"], "invalid choice: 'onnx'"),
+    ],
+)
+def test_what_cannot_be_is_refused(sources, tmp_path, capsys, arguments, message):
+    places = {"hub": sources / "classification", "vit": sources / "vit", "tmp": tmp_path}
+    said = refused(capsys, *(argument.format(**places) for argument in arguments))
+    assert re.search(message, said), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("read_head.cattn.q.weight"), r"missing: read_head\.cattn\.q\.weight"),
+        (lambda s: s.update(more=np.ones(1)), "left over: more"),
+        (lambda s: s.update({"process_latents.token": np.ones(3)}), r"token is \(3,\), the model"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(sources, tmp_path, capsys, change, message):
+    state = load_file(sources / "classification" / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "w.safetensors")
+    config = sources / "classification" / "config.json"
+    said = refused(capsys, tmp_path / "w.safetensors", tmp_path / "x", "--model", config)
+    assert re.search(message, said), said
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_another_models_weights_are_refused(sources, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(config_text(MODELS["distillation"]))
+    weights = sources / "classification" / "model.safetensors"
+    said = refused(capsys, weights, tmp_path / "x", "--model", tmp_path / "config.json")
+    assert "missing: output_adapter_feat" in said
+
+
+def test_a_wrong_outcome_is_not_kept(sources, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tool, "torch_difference", lambda *_: 0.5)
+    said = refused(capsys, sources / "classification", tmp_path / "x")
+    assert "in PyTorch the same outputs to 5.0e-01" in said
+    assert "nothing is kept" in said
+    monkeypatch.setattr(tool, "torch_difference", lambda *_: float("nan"))
+    assert "nothing is kept" in refused(capsys, sources / "classification", tmp_path / "x")
+    monkeypatch.setattr(tool, "read_back", lambda *_: {})
+    assert "not written as read" in refused(capsys, sources / "classification", tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_pytorch_the_tensors_are_compared(sources, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tool, "have_torch", lambda: False)
+    said = converted(capsys, sources / "classification", tmp_path / "x")
+    assert "PyTorch is not installed, so it was not run there" in said
+    assert "needs PyTorch" in refused(capsys, sources / "classification", tmp_path / "x.pth")
+
+
+def test_an_empty_folder_may_be_there(sources, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    converted(capsys, sources / "policy", tmp_path / "empty")
+    assert (tmp_path / "empty" / "model.safetensors").is_file()

@@ -1,0 +1,156 @@
+"""tools/export.py: one sub-network as a program that JAX alone runs, or ONNX."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.export import call_program
+from tests.convert.test_names import MODELS
+from tests.small_models import random_params, run
+from tools import export as tool
+
+ALONE = """
+import sys
+for name in ("adaperceiver_jax", "flax", "orbax"):
+    sys.modules[name] = None
+import jax.export, numpy as np
+program = jax.export.deserialize(bytearray(open(sys.argv[1] + "/program.jax", "rb").read()))
+out = program.call(dict(np.load(sys.argv[1] + "/weights.npz")), np.load(sys.argv[2]))
+np.save(sys.argv[3], out["logits"])
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sources")
+    for name, model in MODELS.items():
+        ap.save_pretrained(model, random_params(model), root / name)
+    return root
+
+
+def exported(capsys, *arguments) -> str:
+    tool.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out
+
+
+def refused(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        tool.main([str(argument) for argument in arguments])
+    assert stopped.value.code != 0
+    return stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
+
+
+def images(model, batch):
+    shape = (batch, *model.example_inputs().shape[1:])
+    return np.random.default_rng(batch).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", ["classification", "distillation", "swiglu"])
+def test_any_batch_through_one_program(sources, name, tmp_path, capsys):
+    model = MODELS[name]
+    cut = dict(num_tokens=5, width=model.config.widths[0], depth=1)
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in cut.items()]
+    said = exported(capsys, sources / name, tmp_path / "out", *options)
+    assert "images dynamic x" in said
+    assert "of the largest" in said
+    for batch in (1, 2, 7):
+        x = images(model, batch)
+        want = run(model, random_params(model), x, **cut)
+        got = call_program(tmp_path / "out", x)
+        for key, value in got.items():
+            np.testing.assert_allclose(value, getattr(want, key), rtol=2e-5, atol=2e-5)
+    about = json.loads((tmp_path / "out" / "about.json").read_text())
+    assert about["num_tokens"] == 5
+    assert about["images"][0] == "dynamic"
+    assert about["model"]["depth"] == 1
+
+
+@pytest.mark.parametrize("name", ["segmentation", "depth", "policy", "vit", "dense"])
+def test_every_model(sources, name, tmp_path, capsys):
+    exported(capsys, sources / name, tmp_path / "out", "--batch", "2", "--platforms", "cpu")
+    model = MODELS[name]
+    x = images(model, 2)
+    want = run(model, random_params(model), x)
+    got = call_program(tmp_path / "out", x)
+    assert got
+    for key, value in got.items():
+        np.testing.assert_allclose(value, getattr(want, key), rtol=2e-5, atol=2e-5)
+    with pytest.raises(ValueError, match="shape"):
+        call_program(tmp_path / "out", images(model, 3))
+
+
+def test_jax_alone_runs_it(sources, tmp_path, capsys):
+    exported(capsys, sources / "classification", tmp_path / "out")
+    model = MODELS["classification"]
+    np.save(tmp_path / "x.npy", images(model, 3))
+    files = [str(tmp_path / name) for name in ("out", "x.npy", "y.npy")]
+    done = subprocess.run([sys.executable, "-c", ALONE, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    want = run(model, random_params(model), images(model, 3)).logits
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=2e-5, atol=2e-5)
+
+
+def test_half_precision_weights_are_exported_in_float32(tmp_path, capsys):
+    import jax
+
+    model = MODELS["classification"]
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), random_params(model))
+    ap.save_pretrained(model, half, tmp_path / "half")
+    exported(capsys, tmp_path / "half", tmp_path / "out", "--platforms", "cpu")
+    with np.load(tmp_path / "out" / "weights.npz") as weights:
+        assert {weights[name].dtype for name in weights} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", ["classification", "segmentation", "vit"])
+def test_onnx(sources, name, tmp_path, capsys):
+    pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    exported(capsys, sources / name, tmp_path / "out", "--to", "onnx", "--batch", "2")
+    session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
+    model = MODELS[name]
+    x = images(model, 2)
+    want = run(model, random_params(model), x)
+    for output in session.get_outputs():
+        got = session.run([output.name], {"images": x})[0]
+        np.testing.assert_allclose(got, getattr(want, output.name), rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    said = refused(capsys, sources / "classification", tmp_path / "out", "--to", "onnx")
+    assert "ONNX needs jax2onnx: pip install" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--platforms", "cpu,gpu"], "--platforms=gpu: must be some of cpu, cuda, tpu"),
+        (["--to", "onnx", "--batch", "dynamic"], "an ONNX file is made for one size"),
+        (["--batch", "0"], "argument --batch: invalid batch_size value: '0'"),
+        (["--width", "25"], "width=25: must be in 1..24"),
+        (["--num-tokens", "0"], "num_tokens=0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(sources, tmp_path, capsys, arguments, message):
+    said = refused(capsys, sources / "classification", tmp_path / "out", *arguments)
+    assert message in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vit_has_no_sub_networks(sources, tmp_path, capsys):
+    said = refused(capsys, sources / "vit", tmp_path / "out", "--depth", "1")
+    assert "depth=1: a ViT has none" in said
+    said = refused(capsys, sources / "vit", sources / "policy")
+    assert "is there already" in said
+
+
+def test_a_wrong_outcome_is_not_kept(sources, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tool, "difference", lambda *_: float("nan"))
+    said = refused(capsys, sources / "classification", tmp_path / "out", "--platforms", "cpu")
+    assert "nothing is kept" in said
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,178 @@
+"""One sub-network with its weights as a program of its own: StableHLO for JAX, or ONNX.
+
+python tools/export.py weights/in1k served --num-tokens 128 --width 624 --depth 12
+python tools/export.py weights/in1k small --to onnx --num-tokens 128 --depth 12 --batch 8
+
+CKPT is whatever tools/convert.py reads. OUT is a folder. StableHLO is run by JAX alone:
+
+    import jax.export, numpy as np
+    program = jax.export.deserialize(bytearray(open("served/program.jax", "rb").read()))
+    out = program.call(dict(np.load("served/weights.npz")), images)    # {"logits": (B, classes)}
+
+(pip install jax flatbuffers); ONNX, served/model.onnx, by any runtime. Images are (B, H, W, C),
+normalised, of the model's own size. Nothing is left at OUT unless it gave the model's outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.export import (
+    DYNAMIC,
+    ONNX,
+    PLATFORMS,
+    call_program,
+    save_onnx,
+    save_program,
+)
+from adaperceiver_jax.convert.files import check_free, whole
+from adaperceiver_jax.models.dense import DenseModel
+from adaperceiver_jax.tasks.weights import add_arguments, find_weights
+
+BARS = {"stablehlo": 1e-5, "onnx": 1e-4}
+"""Largest difference to the model, as a part of the largest output."""
+
+
+def batch_size(text: str) -> int | str:
+    """'8' -> 8; 'dynamic'."""
+    if text == DYNAMIC:
+        return text
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ckpt", metavar="CKPT")
+    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument("--to", choices=tuple(BARS), default="stablehlo", help="(%(default)s)")
+    parser.add_argument("--num-tokens", type=int, help="latents (all)")
+    parser.add_argument("--width", type=int, help="width (the full one)")
+    parser.add_argument("--depth", type=int, help="depth (all blocks)")
+    parser.add_argument(
+        "--batch", type=batch_size, help=f"images a call, or {DYNAMIC} ({DYNAMIC}; ONNX: 1)"
+    )
+    parser.add_argument(
+        "--platforms",
+        default=",".join(PLATFORMS),
+        help="what StableHLO can be compiled for (%(default)s)",
+    )
+    add_arguments(parser)
+    return parser
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """ValueError for what cannot be, before anything is read."""
+    check_free(options.out)
+    options.platforms = options.platforms.split(",")
+    unknown = [name for name in options.platforms if name not in PLATFORMS]
+    if unknown:
+        raise ValueError(f"--platforms={unknown[0]}: must be some of {', '.join(PLATFORMS)}")
+    onnx = options.to == "onnx"
+    if onnx and options.batch == DYNAMIC:
+        raise ValueError(f"--batch={DYNAMIC}: an ONNX file is made for one size; give a number")
+    options.batch = options.batch or (1 if onnx else DYNAMIC)
+
+
+def sub_network(
+    model: nn.Module, params: Any, options: argparse.Namespace
+) -> tuple[nn.Module, Any]:
+    """The model cut to its width and depth; ValueError if it cannot be, or has no such tokens."""
+    if isinstance(model, ap.AdaPerceiver | DenseModel):
+        if options.num_tokens is not None and options.num_tokens < 1:
+            raise ValueError(f"num_tokens={options.num_tokens}: must be at least 1")
+        return ap.extract(model, params, options.width, options.depth)
+    for name in ("num_tokens", "width", "depth"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name}={getattr(options, name)}: a {type(model).__name__} has none")
+    return model, params
+
+
+def export(options: argparse.Namespace) -> None:
+    """Reads, cuts, writes beside OUT, runs what was written, and moves it to OUT."""
+    found = find_weights(
+        options.ckpt,
+        model=options.model,
+        revision=options.revision,
+        weights=options.weights,
+        step=options.step,
+    )
+    whole_model, whole_params = found.model, found.read()
+    model, params = sub_network(whole_model, whole_params, options)
+    names = ("num_tokens", "width", "depth")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
+    count = 1 if options.batch == DYNAMIC else options.batch
+    shape = (count, *model.example_inputs().shape[1:])
+    inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    call = jax.jit(lambda params, x: whole_model.apply({"params": params}, x, **chosen))
+    outputs = vars(call(whole_params, inputs))
+    want = {name: value for name, value in outputs.items() if value is not None}
+    got: Mapping[str, Any]
+    with whole(options.out) as place:
+        if options.to == "onnx":
+            save_onnx(model, params, place, num_tokens=options.num_tokens, batch=count)
+            got = run_onnx(place / ONNX, inputs)
+        else:
+            save_program(
+                model,
+                params,
+                place,
+                num_tokens=options.num_tokens,
+                batch=options.batch,
+                platforms=options.platforms,
+            )
+            here = jax.default_backend().replace("gpu", "cuda")
+            got = call_program(place, inputs) if here in options.platforms else {}
+        error = max((difference(got[name], want[name]) for name in got), default=None)
+        if error is not None and not error <= BARS[options.to]:
+            raise ValueError(f"its outputs differ by {error:.1e} of the largest; nothing is kept")
+    said = f"outputs to {error:.1e} of the largest" if got else "not run here"
+    sizes = " x ".join(map(str, (options.batch, *shape[1:])))
+    print(f"{options.out} ({options.to}): images {sizes} -> {', '.join(want)}; {said}")
+
+
+def difference(got: Any, want: Any) -> float:
+    """Largest, as a part of the largest entry wanted."""
+    want = np.asarray(want)
+    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
+
+
+def run_onnx(path: Path, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    """The outputs by name, from onnxruntime; none if it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return {}
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": inputs}), strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        check_arguments(options)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        export(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
