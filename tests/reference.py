@@ -181,7 +181,10 @@ def vit_forward(state, config, images):
                 patches.append((kernel * patch).sum(axis=(1, 2, 3)))
         x = np.stack(patches) + (0 if bias is None else bias)
         prefix = [t[0] for t in (w.get("cls_token"), w.get("reg_token")) if t is not None]
-        x = np.concatenate([*prefix, x]) + w.get("pos_embed")[0]
+        if config.no_embed_class:
+            x = np.concatenate([*prefix, x + w.get("pos_embed")[0]])
+        else:
+            x = np.concatenate([*prefix, x]) + w.get("pos_embed")[0]
         if w.has("norm_pre"):
             x = layer_norm(x, w / "norm_pre", eps)
         for l in range(config.depth):
@@ -202,10 +205,9 @@ def vit_forward(state, config, images):
         if w.has("norm"):
             x = layer_norm(x, w / "norm", eps)
         features.append(x)
-        if config.global_pool == "token":
-            pooled = x[0]
-        else:
-            pooled = layer_norm(x[config.num_prefix_tokens :].mean(axis=0), w / "fc_norm", eps)
+        pooled = x[0] if config.global_pool == "token" else x[config.num_prefix_tokens :].mean(0)
+        if w.has("fc_norm"):
+            pooled = layer_norm(pooled, w / "fc_norm", eps)
         logits.append(linear(pooled, w / "head"))
     return np.array(logits), np.array(features)
 

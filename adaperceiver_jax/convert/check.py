@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -42,6 +42,11 @@ def _bytes(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model: nn.Module, params: Any, inputs: Any) -> Any:
+    return model.apply({"params": params}, inputs)
+
+
 def torch_difference(model: nn.Module, params: Any, state: State, seed: int = 0) -> float:
     """Runs `params` in JAX and `state` in PyTorch on one random image (or patches).
 
@@ -55,9 +60,8 @@ def torch_difference(model: nn.Module, params: Any, state: State, seed: int = 0)
 
     shape = model.example_inputs().shape
     inputs = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    run: Callable = jax.jit(lambda params, inputs: model.apply({"params": params}, inputs))
     with jax.default_matmul_precision("highest"):
-        ours = run(params, inputs)
+        ours: Any = _apply(model, params, inputs)
     with torch.device("meta"):
         other = twin(config_to_dict(model))
     tensors = {name: torch.tensor(np.asarray(x, np.float32)) for name, x in state.items()}

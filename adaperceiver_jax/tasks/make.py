@@ -127,7 +127,6 @@ def load_teacher(
     found = find_pretrained(settings.path)
     if not isinstance(found.model, ViT):
         raise ValueError(
-            f"config.teacher.path={settings.path!r}: holds a {type(found.model).__name__}, not a "
-            "ViT"
+            f"config.teacher.path={settings.path!r}: holds no ViT but: {type(found.model).__name__}"
         )
     return found.model.config, found.read

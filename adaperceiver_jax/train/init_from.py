@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -37,22 +39,41 @@ class Report:
         return "\n".join(lines)
 
 
-def load_weights(path: str) -> Any:
-    """Parameters from a run's folder (its newest EMA weights), a hub folder or id, a timm name."""
+def load_weights(path: str, model: nn.Module | None = None) -> Any:
+    """Parameters from a run's folder (its newest EMA weights), a hub folder or id, a timm name.
+
+    model: the one they are for; ValueError if they are a ViT's with other heads, which no shape
+    tells.
+    """
     folder = Path(path)
+    heads: int | None = None
     if (folder / FOLDER).is_dir():
         checkpoints = Checkpoints(folder)
         try:
-            return checkpoints.restore_weights(None)[1]
+            weights = checkpoints.restore_weights(None)[1]
         finally:
             checkpoints.close()
-    try:
-        return find_pretrained(path).read()
-    except ValueError as error:
-        raise ValueError(
-            f"config.init_from={path!r}: neither a run's folder (it has no {FOLDER}/) nor "
-            f"weights: {error}"
-        ) from error
+        if is_vit(weights):
+            heads = json.loads((folder / "config.json").read_text())["vit"]["num_heads"]
+    else:
+        try:
+            found = find_pretrained(path)
+            weights = found.read()
+        except ValueError as error:
+            raise ValueError(
+                f"config.init_from={path!r}: neither a run's folder (it has no {FOLDER}/) nor "
+                f"weights: {error}"
+            ) from error
+        if is_vit(weights):
+            heads = found.model.config.num_heads
+    if model is not None and heads is not None:
+        ours = getattr(model.config, "backbone", model.config).num_heads
+        if ours != heads:
+            raise ValueError(
+                f"config.init_from={path!r}: a ViT of {heads} heads, but the model has {ours}; set "
+                f"config.model.num_heads={heads}"
+            )
+    return weights
 
 
 def initialise(

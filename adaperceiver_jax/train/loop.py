@@ -255,7 +255,7 @@ class Run:
         params, report = initialise(
             lambda: self.programs.init(key).params,
             shapes.params,
-            load_weights(settings.init_from),
+            load_weights(settings.init_from, self.task.model),
             settings.init_skip,
             settings.init_from,
         )

@@ -5,11 +5,13 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert import describe, files
+from adaperceiver_jax.convert.hub import find_model, save_orbax
 from tests.convert.test_names import MODELS, same
 from tests.small_models import model_and_params, random_params
 
@@ -146,3 +148,61 @@ def test_a_hub_id_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
     assert same(params, ap.from_pretrained(folder)[1])
     with pytest.raises(ValueError, match="someone/other: neither a folder here nor"):
         ap.from_pretrained("someone/other")
+
+
+@pytest.fixture
+def orbax_folder(tmp_path):
+    model = MODELS["distillation"]
+    save_orbax(model, random_params(model), tmp_path / "orbax")
+    return tmp_path / "orbax"
+
+
+def test_orbax_folders_are_read(orbax_folder):
+    model, params = ap.from_pretrained(orbax_folder)
+    assert model == MODELS["distillation"]
+    assert same(params, random_params(model))
+
+
+def test_orbax_alone_restores_them_onto_a_mesh(orbax_folder):
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        ap.param_shapes(MODELS["distillation"]),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(orbax_folder / "params", shapes)
+    assert same(params, random_params(MODELS["distillation"]))
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(params))
+
+
+def test_a_damaged_orbax_folder(orbax_folder):
+    for path in sorted((orbax_folder / "params").rglob("*")):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"orbax/params: Orbax cannot read it .*is it whole\?"):
+        ap.from_pretrained(orbax_folder)
+
+
+def test_an_orbax_folder_of_another_model(orbax_folder):
+    text = describe.config_text(MODELS["classification"])
+    (orbax_folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"orbax/params: these parameters do not fit"):
+        ap.from_pretrained(orbax_folder)
+
+
+def test_a_model_alone_is_found_without_weights(folder, tmp_path):
+    model = MODELS["classification"]
+    (folder / "model.safetensors").unlink()
+    assert find_model(folder) == find_model(folder / "config.json") == model
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    assert find_model(name) == ap.ViT(ap.timm_model(name).config)
+    with pytest.raises(ValueError, match=r"not a checkpoint folder, it has no config\.json"):
+        find_model(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "3"])
+def test_a_config_that_is_no_object(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: holds a (list|int), not an object"):
+        ap.from_pretrained(folder)

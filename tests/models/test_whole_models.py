@@ -79,6 +79,11 @@ def test_rope_scale_by_config_replaces_the_references_rule():
         dict(pre_norm=True, norm_epsilon=1e-5),
         dict(class_token=False, reg_tokens=2, global_pool="avg", layer_scale=0.1),
         dict(reg_tokens=1),
+        dict(no_embed_class=True, layer_scale=0.1),
+        dict(no_embed_class=True, reg_tokens=2),
+        dict(class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False),
+        dict(class_token=False, reg_tokens=1, global_pool="avg", qkv_bias=False),
+        dict(fc_norm=True),
     ],
 )
 def test_vit(variant):

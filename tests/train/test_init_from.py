@@ -1,5 +1,7 @@
 """Starting from other weights: a run's, a hub folder's, all or some of them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,42 @@ def test_weights_come_in_the_models_dtype_and_sharding(weights):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
     params, _ = initialise(never, shapes(), half, (), "w")
     assert_same(params, jax.tree.map(lambda x: x.astype(jnp.float32), half))
+
+
+VIT = ap.ViT(
+    ap.ViTConfig(
+        embed_dim=24, depth=3, num_heads=3, mlp_ratio=2.57, image_size=16, patch_size=4,
+        num_classes=5,
+    )
+)  # fmt: skip
+
+
+def test_the_blocks_of_a_vit_and_nothing_else(tmp_path):
+    vit = random_params(VIT, seed=3)
+    ap.save_pretrained(VIT, vit, tmp_path)
+    fresh = random_params(MODEL, seed=4)
+    params, report = initialise(lambda: fresh, shapes(), load_weights(str(tmp_path)), (), "w")
+    assert all(path.startswith("blocks/") for path in report.loaded)
+    assert not any(path.startswith("blocks/") for path in report.fresh)
+    assert {"head/kernel", "pos_embed", "patch_embed/proj/kernel"} <= set(report.unused)
+    attention, theirs = params["blocks"]["attn"], vit["blocks"]["attn"]["qkv"]
+    for i, name in enumerate("qkv"):
+        part = slice(24 * i, 24 * (i + 1))
+        np.testing.assert_array_equal(attention[name]["kernel"], theirs["kernel"][..., part])
+        np.testing.assert_array_equal(attention[name]["bias"], theirs["bias"][..., part])
+    np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], 1)
+    assert_same(params["read_head"], fresh["read_head"])
+
+
+def test_a_vit_of_other_sizes_is_refused(tmp_path):
+    other = ap.ViT(dataclasses.replace(VIT.config, mlp_ratio=4.0))
+    with pytest.raises(ValueError, match=r"blocks/ffn/fc1/kernel \(\(3, 24, 96\) there, .*61\) h"):
+        initialise(never, shapes(), random_params(other), (), "w")
+
+
+def test_a_vit_of_other_heads_is_refused(tmp_path):
+    other = ap.ViT(dataclasses.replace(VIT.config, num_heads=2))
+    ap.save_pretrained(other, random_params(other), tmp_path)
+    load_weights(str(tmp_path))
+    with pytest.raises(ValueError, match=r"a ViT of 2 heads, but the model has 3; set config\.mod"):
+        load_weights(str(tmp_path), MODEL)

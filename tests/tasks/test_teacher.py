@@ -1,0 +1,147 @@
+"""A teacher by its timm name: loaded late, frozen, in bfloat16, split over devices."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert import hub
+from adaperceiver_jax.tasks.distill import Distill
+from adaperceiver_jax.tasks.make import TeacherSettings, load_teacher, make_task
+from adaperceiver_jax.tasks.once_for_all import LossSettings
+from adaperceiver_jax.train.settings import MeshSettings
+from adaperceiver_jax.train.sharding import LARGE, make_mesh, tree_shardings
+from tests.convert.test_names import same
+from tests.small_models import TINY, random_images, random_params
+from tests.train.small import run_config
+
+VIT = ap.ViTConfig(
+    embed_dim=24, depth=2, num_heads=3, image_size=16, patch_size=4, num_classes=5, pre_norm=True
+)
+MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
+
+
+def distill(dtype="bfloat16", vit=VIT):
+    teacher = ap.ViT(vit, dtype=jnp.dtype(dtype))
+    params = random_params(ap.ViT(vit))
+    return Distill(model=MODEL, teacher=teacher, teacher_params=lambda: params), params
+
+
+def test_kernels_are_kept_in_bfloat16_and_it_is_the_same_teacher():
+    task, params = distill()
+    constants = task.constants()
+    kinds = {
+        (path[-1].key, leaf.dtype.name)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(constants)
+    }
+    assert ("kernel", "bfloat16") in kinds
+    assert all(dtype == "float32" for name, dtype in kinds if name != "kernel")
+    images = jnp.asarray(random_images(MODEL.config))
+    targets = jax.jit(lambda c: task.targets(c, {"images": images}).labels)
+    np.testing.assert_array_equal(targets(constants), targets(params))
+    assert targets(constants).dtype == jnp.float32
+
+
+def test_a_float32_teacher_is_left_as_it_is():
+    task, params = distill("float32")
+    assert same(task.constants(), params)
+
+
+def test_no_gradient_reaches_it_and_its_backward_is_not_computed():
+    task, _ = distill("float32")
+    images = jnp.asarray(random_images(MODEL.config))
+    samples = {"images": images, "labels": jnp.zeros((2, 5))}
+    settings = dataclasses.replace(task, settings=LossSettings(depths=False, widths=False))
+
+    def loss(params, constants):
+        return settings.loss(params, constants, samples, {}, jax.random.key(0))[0]
+
+    params, constants = random_params(MODEL), task.constants()
+    grads = jax.jit(jax.grad(loss, argnums=1))(params, constants)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+    def flops(vit_depth):
+        """XLA's count of a training step, and of the teacher's forward alone."""
+        vit = dataclasses.replace(VIT, depth=vit_depth)
+        other = dataclasses.replace(
+            settings, teacher=ap.ViT(vit, unroll=vit_depth), teacher_params=lambda: None
+        )
+        frozen = random_params(ap.ViT(vit))
+        step = jax.grad(lambda p, c: other.loss(p, c, samples, {}, jax.random.key(0))[0])
+        forward = lambda p, c: other.targets(c, samples).labels  # noqa: E731
+        return np.array(
+            [
+                jax.jit(call).lower(params, frozen).compile().cost_analysis()["flops"]
+                for call in (step, forward)
+            ]
+        )
+
+    step, forward = flops(4) - flops(3)  # what one more block of the teacher costs
+    assert step == pytest.approx(forward, rel=0.02)
+
+
+@pytest.mark.parametrize("fsdp", [2, 4, 8])
+def test_the_papers_teacher_splits_over_fsdp(fsdp):
+    """ViT-H/14 at full size, by its shapes: no large array is whole anywhere."""
+    config = ap.timm_model("vit_huge_patch14_clip_224.laion2b_ft_in12k").config
+    shapes = ap.param_shapes(ap.ViT(config))
+    mesh = make_mesh(MeshSettings(data=8 // fsdp, fsdp=fsdp))
+    shardings = tree_shardings(shapes, mesh)
+    held = total = 0
+    for leaf, sharding in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        mine = int(np.prod(sharding.shard_shape(leaf.shape)))
+        held, total = held + mine, total + leaf.size
+        assert 4 * leaf.size < LARGE or mine == leaf.size // fsdp
+    assert total == pytest.approx(646e6, rel=0.01)
+    assert held / total < 1.001 / fsdp
+
+
+def timm_folder(folder, classes=5):
+    """A DeiT-Ti as timm publishes one."""
+    config = dataclasses.replace(
+        ap.timm_model("deit_tiny_patch16_224.fb_in1k").config, num_classes=classes
+    )
+    ap.save_pretrained(ap.ViT(config), random_params(ap.ViT(config)), folder)
+    text = json.dumps({"architecture": "deit_tiny_patch16_224", "num_classes": classes})
+    (folder / "config.json").write_text(text)
+    return config
+
+
+def test_a_config_names_a_timm_checkpoint(tmp_path):
+    config = timm_folder(tmp_path)
+    found, read = load_teacher(TeacherSettings(path=str(tmp_path)), VIT, 1.0)
+    assert found == config
+    assert same(jax.tree.map(jnp.asarray, read()), random_params(ap.ViT(config)))
+
+
+def test_a_bare_timm_name_is_its_hub_id(tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        return tmp_path
+
+    timm_folder(tmp_path, 1000)
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    for name in ("deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"):
+        load_teacher(TeacherSettings(path=name), VIT, 1.0)
+    assert asked == ["timm/deit_tiny_patch16_224.fb_in1k"] * 2
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path):
+    timm_folder(tmp_path, classes=7)
+    (tmp_path / "model.safetensors").write_bytes(b"never read")
+    config = run_config("stage3_width", {"teacher.path": str(tmp_path)})
+    with pytest.raises(ValueError, match="the teacher has 7 classes"):
+        make_task(config)
+
+
+def test_what_is_no_vit_is_refused(tmp_path):
+    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path)
+    with pytest.raises(ValueError, match="holds no ViT but: AdaPerceiver"):
+        load_teacher(TeacherSettings(path=str(tmp_path)), VIT, 1.0)
