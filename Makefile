@@ -7,6 +7,10 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# What the tests of conversions run against. Without a CPU build at hand pip takes a large one; then
+# make TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+
 .PHONY: demo test test-all lint format clean
 
 demo: .venv/installed
@@ -15,7 +19,7 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
-test-all: .venv/installed-dev
+test-all: .venv/installed-others
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: .venv/installed-dev
@@ -43,4 +47,12 @@ clean:
 .venv/installed-dev: setup.py | .venv/bin/python
 	@echo "Installing into .venv, with what the tests need (about a minute the first time) ..."
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# jax2onnx pins an Orbax that training does not run with; converting needs neither.
+.venv/installed-others: setup.py | .venv/installed-dev
+	@echo "Installing PyTorch and ONNX into .venv, which conversions are checked against ..."
+	$(PIP) $(TORCH)
+	$(PIP) onnx onnx-ir onnxruntime einops
+	$(PIP) --no-deps jax2onnx
 	@touch $@

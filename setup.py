@@ -18,6 +18,7 @@ RUNTIME = [
     "clu>=0.0.12,<0.1",  # parameter overviews, profiling
     "tensorflow-datasets>=4.9.9,<5",  # data sets prepared as ArrayRecord; needs no TensorFlow
     "safetensors>=0.6.2,<0.9",  # the hub's weight files
+    "flatbuffers>=25.12,<26",  # jax.export's files: JAX needs it and does not bring it
     "huggingface_hub>=0.34,<3",  # fetching weights by their hub id
     "ml_dtypes>=0.5,<1",  # bfloat16 in NumPy
     "pillow>=13,<14",  # images, resized
@@ -42,7 +43,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "torch": ["torch>=2.13,<3"],  # to check conversions against PyTorch
+        "torch": ["torch>=2.13,<3"],  # .pth files; conversions are checked against it
         "dev": [
             "mypy>=2.4,<3",
             "pytest>=9,<10",

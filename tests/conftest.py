@@ -39,6 +39,19 @@ def _free_compiled_programs():
 
 
 def pytest_terminal_summary(terminalreporter):
+    unchecked = {
+        other
+        for report in terminalreporter.stats.get("skipped", [])
+        for other in ("torch", "jax2onnx")
+        if f"could not import '{other}'" in str(report.longrepr)
+    }
+    if unchecked:
+        terminalreporter.section("CONVERSIONS WERE NOT CHECKED", red=True, bold=True)
+        terminalreporter.line(
+            f"{' and '.join(sorted(unchecked))} not installed: make test-all installs what they "
+            "are checked against.",
+            red=True,
+        )
     skipped = [r for r in terminalreporter.stats.get("skipped", []) if "parity" in r.nodeid]
     if skipped:
         terminalreporter.section("PARITY WITH THE REFERENCE WAS NOT CHECKED", red=True, bold=True)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "adaperceiver_jax"
 ROOMS = {  # what each room may import
     "models": {"models"},
     "losses": {"losses"},
-    "convert": {"convert", "models"},
+    "convert": {"convert", "models", "data"},
     "evaluate": {"evaluate", "models", "data", "losses"},
     "optim": {"optim"},
     "data": {"data"},
