@@ -118,6 +118,8 @@ def find_folder(name: str | os.PathLike, revision: str | None = None, weights: b
             raise ValueError(
                 f"{name}: neither a folder here nor to be had from the Hugging Face hub ({error})"
             ) from error
+    if folder.is_file():
+        raise ValueError(f"{folder}: a file, not a folder; tools/convert.py makes one of it")
     if not (folder / CONFIG).is_file():
         what = f"it has no {CONFIG}"
     elif weights and not (folder / WEIGHTS).is_file() and not (folder / PARAMS).is_dir():

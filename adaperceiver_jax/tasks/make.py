@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adaperceiver_jax.convert.hub import find_pretrained
+from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.data.mixing import MixingSettings
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
@@ -20,6 +22,8 @@ from adaperceiver_jax.tasks.distill import Distill
 from adaperceiver_jax.tasks.once_for_all import ImageSettings, LossSettings
 from adaperceiver_jax.train.settings import Settings
 from adaperceiver_jax.train.task import Task
+
+log = logging.getLogger(__name__)
 
 TASKS = ("distill", "classify", "teacher")
 MADE_UP = "made-up"
@@ -108,7 +112,22 @@ def make_task(config: RunConfig) -> Task:
     if config.task == "classify":
         return Classify(**arguments)
     vit, params = load_teacher(config.teacher, config.vit, config.init_scale)
+    warn_of_other_pixels(config.teacher.path, config.images)
     return Distill(**arguments, teacher=ViT(vit, dtype=dtype), teacher_params=params)
+
+
+def warn_of_other_pixels(path: str, images: ImageSettings) -> None:
+    """Says so where a timm teacher was trained on images normalised otherwise than the run's."""
+    name = path.removeprefix(HUB)
+    if name not in timm_models():
+        return
+    wanted = timm_model(name).preprocessing
+    if (wanted.mean, wanted.std) != (tuple(images.mean), tuple(images.std)):
+        log.warning(
+            "config.images normalises with mean %s, std %s; the teacher %s was trained with mean "
+            "%s, std %s, and sees the student's images",
+            *(images.mean, images.std, name, wanted.mean, wanted.std),
+        )
 
 
 def load_teacher(

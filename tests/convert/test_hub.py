@@ -206,3 +206,8 @@ def test_a_config_that_is_no_object(folder, content):
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json: holds a (list|int), not an object"):
         ap.from_pretrained(folder)
+
+
+def test_a_file_is_sent_to_the_tool(folder):
+    with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
+        ap.from_pretrained(folder / "model.safetensors")
