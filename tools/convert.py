@@ -36,7 +36,7 @@ from adaperceiver_jax.convert.files import (
 )
 from adaperceiver_jax.convert.hub import find_pretrained, save_orbax
 from adaperceiver_jax.convert.recognise import ASSUMED
-from adaperceiver_jax.tasks.weights import add_arguments, find_weights
+from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
 FORMATS = ("hub", "orbax", "torch")
 FILES = (*SAFETENSORS, *PICKLED)
@@ -113,13 +113,7 @@ def read_back(model: nn.Module, place: Path, to: str) -> State:
 def convert(options: argparse.Namespace, to: str) -> None:
     """Reads, cuts, writes beside DST, checks, and moves what was checked to DST."""
     began = time.perf_counter()
-    found = find_weights(
-        options.src,
-        model=options.model,
-        revision=options.revision,
-        weights=options.weights,
-        step=options.step,
-    )
+    found = find_by_arguments(options.src, options)
     model, params = found.model, found.read()
     print(f"{options.src}: {describe(model)}; nothing missing, nothing left over")
     config = getattr(model.config, "backbone", model.config)

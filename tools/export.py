@@ -36,7 +36,7 @@ from adaperceiver_jax.convert.export import (
 )
 from adaperceiver_jax.convert.files import check_free, whole
 from adaperceiver_jax.models.dense import DenseModel
-from adaperceiver_jax.tasks.weights import add_arguments, find_weights
+from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
 BARS = {"stablehlo": 1e-5, "onnx": 1e-4}
 """Largest difference to the model, as a part of the largest output."""
@@ -102,13 +102,7 @@ def sub_network(
 
 def export(options: argparse.Namespace) -> None:
     """Reads, cuts, writes beside OUT, runs what was written, and moves it to OUT."""
-    found = find_weights(
-        options.ckpt,
-        model=options.model,
-        revision=options.revision,
-        weights=options.weights,
-        step=options.step,
-    )
+    found = find_by_arguments(options.ckpt, options)
     whole_model, whole_params = found.model, found.read()
     model, params = sub_network(whole_model, whole_params, options)
     names = ("num_tokens", "width", "depth")

@@ -38,6 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, help="of a run's checkpoint (the newest that is whole)")
 
 
+def find_by_arguments(source: str, options: argparse.Namespace) -> Pretrained:
+    """`find_weights` with the options of `add_arguments`."""
+    return find_weights(
+        source,
+        model=options.model,
+        revision=options.revision,
+        weights=options.weights,
+        step=options.step,
+    )
+
+
 def find_weights(
     source: str | os.PathLike,
     *,

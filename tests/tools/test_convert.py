@@ -16,50 +16,26 @@ from tools import convert as tool
 torch = pytest.importorskip("torch")
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    """Every model as a hub folder, by its name."""
-    root = tmp_path_factory.mktemp("sources")
-    for name, model in MODELS.items():
-        ap.save_pretrained(model, random_params(model), root / name)
-    return root
-
-
-def converted(capsys, *arguments) -> str:
-    tool.main([str(argument) for argument in arguments])
-    return capsys.readouterr().out
-
-
-def refused(capsys, *arguments) -> str:
-    """What it says when it ends with an error."""
-    with pytest.raises(SystemExit) as stopped:
-        tool.main([str(argument) for argument in arguments])
-    said = stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
-    assert stopped.value.code != 0
-    assert "Traceback" not in said
-    return said
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_through_every_format_and_back(sources, name, tmp_path, capsys):
+def test_every_model_through_every_format_and_back(sources, name, tmp_path, said):
     """hub -> orbax -> .pth -> .safetensors -> hub."""
     config = sources / name / "config.json"
-    said = converted(capsys, sources / name, tmp_path / "orbax", "--to", "orbax")
-    assert re.search(r"all \d+ tensors read back the same; in PyTorch the same outputs to", said)
-    converted(capsys, tmp_path / "orbax", tmp_path / "w.pth")
-    converted(capsys, tmp_path / "w.pth", tmp_path / "w.safetensors", "--model", config)
-    converted(capsys, tmp_path / "w.safetensors", tmp_path / "hub", "--model", config)
+    text = said(tool, sources / name, tmp_path / "orbax", "--to", "orbax")
+    assert re.search(r"all \d+ tensors read back the same; in PyTorch the same outputs to", text)
+    said(tool, tmp_path / "orbax", tmp_path / "w.pth")
+    said(tool, tmp_path / "w.pth", tmp_path / "w.safetensors", "--model", config)
+    said(tool, tmp_path / "w.safetensors", tmp_path / "hub", "--model", config)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "hub" / file).read_bytes() == (sources / name / file).read_bytes()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"orbax", "w.pth", "w.safetensors", "hub"}
 
 
-def test_what_it_says(sources, tmp_path, capsys):
-    said = converted(capsys, sources / "classification", tmp_path / "new" / "hub")
-    assert "AdaPerceiver, 0.0 M parameters, width 24, depth 3" in said
-    assert "nothing missing, nothing left over" in said
-    groups = re.findall(r"^  (\S+) +(\d+) tensors +([\d,]+) parameters  float32$", said, re.M)
+def test_what_it_says(sources, tmp_path, said):
+    text = said(tool, sources / "classification", tmp_path / "new" / "hub")
+    assert "AdaPerceiver, 0.0 M parameters, width 24, depth 3" in text
+    assert "nothing missing, nothing left over" in text
+    groups = re.findall(r"^  (\S+) +(\d+) tensors +([\d,]+) parameters  float32$", text, re.M)
     names = [name for name, _, _ in groups]
     assert names[0] == "blocks"
     assert {"read_head", "write_head", "output_adapter", "patch_embed.ffn"} <= set(names)
@@ -69,29 +45,29 @@ def test_what_it_says(sources, tmp_path, capsys):
     assert total == sum(array.size for array in state.values())
 
 
-def test_a_sub_network(sources, tmp_path, capsys):
-    said = converted(
-        capsys, sources / "classification", tmp_path / "small", "--width", "9", "--depth", "2"
+def test_a_sub_network(sources, tmp_path, said):
+    text = said(
+        tool, sources / "classification", tmp_path / "small", "--width", "9", "--depth", "2"
     )
-    assert "cut to AdaPerceiver, 0.0 M parameters, width 9, depth 2" in said
-    assert "loads here, but not in the reference: its constructor cannot say a width of 9" in said
+    assert "cut to AdaPerceiver, 0.0 M parameters, width 9, depth 2" in text
+    assert "loads here, but not in the reference: its constructor cannot say a width of 9" in text
     small, params = ap.from_pretrained(tmp_path / "small")
     want, want_params = ap.extract(*ap.from_pretrained(sources / "classification"), 9, 2)
     assert small == want
     assert same(params, want_params)
 
 
-def test_a_sub_network_that_the_reference_can_say(tmp_path, capsys):
+def test_a_sub_network_that_the_reference_can_say(tmp_path, said):
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, use_embed_ffn=False))
     ap.save_pretrained(model, random_params(model), tmp_path / "plain")
-    said = converted(capsys, tmp_path / "plain", tmp_path / "small", "--width", "9")
-    assert "not in the reference" not in said
+    text = said(tool, tmp_path / "plain", tmp_path / "small", "--width", "9")
+    assert "not in the reference" not in text
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert "max_width" not in config
     assert int(24 * config["ffn_ratio"]) == int(9 * 2.57)
 
 
-def test_a_file_of_the_papers_model_needs_no_config(tmp_path, capsys):
+def test_a_file_of_the_papers_model_needs_no_config(tmp_path, said):
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(depth=1, patch_size=112))
     params = random_params(model)
     ap.save_pretrained(model, params, tmp_path / "hub")
@@ -99,9 +75,9 @@ def test_a_file_of_the_papers_model_needs_no_config(tmp_path, capsys):
     old = {f"module.{k}": torch.from_numpy(v) for k, v in state.items()}
     old["module.patch_embed.pos_embed"] = old["module.patch_embed.pos_embed"][0]
     torch.save(old | {"n_averaged": torch.tensor(9)}, tmp_path / "ema.pth")
-    said = converted(capsys, tmp_path / "ema.pth", tmp_path / "again")
-    assert "no tensor tells these, so the paper's are taken" in said
-    assert "num_heads=13" in said
+    text = said(tool, tmp_path / "ema.pth", tmp_path / "again")
+    assert "no tensor tells these, so the paper's are taken" in text
+    assert "num_heads=13" in text
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "hub" / file).read_bytes()
 
@@ -120,10 +96,10 @@ def test_a_file_of_the_papers_model_needs_no_config(tmp_path, capsys):
         (["{hub}", "{tmp}/x", "--to", "onnx"], "invalid choice: 'onnx'"),
     ],
 )
-def test_what_cannot_be_is_refused(sources, tmp_path, capsys, arguments, message):
+def test_what_cannot_be_is_refused(sources, tmp_path, arguments, message, refused):
     places = {"hub": sources / "classification", "vit": sources / "vit", "tmp": tmp_path}
-    said = refused(capsys, *(argument.format(**places) for argument in arguments))
-    assert re.search(message, said), said
+    text = refused(tool, *(argument.format(**places) for argument in arguments))
+    assert re.search(message, text), text
     assert not list(tmp_path.iterdir())
 
 
@@ -135,43 +111,43 @@ def test_what_cannot_be_is_refused(sources, tmp_path, capsys, arguments, message
         (lambda s: s.update({"process_latents.token": np.ones(3)}), r"token is \(3,\), the model"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(sources, tmp_path, capsys, change, message):
+def test_weights_that_do_not_fit_are_refused_by_name(sources, tmp_path, change, message, refused):
     state = load_file(sources / "classification" / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "w.safetensors")
     config = sources / "classification" / "config.json"
-    said = refused(capsys, tmp_path / "w.safetensors", tmp_path / "x", "--model", config)
-    assert re.search(message, said), said
+    text = refused(tool, tmp_path / "w.safetensors", tmp_path / "x", "--model", config)
+    assert re.search(message, text), text
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_another_models_weights_are_refused(sources, tmp_path, capsys):
+def test_another_models_weights_are_refused(sources, tmp_path, refused):
     (tmp_path / "config.json").write_text(config_text(MODELS["distillation"]))
     weights = sources / "classification" / "model.safetensors"
-    said = refused(capsys, weights, tmp_path / "x", "--model", tmp_path / "config.json")
-    assert "missing: output_adapter_feat" in said
+    text = refused(tool, weights, tmp_path / "x", "--model", tmp_path / "config.json")
+    assert "missing: output_adapter_feat" in text
 
 
-def test_a_wrong_outcome_is_not_kept(sources, tmp_path, capsys, monkeypatch):
+def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(tool, "torch_difference", lambda *_: 0.5)
-    said = refused(capsys, sources / "classification", tmp_path / "x")
-    assert "in PyTorch the same outputs to 5.0e-01" in said
-    assert "nothing is kept" in said
+    text = refused(tool, sources / "classification", tmp_path / "x")
+    assert "in PyTorch the same outputs to 5.0e-01" in text
+    assert "nothing is kept" in text
     monkeypatch.setattr(tool, "torch_difference", lambda *_: float("nan"))
-    assert "nothing is kept" in refused(capsys, sources / "classification", tmp_path / "x")
+    assert "nothing is kept" in refused(tool, sources / "classification", tmp_path / "x")
     monkeypatch.setattr(tool, "read_back", lambda *_: {})
-    assert "not written as read" in refused(capsys, sources / "classification", tmp_path / "x")
+    assert "not written as read" in refused(tool, sources / "classification", tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
-def test_without_pytorch_the_tensors_are_compared(sources, tmp_path, capsys, monkeypatch):
+def test_without_pytorch_the_tensors_are_compared(sources, tmp_path, monkeypatch, said, refused):
     monkeypatch.setattr(tool, "have_torch", lambda: False)
-    said = converted(capsys, sources / "classification", tmp_path / "x")
-    assert "PyTorch is not installed, so it was not run there" in said
-    assert "needs PyTorch" in refused(capsys, sources / "classification", tmp_path / "x.pth")
+    text = said(tool, sources / "classification", tmp_path / "x")
+    assert "PyTorch is not installed, so it was not run there" in text
+    assert "needs PyTorch" in refused(tool, sources / "classification", tmp_path / "x.pth")
 
 
-def test_an_empty_folder_may_be_there(sources, tmp_path, capsys):
+def test_an_empty_folder_may_be_there(sources, tmp_path, said):
     (tmp_path / "empty").mkdir()
-    converted(capsys, sources / "policy", tmp_path / "empty")
+    said(tool, sources / "policy", tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()

@@ -24,39 +24,19 @@ np.save(sys.argv[3], out["logits"])
 """
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sources")
-    for name, model in MODELS.items():
-        ap.save_pretrained(model, random_params(model), root / name)
-    return root
-
-
-def exported(capsys, *arguments) -> str:
-    tool.main([str(argument) for argument in arguments])
-    return capsys.readouterr().out
-
-
-def refused(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        tool.main([str(argument) for argument in arguments])
-    assert stopped.value.code != 0
-    return stopped.value.code if isinstance(stopped.value.code, str) else capsys.readouterr().err
-
-
 def images(model, batch):
     shape = (batch, *model.example_inputs().shape[1:])
     return np.random.default_rng(batch).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", ["classification", "distillation"])
-def test_any_batch_through_one_program(sources, name, tmp_path, capsys):
+def test_any_batch_through_one_program(sources, name, tmp_path, said):
     model = MODELS[name]
     cut = dict(num_tokens=5, width=model.config.widths[0], depth=1)
     options = [f"--{key.replace('_', '-')}={value}" for key, value in cut.items()]
-    said = exported(capsys, sources / name, tmp_path / "out", *options)
-    assert "images dynamic x" in said
-    assert "of the largest" in said
+    text = said(tool, sources / name, tmp_path / "out", *options)
+    assert "images dynamic x" in text
+    assert "of the largest" in text
     for batch in (1, 2, 7):
         x = images(model, batch)
         want = run(model, random_params(model), x, **cut)
@@ -70,8 +50,8 @@ def test_any_batch_through_one_program(sources, name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["segmentation", "depth", "policy", "vit", "dense"])
-def test_every_model(sources, name, tmp_path, capsys):
-    exported(capsys, sources / name, tmp_path / "out", "--batch", "2", "--platforms", "cpu")
+def test_every_model(sources, name, tmp_path, said):
+    said(tool, sources / name, tmp_path / "out", "--batch", "2", "--platforms", "cpu")
     model = MODELS[name]
     x = images(model, 2)
     want = run(model, random_params(model), x)
@@ -83,8 +63,8 @@ def test_every_model(sources, name, tmp_path, capsys):
         call_program(tmp_path / "out", images(model, 3))
 
 
-def test_jax_alone_runs_it(sources, tmp_path, capsys):
-    exported(capsys, sources / "classification", tmp_path / "out")
+def test_jax_alone_runs_it(sources, tmp_path, said):
+    said(tool, sources / "classification", tmp_path / "out")
     model = MODELS["classification"]
     np.save(tmp_path / "x.npy", images(model, 3))
     files = [str(tmp_path / name) for name in ("out", "x.npy", "y.npy")]
@@ -94,22 +74,22 @@ def test_jax_alone_runs_it(sources, tmp_path, capsys):
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=2e-5, atol=2e-5)
 
 
-def test_half_precision_weights_are_exported_in_float32(tmp_path, capsys):
+def test_half_precision_weights_are_exported_in_float32(tmp_path, said):
     import jax
 
     model = MODELS["policy"]
     half = jax.tree.map(lambda x: x.astype("bfloat16"), random_params(model))
     ap.save_pretrained(model, half, tmp_path / "half")
-    exported(capsys, tmp_path / "half", tmp_path / "out", "--platforms", "cpu")
+    said(tool, tmp_path / "half", tmp_path / "out", "--platforms", "cpu")
     with np.load(tmp_path / "out" / "weights.npz") as weights:
         assert {weights[name].dtype for name in weights} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("name", ["classification", "segmentation", "vit"])
-def test_onnx(sources, name, tmp_path, capsys):
+def test_onnx(sources, name, tmp_path, said):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
-    exported(capsys, sources / name, tmp_path / "out", "--to", "onnx", "--batch", "2")
+    said(tool, sources / name, tmp_path / "out", "--to", "onnx", "--batch", "2")
     session = runtime.InferenceSession(tmp_path / "out" / "model.onnx")
     model = MODELS[name]
     x = images(model, 2)
@@ -119,10 +99,10 @@ def test_onnx(sources, name, tmp_path, capsys):
         np.testing.assert_allclose(got, getattr(want, output.name), rtol=1e-4, atol=1e-4)
 
 
-def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, capsys, monkeypatch):
+def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    said = refused(capsys, sources / "classification", tmp_path / "out", "--to", "onnx")
-    assert "ONNX needs jax2onnx: pip install" in said
+    text = refused(tool, sources / "classification", tmp_path / "out", "--to", "onnx")
+    assert "ONNX needs jax2onnx: pip install" in text
     assert not (tmp_path / "out").exists()
 
 
@@ -136,21 +116,21 @@ def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, capsys
         (["--num-tokens", "0"], "num_tokens=0: must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(sources, tmp_path, capsys, arguments, message):
-    said = refused(capsys, sources / "classification", tmp_path / "out", *arguments)
-    assert message in said
+def test_what_cannot_be_is_refused(sources, tmp_path, arguments, message, refused):
+    text = refused(tool, sources / "classification", tmp_path / "out", *arguments)
+    assert message in text
     assert not list(tmp_path.iterdir())
 
 
-def test_a_vit_has_no_sub_networks(sources, tmp_path, capsys):
-    said = refused(capsys, sources / "vit", tmp_path / "out", "--depth", "1")
-    assert "depth=1: a ViT has none" in said
-    said = refused(capsys, sources / "vit", sources / "policy")
-    assert "is there already" in said
+def test_a_vit_has_no_sub_networks(sources, tmp_path, refused):
+    text = refused(tool, sources / "vit", tmp_path / "out", "--depth", "1")
+    assert "depth=1: a ViT has none" in text
+    text = refused(tool, sources / "vit", sources / "policy")
+    assert "is there already" in text
 
 
-def test_a_wrong_outcome_is_not_kept(sources, tmp_path, capsys, monkeypatch):
+def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(tool, "difference", lambda *_: float("nan"))
-    said = refused(capsys, sources / "classification", tmp_path / "out", "--platforms", "cpu")
-    assert "nothing is kept" in said
+    text = refused(tool, sources / "classification", tmp_path / "out", "--platforms", "cpu")
+    assert "nothing is kept" in text
     assert not list(tmp_path.iterdir())

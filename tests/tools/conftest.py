@@ -1,0 +1,41 @@
+"""Sources for the tools, and what they say when they refuse."""
+
+import pytest
+
+import adaperceiver_jax as ap
+from tests.convert.test_names import MODELS
+from tests.small_models import random_params
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Every model as a hub folder, by its name."""
+    root = tmp_path_factory.mktemp("sources")
+    for name, model in MODELS.items():
+        ap.save_pretrained(model, random_params(model), root / name)
+    return root
+
+
+@pytest.fixture
+def said(capsys):
+    """(tool, arguments) -> what it prints."""
+
+    def run(tool, *arguments) -> str:
+        tool.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """(tool, arguments) -> what it says when it ends with an error, which it must."""
+
+    def run(tool, *arguments) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            tool.main([str(argument) for argument in arguments])
+        code = stopped.value.code
+        assert code not in (0, None)
+        return code if isinstance(code, str) else capsys.readouterr().err
+
+    return run
