@@ -14,7 +14,7 @@ from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
 from tests.small_models import TINY, random_params
-from tests.train.small import assert_same
+from tests.train.small import PLAIN, assert_same, run, run_config
 
 MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 
@@ -139,3 +139,20 @@ def test_a_vit_of_other_heads_is_refused(tmp_path):
     load_weights(str(tmp_path))
     with pytest.raises(ValueError, match=r"a ViT of 2 heads, but the model has 3; set config\.mod"):
         load_weights(str(tmp_path), MODEL)
+
+
+def test_a_run_starts_from_a_vit(tmp_path, capsys):
+    c = run_config("scratch").model
+    vit = ap.ViT(
+        ap.ViTConfig(
+            embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads, mlp_ratio=c.ffn_ratio,
+            image_size=16, patch_size=8, num_classes=5,
+        )
+    )  # fmt: skip
+    ap.save_pretrained(vit, random_params(vit), tmp_path / "vit")
+    changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
+    assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
+    assert "16 parameters loaded" in capsys.readouterr().out
+    params = ap.from_pretrained(tmp_path / "run" / "model")[1]
+    ours, theirs = params["blocks"]["ffn"], random_params(vit)["blocks"]["mlp"]
+    np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
