@@ -151,6 +151,7 @@ def test_a_run_starts_from_a_vit(tmp_path, capsys):
     )  # fmt: skip
     ap.save_pretrained(vit, random_params(vit), tmp_path / "vit")
     changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
+    changes |= {"schedule.name": "constant"}
     assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
     assert "16 parameters loaded" in capsys.readouterr().out
     params = ap.from_pretrained(tmp_path / "run" / "model")[1]
