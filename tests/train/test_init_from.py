@@ -153,7 +153,7 @@ def test_a_run_starts_from_a_vit(tmp_path, capsys):
     changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
     changes |= {"schedule.name": "constant"}
     assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
-    assert "16 parameters loaded" in capsys.readouterr().out
+    assert "18 parameters loaded" in capsys.readouterr().out
     params = ap.from_pretrained(tmp_path / "run" / "model")[1]
     ours, theirs = params["blocks"]["ffn"], random_params(vit)["blocks"]["mlp"]
     np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
