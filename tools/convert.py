@@ -21,21 +21,27 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from absl import logging
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert.check import BAR, different_tensors, have_torch, torch_difference
+from adaperceiver_jax.convert.check import (
+    BAR,
+    different_tensors,
+    have_torch,
+    not_finite,
+    torch_difference,
+)
 from adaperceiver_jax.convert.describe import for_reference
 from adaperceiver_jax.convert.files import (
     PICKLED,
     SAFETENSORS,
     State,
-    check_free,
     read_state,
-    whole,
     write_state,
 )
 from adaperceiver_jax.convert.hub import find_pretrained, save_orbax
 from adaperceiver_jax.convert.recognise import ASSUMED
+from adaperceiver_jax.convert.whole import check_free, whole
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
 FORMATS = ("hub", "orbax", "torch")
@@ -63,6 +69,8 @@ def make_parser() -> argparse.ArgumentParser:
 def check_arguments(options: argparse.Namespace) -> str:
     """The format of DST; ValueError for what cannot be, before anything is read."""
     is_file = options.dst.suffix in FILES
+    if not is_file and options.dst.suffix.lower() in (*FILES, ".bin", ".ckpt", ".npz", ".onnx"):
+        raise ValueError(f"DST={options.dst}: a file must end in {', '.join(FILES)}")
     to = options.to or ("torch" if is_file else "hub")
     if (to == "torch") != is_file:
         raise ValueError(
@@ -130,6 +138,10 @@ def convert(options: argparse.Namespace, to: str) -> None:
             print(f"  loads here, but not in the reference: its constructor cannot say {unsaid}")
     state = ap.params_to_torch(model, params)
     print("\n".join(groups(state)))
+    if bad := not_finite(state):
+        raise ValueError(f"{options.src}: not finite: {', '.join(bad[:8])} ({len(bad)} in all)")
+    if to == "orbax" and any(array.dtype == np.float64 for array in state.values()):
+        raise ValueError(f"{options.src}: holds float64, which JAX arrays are not; give --to hub")
 
     with whole(options.dst) as place:
         write(model, params, state, place, to)
@@ -164,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
     try:
         to = check_arguments(options)
     except ValueError as error:

@@ -10,7 +10,9 @@ CKPT is whatever tools/convert.py reads. OUT is a folder. StableHLO is run by JA
     out = program.call(dict(np.load("served/weights.npz")), images)    # {"logits": (B, classes)}
 
 (pip install jax flatbuffers); ONNX, served/model.onnx, by any runtime. Images are (B, H, W, C),
-normalised, of the model's own size. Nothing is left at OUT unless it gave the model's outputs.
+normalised, of the model's own size. What was written is run and compared with the model, and left
+at OUT only if both agree; where it cannot be run (--platforms without this machine's, ONNX without
+onnxruntime) the last line says so.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.convert.check import relative_difference
 from adaperceiver_jax.convert.export import (
     DYNAMIC,
     ONNX,
@@ -34,7 +38,7 @@ from adaperceiver_jax.convert.export import (
     save_onnx,
     save_program,
 )
-from adaperceiver_jax.convert.files import check_free, whole
+from adaperceiver_jax.convert.whole import check_free, whole
 from adaperceiver_jax.models.dense import DenseModel
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
@@ -46,8 +50,8 @@ def batch_size(text: str) -> int | str:
     """'8' -> 8; 'dynamic'."""
     if text == DYNAMIC:
         return text
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be at least 1, or {DYNAMIC!r}")
     return int(text)
 
 
@@ -129,18 +133,12 @@ def export(options: argparse.Namespace) -> None:
             )
             here = jax.default_backend().replace("gpu", "cuda")
             got = call_program(place, inputs) if here in options.platforms else {}
-        error = max((difference(got[name], want[name]) for name in got), default=None)
+        error = max((relative_difference(got[name], want[name]) for name in got), default=None)
         if error is not None and not error <= BARS[options.to]:
             raise ValueError(f"its outputs differ by {error:.1e} of the largest; nothing is kept")
-    said = f"outputs to {error:.1e} of the largest" if got else "not run here"
+    said = f"outputs to {error:.1e} of the largest" if got else "NOT run here, so not compared"
     sizes = " x ".join(map(str, (options.batch, *shape[1:])))
     print(f"{options.out} ({options.to}): images {sizes} -> {', '.join(want)}; {said}")
-
-
-def difference(got: Any, want: Any) -> float:
-    """Largest, as a part of the largest entry wanted."""
-    want = np.asarray(want)
-    return float(np.abs(np.asarray(got) - want).max() / np.abs(want).max())
 
 
 def run_onnx(path: Path, inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -158,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
     try:
         check_arguments(options)
     except ValueError as error:

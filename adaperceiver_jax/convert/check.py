@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,8 @@ from adaperceiver_jax.models.policy import PolicyNetwork
 
 BAR = 1e-4
 """Of an output's largest entry; float32 sums in another order differ by some 1e-6."""
+TINY = 1e-30
+"""So that outputs of zeros can be compared."""
 
 
 def have_torch() -> bool:
@@ -69,9 +72,21 @@ def torch_difference(model: nn.Module, params: Any, state: State, seed: int = 0)
     patches = isinstance(model, PolicyNetwork)
     with torch.inference_mode():
         theirs = other(torch.tensor(inputs if patches else inputs.transpose(0, 3, 1, 2)))
-    worst = 0.0
-    for name, value in theirs.items():
-        want = value.numpy()
-        difference = np.abs(np.asarray(getattr(ours, name)) - want).max()
-        worst = max(worst, float(difference / np.abs(want).max()))
-    return worst
+    return max(
+        relative_difference(getattr(ours, name), value.numpy()) for name, value in theirs.items()
+    )
+
+
+def relative_difference(got: Any, want: Any) -> float:
+    """The largest difference as a part of the largest entry wanted; infinite where either side is
+    not finite."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return math.inf
+    difference = np.abs(got - want).max()
+    return float(difference / max(np.abs(want).max(), TINY)) if difference else 0.0
+
+
+def not_finite(state: State) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, array in state.items() if not np.isfinite(array).all()]

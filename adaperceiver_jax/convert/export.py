@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from adaperceiver_jax.convert.describe import config_to_dict
-from adaperceiver_jax.convert.files import write_bytes, write_whole
+from adaperceiver_jax.convert.whole import write_bytes, write_whole
 
 PROGRAM, WEIGHTS, ABOUT = "program.jax", "weights.npz", "about.json"
 ONNX = "model.onnx"

@@ -1,12 +1,11 @@
-"""Files of weights: read tensor by tensor, written whole or not at all."""
+"""Files of weights, under PyTorch names: .safetensors, .pth, .pt."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from adaperceiver_jax.convert.whole import write_whole
+
 State = Mapping[str, np.ndarray]
 """Arrays under PyTorch names."""
 SAFETENSORS = (".safetensors",)
 PICKLED = (".pth", ".pt")
 _WRAPPERS = ("module", "_orig_mod")  # of DataParallel and AveragedModel; of torch.compile
 _COUNTERS = ("n_averaged", "ema_n_averaged")  # of AveragedModel
-_INNER = ("state_dict", "model")  # where training scripts put the weights beside other things
+_SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64")
 _TORCH_HELP = (
     "needs PyTorch: pip install torch --index-url https://download.pytorch.org/whl/cpu (or convert "
     "the file to .safetensors where PyTorch is)"
@@ -43,6 +44,9 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
+        dtype = self._file.get_slice(name).get_dtype()
+        if dtype not in _SAFETENSORS_DTYPES:
+            raise ValueError(f"{name} is of dtype {dtype}; weights are float16, bfloat16, or wider")
         return self._file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -91,6 +95,7 @@ def _read_pickled(path: Path) -> State:
         import torch
     except ImportError as error:
         raise ValueError(f"{path}: reading it {_TORCH_HELP}") from error
+    _check_zip(path)
     try:
         try:  # tensors stay in the file until they are used
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -99,8 +104,8 @@ def _read_pickled(path: Path) -> State:
                 raise
             found = torch.load(path, map_location="cpu", weights_only=True)  # before PyTorch 1.6
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ")
-        why = _first_sentence(reason.partition("WeightsUnpickler error:")[2] or reason)
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it names {named[1]}" if named else _first_sentence(str(error))
         raise ValueError(
             f"{path}: holds more than plain tensors, or is not PyTorch's ({why}). It is not "
             "executed; save the model's state_dict() alone"
@@ -109,18 +114,57 @@ def _read_pickled(path: Path) -> State:
         raise ValueError(
             f"{path}: PyTorch cannot read it ({_first_sentence(str(error))}); is it whole?"
         ) from error
-    for key in _INNER:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+    return {name: _to_numpy(tensor) for name, tensor in _tensors(found, path).items()}
+
+
+def _check_zip(path: Path) -> None:
+    """ValueError if a part of the file is not what was written; PyTorch does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except zipfile.BadZipFile:
+        return  # from before PyTorch 1.6, or no weights at all
+    if broken:
+        raise ValueError(f"{path}: {broken} in it is damaged (its checksum is another)")
+
+
+def _tensors(found: Any, path: Path) -> Mapping[str, Any]:
+    """The one state dict that a file holds, alone or beside other things."""
+    import torch
+
+    def is_state(value: Any) -> bool:
+        return isinstance(value, Mapping) and any(
+            isinstance(tensor, torch.Tensor) for tensor in value.values()
+        )
+
+    inner = (
+        [key for key, value in found.items() if is_state(value)]
+        if isinstance(found, Mapping)
+        else []
+    )
+    if len(inner) > 1:
+        raise ValueError(
+            f"{path}: holds several state dicts ({', '.join(map(str, inner))}); save one alone"
+        )
+    if inner:
+        found = found[inner[0]]
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"{path}: holds a {type(found).__name__}, not a state dict of tensors")
-    other = [key for key, value in found.items() if not isinstance(value, torch.Tensor)]
-    if other:
-        raise ValueError(
-            f"{path}: {other[0]!r} is a {type(found[other[0]]).__name__}, not a tensor "
-            f"({len(other)} such in all); save the model's state_dict() alone"
-        )
-    return {name: _to_numpy(tensor) for name, tensor in found.items()}
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{path}: {key!r} is a {type(value).__name__}, not a tensor under a name; save the "
+                "model's state_dict() alone"
+            )
+        if key in _COUNTERS:
+            continue
+        if value.dtype not in kinds or value.layout is not torch.strided:
+            raise ValueError(
+                f"{path}: {key} is of dtype {value.dtype}, layout {value.layout}; weights are "
+                "dense, float16, bfloat16, or wider"
+            )
+    return {key: value for key, value in found.items() if key not in _COUNTERS}
 
 
 def _first_sentence(text: str) -> str:
@@ -157,46 +201,3 @@ def write_state(path: Path, state: State) -> None:
         write_whole(path, lambda to: torch.save(tensors, to))
     else:
         raise ValueError(f"{path}: must end in {', '.join((*SAFETENSORS, *PICKLED))}")
-
-
-def check_free(path: Path) -> None:
-    """Raises ValueError unless nothing, or an empty folder, is there."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path}: is there already; move it away or name another")
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` for a file or folder, moved to `path` if no error was raised."""
-    check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        place = Path(folder) / path.name
-        yield place
-        if path.is_dir():
-            path.rmdir()  # empty
-        place.rename(path)
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Has a file written beside its place and moves it there, so that no half is ever seen."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_whole`, of content that is at hand."""
-
-    def write(to: Path) -> None:
-        to.write_bytes(content)
-
-    write_whole(path, write)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from adaperceiver_jax.convert.describe import config_text, read_config
-from adaperceiver_jax.convert.files import SafetensorsFile, write_bytes, write_state
+from adaperceiver_jax.convert.files import SafetensorsFile, write_state
 from adaperceiver_jax.convert.names import check_params, params_from_torch, params_to_torch
 from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
+from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.models.vit import ViT
 
 CONFIG, WEIGHTS, PARAMS = "config.json", "model.safetensors", "params"
@@ -50,6 +52,8 @@ def find_pretrained(name: str | os.PathLike, revision: str | None = None) -> Pre
     """As `from_pretrained`, but reads only the config."""
     folder = find_folder(name, revision)
     model = read_config(folder / CONFIG)
+    if (folder / WEIGHTS).exists() and (folder / PARAMS).exists():
+        raise ValueError(f"{folder}: has both {WEIGHTS} and {PARAMS}/; move one of them away")
     if (folder / WEIGHTS).is_file():
         return Pretrained(model, lambda: _read_safetensors(model, folder / WEIGHTS))
     return Pretrained(model, lambda: _read_orbax(model, folder / PARAMS))
@@ -126,9 +130,11 @@ def find_folder(name: str | os.PathLike, revision: str | None = None, weights: b
         what = f"it has no {WEIGHTS} and no {PARAMS}/"
     else:
         return folder
+    near = difflib.get_close_matches(str(name), timm_models(), 1, 0.6)
+    meant = f"; did you mean timm's {near[0]}?" if near and not folder.exists() else ""
     raise ValueError(
         f"{folder}: not a checkpoint folder, {what}; give a folder that save_pretrained wrote, or "
-        "a hub id like 'pjajal/adaperceiver-v1'"
+        f"a hub id like 'pjajal/adaperceiver-v1'{meant}"
     )
 
 
@@ -141,6 +147,7 @@ def save_pretrained(model: nn.Module, params: Any, folder: str | os.PathLike) ->
     """
     state = params_to_torch(model, params)
     folder = Path(folder)
+    _check_only(folder, WEIGHTS)
     folder.mkdir(parents=True, exist_ok=True)
     write_state(folder / WEIGHTS, state)
     _write_config(model, folder)
@@ -153,10 +160,18 @@ def save_orbax(model: nn.Module, params: Any, folder: str | os.PathLike) -> None
     """
     check_params(model, params)
     folder = Path(folder).absolute()
+    _check_only(folder, PARAMS)
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:  # atomic: a renamed folder
         checkpointer.save(folder / PARAMS, jax.tree.map(jnp.asarray, params), force=True)
     _write_config(model, folder)
+
+
+def _check_only(folder: Path, ours: str) -> None:
+    """Raises ValueError if the folder has weights in the other format, which would be read."""
+    (other,) = {WEIGHTS, PARAMS} - {ours}
+    if (folder / other).exists():
+        raise ValueError(f"{folder}: has weights in {other} already; name another folder")
 
 
 def _write_config(model: nn.Module, folder: Path) -> None:

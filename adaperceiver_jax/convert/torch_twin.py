@@ -2,7 +2,8 @@
 
 `twin(config)` builds from what a config.json says, `load_state_dict(state, strict=True)` takes
 exported weights, so whatever was written can be run by something that is not JAX. Written from the
-model's definition; it shares no code with the package. Images are NCHW, of the config's own size.
+model's definition; it shares no code with the package. Images are NCHW, for Fourier maps and ViTs
+of the config's own size.
 """
 
 # mypy: ignore-errors
@@ -143,7 +144,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, c: Mapping[str, Any]):
         super().__init__()
         dim, size = c["embed_dim"], c["img_size"]
-        self.bands, self.size = c.get("fourier_bands"), size
+        self.bands, self.size, self.patch = c.get("fourier_bands"), size, c["patch_size"]
         maps = 2 * (2 * self.bands + 1) if self.bands else 0
         self.embed = Patches(c["in_channels"] + maps, c["patch_size"], dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, (size // c["patch_size"]) ** 2, dim))
@@ -152,11 +153,21 @@ class PatchEmbed(nn.Module):
             self.norm = nn.LayerNorm(dim, 1e-6)
             self.ffn = FFN(dim, hidden, dim, c["ffn_layer"], c["act_layer"])
 
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table, or for images of another size its bicubic resampling."""
+        grid = (height // self.patch, width // self.patch)
+        side = round(self.pos_embed.shape[1] ** 0.5)
+        if grid == (side, side):
+            return self.pos_embed
+        table = self.pos_embed.transpose(1, 2).unflatten(-1, (side, side))
+        table = F.interpolate(table, grid, mode="bicubic", antialias=True)
+        return table.flatten(2).transpose(1, 2)
+
     def forward(self, images: Tensor) -> Tensor:
         if self.bands:
             maps = fourier_maps(self.size, self.bands).expand(len(images), -1, -1, -1)
             images = torch.cat([images, maps], dim=1)
-        x = self.embed(images) + self.pos_embed
+        x = self.embed(images) + self.positions(*images.shape[-2:])
         return self.ffn(self.norm(x)) if hasattr(self, "ffn") else x
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from adaperceiver_jax.convert.files import PICKLED, SAFETENSORS
 from adaperceiver_jax.convert.hub import Pretrained, find_model, find_pretrained
 from adaperceiver_jax.convert.names import check_params
 from adaperceiver_jax.convert.recognise import find_in_file
@@ -32,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(from its tensors, as far as they tell)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument(
-        "--weights", choices=WEIGHTS, default=WEIGHTS[0], help="which of a run (%(default)s)"
-    )
+    parser.add_argument("--weights", choices=WEIGHTS, help=f"which of a run ({EMA})")
     parser.add_argument("--step", type=int, help="of a run's checkpoint (the newest that is whole)")
 
 
@@ -54,7 +53,7 @@ def find_weights(
     *,
     model: str | os.PathLike | None = None,
     revision: str | None = None,
-    weights: str = EMA,
+    weights: str | None = None,
     step: int | None = None,
 ) -> Pretrained:
     """A model and its weights, from wherever they are.
@@ -67,12 +66,21 @@ def find_weights(
       weights, step: of a run, as `find_run` takes them.
     """
     path = Path(source)
-    if model is not None and not path.is_file():
-        raise ValueError(f"model={model}: only for a file of weights; {source} says it itself")
-    if (path / FOLDER).is_dir():
-        return find_run(path, weights, step)
-    if path.is_file():
+    is_run, is_file = (path / FOLDER).is_dir(), path.is_file()
+    for name, value, fits, what in (
+        ("model", model, is_file, "a file of weights"),
+        ("weights", weights, is_run, "a run's folder"),
+        ("step", step, is_run, "a run's folder"),
+        ("revision", revision, not path.exists() or model is not None, "a hub id"),
+    ):
+        if value is not None and not fits:
+            raise ValueError(f"{name}={value}: only for {what}, which {source} is not")
+    if is_run:
+        return find_run(path, weights or EMA, step)
+    if is_file:
         return find_in_file(path, None if model is None else find_model(model, revision))
+    if path.suffix in (*SAFETENSORS, *PICKLED):
+        raise ValueError(f"{source}: there is no such file")
     return find_pretrained(source, revision)
 
 

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from adaperceiver_jax.convert.hub import find_pretrained
 from adaperceiver_jax.convert.timm import adaperceiver_blocks, is_vit
+from adaperceiver_jax.models.vit import ViT
 from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
 
 
@@ -42,8 +43,8 @@ class Report:
 def load_weights(path: str, model: nn.Module | None = None) -> Any:
     """Parameters from a run's folder (its newest EMA weights), a hub folder or id, a timm name.
 
-    model: the one they are for; ValueError if they are a ViT's with other heads, which no shape
-    tells.
+    model: the one they are for; ValueError if they are a ViT's that computes otherwise, which no
+    shape tells.
     """
     folder = Path(path)
     heads: int | None = None
@@ -67,12 +68,16 @@ def load_weights(path: str, model: nn.Module | None = None) -> Any:
         if is_vit(weights):
             heads = found.model.config.num_heads
     if model is not None and heads is not None:
-        ours = getattr(model.config, "backbone", model.config).num_heads
-        if ours != heads:
-            raise ValueError(
-                f"config.init_from={path!r}: a ViT of {heads} heads, but the model has {ours}; set "
-                f"config.model.num_heads={heads}"
-            )
+        config = getattr(model.config, "backbone", model.config)
+        wanted: dict[str, Any] = {"num_heads": heads}
+        if not isinstance(model, ViT):
+            wanted |= {"ffn_layer": "mlp", "act_layer": "gelu"}
+        for key, value in wanted.items():
+            if getattr(config, key) != value:
+                raise ValueError(
+                    f"config.init_from={path!r}: a ViT, whose {key} is {value}; the model's is "
+                    f"{getattr(config, key)}: set config.model.{key}={value}"
+                )
     return weights
 
 
@@ -98,6 +103,12 @@ def initialise(
         left = [path for path in theirs if not path.startswith("blocks/")]
         blocks = adaperceiver_blocks(weights, layer_scale="ls1" in shapes["blocks"])
         theirs = flatten_dict(blocks, sep="/")
+        extra = [path for path in sorted(theirs.keys() - ours.keys()) if np.any(theirs[path])]
+        if extra:
+            raise ValueError(
+                f"config.init_from={name!r}: a ViT with {', '.join(extra)}, which the model has "
+                "not; set config.model.qkv_bias and config.model.proj_bias to True"
+            )
         skip = (*skip, "(?!blocks/).*")
     report = Report([], {}, sorted(theirs.keys() - ours.keys()) + left)
     for path, shape in ours.items():

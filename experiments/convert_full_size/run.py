@@ -29,6 +29,7 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert.py"
 STEPS = (
     ("hub", "orbax", ("--to", "orbax")),
     ("orbax", "weights.pth", ()),
+    ("weights.pth", "orbax_again", ("--to", "orbax")),
     ("weights.pth", "weights.safetensors", ()),
     ("weights.safetensors", "again", ()),
     ("hub", "small", ("--width", "416", "--depth", "12")),

@@ -74,7 +74,7 @@ def test_a_position_table_without_its_first_axis_gets_it(tmp_path):
     assert_weights(read_state(tmp_path / "dense.pth"), dense)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "ema"])
 def test_weights_beside_other_plain_things(tmp_path, key):
     torch.save({key: tensors(), "epoch": 7, "note": "a string"}, tmp_path / "all.pth")
     assert_weights(read_state(tmp_path / "all.pth"))
@@ -112,9 +112,18 @@ def test_a_pickle_is_never_executed(tmp_path, writer):
     ("content", "message"),
     [
         ({"w": 3}, "'w' is a int, not a tensor"),
+        ({3: torch.zeros(2)}, "3 is a Tensor, not a tensor under a name"),
+        ({"w": torch.zeros(2, dtype=torch.int32)}, r"w is of dtype torch\.int32"),
+        ({"w": torch.zeros(2, dtype=torch.complex64)}, r"w is of dtype torch\.complex64"),
+        ({"w": torch.zeros(2, dtype=torch.float8_e4m3fn)}, r"w is of dtype torch\.float8"),
+        ({"w": torch.zeros(2, 2).to_sparse()}, r"w is of .* layout torch\.sparse_coo"),
+        (
+            {"model": {"w": torch.zeros(2)}, "model_ema": {"w": torch.ones(2)}},
+            r"holds several state dicts \(model, model_ema\); save one alone",
+        ),
         ({}, "holds a dict, not a state dict"),
         ([1, 2], "holds a list, not a state dict"),
-        ({"w": {"x": torch.zeros(2)}}, "'w' is a dict, not a tensor"),
+        ({"a": torch.zeros(2), "n": {"x": 3}}, "'n' is a dict, not a tensor"),
     ],
 )
 def test_a_file_of_other_things(tmp_path, content, message):
@@ -141,6 +150,29 @@ def test_a_file_that_is_not_one_or_not_whole(tmp_path, suffix, damage):
         read_state(path)
 
 
+def test_a_flipped_bit_in_a_pickled_file(tmp_path):
+    path = tmp_path / "w.pth"
+    write_state(path, {"w": np.arange(10_000, dtype=np.float32)})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pth: .* in it is damaged"):
+        read_state(path)
+
+
+def test_safetensors_of_other_dtypes_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file({"w": np.zeros(3, np.int32)}, path)
+    with pytest.raises(ValueError, match=r"w is of dtype I32; weights are float16"):
+        read_state(path)["w"]
+
+
+def test_what_a_refused_pickle_names_is_said(tmp_path):
+    torch.save({"b": Bomb(str(tmp_path / "executed"))}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match=r"it names (_?io|builtins)\.open"):
+        read_state(tmp_path / "bomb.pth")
+
+
 def test_the_same_tensor_under_two_names_is_refused(tmp_path):
     twice = {**WEIGHTS, "module.blocks.0.attn.q.weight": WEIGHTS["blocks.0.attn.q.weight"]}
     save_file(twice, tmp_path / "twice.safetensors")
@@ -163,12 +195,12 @@ def test_without_pytorch_a_pickle_says_what_it_needs(tmp_path, monkeypatch):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
-    from adaperceiver_jax.convert import files
+    from adaperceiver_jax.convert import whole
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     with pytest.raises(OSError, match="no space left"):
         write_state(tmp_path / "w.safetensors", WEIGHTS)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert import describe, files
+from adaperceiver_jax.convert import describe, whole
 from adaperceiver_jax.convert.hub import find_model, save_orbax
 from tests.convert.test_names import MODELS, same
 from tests.small_models import model_and_params, random_params
@@ -62,7 +62,7 @@ def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(whole.os, "fsync", full)
     model = MODELS["classification"]
     with pytest.raises(OSError, match="no space left"):
         ap.save_pretrained(model, random_params(model, seed=1), folder)
@@ -211,3 +211,20 @@ def test_a_config_that_is_no_object(folder, content):
 def test_a_file_is_sent_to_the_tool(folder):
     with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
         ap.from_pretrained(folder / "model.safetensors")
+
+
+def test_a_folder_holds_one_format(folder, orbax_folder):
+    model = MODELS["classification"]
+    with pytest.raises(ValueError, match=r"has weights in model\.safetensors already"):
+        save_orbax(model, random_params(model), folder)
+    other = MODELS["distillation"]
+    with pytest.raises(ValueError, match="has weights in params already"):
+        ap.save_pretrained(other, random_params(other), orbax_folder)
+    shutil.copy(folder / "model.safetensors", orbax_folder)
+    with pytest.raises(ValueError, match=r"has both model\.safetensors and params/"):
+        ap.from_pretrained(orbax_folder)
+
+
+def test_a_timm_name_without_what_it_was_trained_on():
+    with pytest.raises(ValueError, match=r"did you mean timm's vit_base_patch16_224\."):
+        ap.from_pretrained("vit_base_patch16_224")

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert.check import BAR, different_tensors, torch_difference
+from adaperceiver_jax.convert.check import (
+    BAR,
+    different_tensors,
+    not_finite,
+    relative_difference,
+    torch_difference,
+)
 from adaperceiver_jax.convert.describe import config_to_dict, for_reference
 from tests.convert.test_names import BACKBONE, MODELS
 from tests.small_models import TINY, model_and_params, random_config, random_params, run
@@ -20,7 +26,7 @@ from adaperceiver_jax.convert.torch_twin import twin
 OUTPUTS = dict(rtol=2e-5, atol=2e-5)
 VIT = dict(embed_dim=12, depth=2, num_heads=2, num_classes=3, image_size=8, patch_size=4)
 VITS = {
-    "clip": dict(pre_norm=True, norm_epsilon=1e-5),
+    "clip": dict(pre_norm=True, norm_epsilon=0.1),
     "deit3": dict(no_embed_class=True, layer_scale=1e-6),
     "so150m": dict(class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False),
     "so150m2": dict(
@@ -167,3 +173,23 @@ def test_half_precision_weights_are_run_too():
     model = MODELS["classification"]
     params = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), random_params(model))
     assert torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4
+
+
+def test_the_check_sees_what_is_not_finite():
+    model = MODELS["distillation"]
+    params = random_params(model)
+    state = ap.params_to_torch(model, params)
+    for name in ("read_head.cattn.q.weight", "output_adapter_feat.ffn.fc2.bias"):
+        assert torch_difference(model, params, state | {name: state[name] * np.nan}) == np.inf
+    assert not_finite(state) == []
+    assert not_finite(state | {"x": np.array([1, np.inf])}) == ["x"]
+
+
+def test_relative_difference():
+    assert relative_difference([1, 2], [1, 4]) == 0.5
+    assert relative_difference([0, 0], [0, 0]) == 0
+    assert relative_difference([1e-3], [0]) > 1
+    for wrong in (np.nan, np.inf):
+        assert relative_difference([wrong], [1]) == np.inf
+        assert relative_difference([1], [wrong]) == np.inf
+        assert relative_difference([wrong], [wrong]) == np.inf

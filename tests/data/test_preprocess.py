@@ -26,6 +26,12 @@ def test_an_image_of_the_resized_size_is_only_cropped_and_normalised():
     np.testing.assert_allclose(out, want, atol=1e-5)
 
 
+def test_the_resized_side_is_rounded_down():
+    pixels = np.asarray(image(248, 248))  # 224 / 0.9 = 248.9
+    out = ap.Preprocessing(crop=0.9, mean=(0, 0, 0), std=(1, 1, 1))(pixels)
+    np.testing.assert_allclose(out, pixels[12:236, 12:236] / 255, atol=1e-6)
+
+
 def test_the_short_side_is_resized_and_the_middle_kept():
     wide = np.zeros((256, 512, 3), np.uint8)
     wide[:, 144:368] = 255  # the middle 224 columns

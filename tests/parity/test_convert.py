@@ -9,12 +9,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert.describe import config_to_dict
+from adaperceiver_jax.convert.describe import config_text, config_to_dict
 from adaperceiver_jax.convert.files import read_state, write_state
 from adaperceiver_jax.convert.hub import save_orbax
 from adaperceiver_jax.convert.recognise import find_in_file
-from tests.parity.reading import SIZES, read
+from tests.parity.reading import OUTPUTS, SIZES, read
 from tests.parity.test_adaperceiver import HUB_FOLDERS
+from tests.parity.test_teacher_and_policy import VARIANTS, vit_config
 from tests.small_models import run
 
 DENSE = dict(num_classes=None, output_feat_dim=40, use_output_ffn=True)
@@ -66,16 +67,21 @@ def test_a_training_checkpoint_as_it_was_and_as_older_ones_are(goldens, name, tm
         assert_same_bits(read_state(tmp_path / "out.pth"), want)
 
 
-@pytest.mark.parametrize("name", ["classification", "distillation", "classification_swiglu"])
-def test_the_pytorch_twin_gives_the_references_outputs(goldens, name):
-    """So that what is compared with the twin elsewhere is compared with the reference."""
+def twin_of(model, weights):
+    """The PyTorch twin with these weights, so that what is compared with it elsewhere is compared
+    with the reference; and torch."""
     torch = pytest.importorskip("torch")
     from adaperceiver_jax.convert.torch_twin import twin
 
-    golden = read(goldens / name)
-    other = twin(json.loads((goldens / name / "config.json").read_text()))
-    state = load_file(goldens / name / "model.safetensors")
-    other.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()}, strict=True)
+    other = twin(json.loads(config_text(model)))
+    other.load_state_dict({key: torch.from_numpy(x) for key, x in weights.items()}, strict=True)
+    return other, torch
+
+
+@pytest.mark.parametrize("name", [name for name in HUB_FOLDERS if name != "early_exit"])
+def test_the_pytorch_twin_gives_the_references_outputs(goldens, name):
+    golden, (model, _) = read(goldens / name), ap.from_pretrained(goldens / name)
+    other, torch = twin_of(model, load_file(goldens / name / "model.safetensors"))
     for i, call in enumerate(golden.cases["calls"]):
         if "token_grans" in call:
             continue
@@ -86,8 +92,57 @@ def test_the_pytorch_twin_gives_the_references_outputs(goldens, name):
                 width=call.get("mat_dim"),
                 depth=call.get("depth"),
             )
-        want = golden.arrays[f"logits.{i}"][:, 0]
-        np.testing.assert_allclose(out["logits"], want, rtol=2e-5, atol=2e-5, err_msg=str(call))
+        want = {"logits": golden.arrays[f"logits.{i}"][:, 0]}
+        if model.config.output_feat_dim:
+            want["features"] = golden.arrays[f"features.{i}"]
+        assert set(out) == set(want)
+        for key in want:
+            np.testing.assert_allclose(out[key], want[key], **OUTPUTS, err_msg=str(call))
+
+
+@pytest.mark.parametrize("name", ["train_segmentation", "train_depth"])
+def test_the_twins_dense_heads_too(goldens, name):
+    golden = read(goldens / name)
+    other, torch = twin_of(TRAINED[name], golden.weights)
+    with torch.inference_mode():
+        out = other(torch.from_numpy(golden.arrays["images"]))
+    if name == "train_depth":
+        want = golden.arrays["depth.token.3"][:, 0]
+        np.testing.assert_allclose(out["depth"], want, **OUTPUTS)
+    else:
+        want = golden.arrays["logits.token.3"].transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(out["logits"], want, **OUTPUTS)
+
+
+def test_the_twins_fourier_maps_too(goldens):
+    golden = read(goldens / "classification_fourier")
+    config = ap.AdaPerceiverConfig(**SIZES, fourier_bands=golden.cases["fourier_bands"])
+    other, torch = twin_of(ap.AdaPerceiver(config), golden.weights)
+    with torch.inference_mode():
+        out = other(torch.from_numpy(golden.arrays["images"]))
+    np.testing.assert_allclose(out["logits"], golden.arrays["logits"][:, 0], **OUTPUTS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_twins_vits_too(goldens, name):
+    golden = read(goldens / name)
+    model = ap.ViT(vit_config(golden, name))
+    other, torch = twin_of(model, golden.weights)
+    with torch.inference_mode():
+        out = other(torch.from_numpy(golden.arrays["images"]))
+    np.testing.assert_allclose(out["logits"], golden.arrays["logits"], **OUTPUTS)
+    features = golden.arrays["features"][:, model.config.num_prefix_tokens :]
+    np.testing.assert_allclose(out["features"], features, **OUTPUTS)
+
+
+def test_the_twins_policy_network_too(goldens):
+    golden = read(goldens / "policy_network")
+    _, patches, dim = golden.arrays["patches"].shape
+    config = ap.PolicyConfig(embed_dim=dim, num_patches=patches, token_choices=4)
+    other, torch = twin_of(ap.PolicyNetwork(config), golden.weights)
+    with torch.inference_mode():
+        out = other(torch.from_numpy(golden.arrays["patches"]))
+    np.testing.assert_allclose(out["token_logits"], golden.arrays["token_logits"], **OUTPUTS)
 
 
 def test_a_narrower_golden_is_an_ordinary_model(goldens, tmp_path):
@@ -108,6 +163,6 @@ def test_a_narrower_golden_is_an_ordinary_model(goldens, tmp_path):
         small, small_params = ap.from_pretrained(tmp_path)
         out = run(small, small_params, golden.images, num_tokens=call.get("num_tokens"))
         want = golden.arrays[f"logits.{i}"][:, 0]
-        np.testing.assert_allclose(out.logits, want, rtol=2e-5, atol=2e-5, err_msg=str(call))
+        np.testing.assert_allclose(out.logits, want, **OUTPUTS, err_msg=str(call))
         tried += 1
     assert tried > 0

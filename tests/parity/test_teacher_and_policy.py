@@ -16,9 +16,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_vit(goldens, name):
-    golden = read(goldens / name)
+def vit_config(golden, name) -> ap.ViTConfig:
     sizes = {
         ours: golden.cases[theirs]
         for ours, theirs in (
@@ -30,7 +28,13 @@ def test_vit(goldens, name):
             ("num_classes", "num_classes"),
         )
     }
-    model = ap.ViT(ap.ViTConfig(**sizes, **VARIANTS[name]))
+    return ap.ViTConfig(**sizes, **VARIANTS[name])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_vit(goldens, name):
+    golden = read(goldens / name)
+    model = ap.ViT(vit_config(golden, name))
     assert model.config.num_prefix_tokens == golden.cases["num_prefix_tokens"]
     out = run(model, golden.params(model), golden.images)
     np.testing.assert_allclose(out.logits, golden.arrays["logits"], **OUTPUTS)

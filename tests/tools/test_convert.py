@@ -93,6 +93,12 @@ def test_a_file_of_the_papers_model_needs_no_config(tmp_path, said):
         (["{hub}", "{tmp}/x", "--model", "{hub}"], "only for a file"),
         (["{tmp}/nowhere", "{tmp}/x"], "not a checkpoint folder, it has no config.json"),
         (["{vit}", "{tmp}/x", "--depth", "1"], "only an AdaPerceiver has sub-networks"),
+        (["{hub}", "{tmp}/x", "--step", "3"], "step=3: only for a run's folder"),
+        (["{hub}", "{tmp}/x", "--weights", "ema"], "weights=ema: only for a run's folder"),
+        (["{hub}", "{tmp}/x", "--revision", "v1"], "revision=v1: only for a hub id"),
+        (["{tmp}/no/w.pth", "{tmp}/x"], r"w\.pth: there is no such file"),
+        (["{hub}", "{tmp}/x.PTH"], r"a file must end in \.safetensors"),
+        (["{hub}", "{tmp}/x.bin"], r"a file must end in \.safetensors"),
         (["{hub}", "{tmp}/x", "--to", "onnx"], "invalid choice: 'onnx'"),
     ],
 )
@@ -133,8 +139,6 @@ def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
     text = refused(tool, sources / "classification", tmp_path / "x")
     assert "in PyTorch the same outputs to 5.0e-01" in text
     assert "nothing is kept" in text
-    monkeypatch.setattr(tool, "torch_difference", lambda *_: float("nan"))
-    assert "nothing is kept" in refused(tool, sources / "classification", tmp_path / "x")
     monkeypatch.setattr(tool, "read_back", lambda *_: {})
     assert "not written as read" in refused(tool, sources / "classification", tmp_path / "x")
     assert not list(tmp_path.iterdir())
@@ -151,3 +155,20 @@ def test_an_empty_folder_may_be_there(sources, tmp_path, said):
     (tmp_path / "empty").mkdir()
     said(tool, sources / "policy", tmp_path / "empty")
     assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(sources, tmp_path, refused):
+    model, params = ap.from_pretrained(sources / "policy")
+    params["head_tokens"]["kernel"] = params["head_tokens"]["kernel"] * np.nan
+    ap.save_pretrained(model, params, tmp_path / "nan")
+    text = refused(tool, tmp_path / "nan", tmp_path / "x")
+    assert re.search(r"nan: not finite: head_tokens\.weight \(1 in all\)", text)
+
+
+def test_float64_goes_everywhere_but_to_orbax(sources, tmp_path, said, refused):
+    state = load_file(sources / "policy" / "model.safetensors")
+    wide = {name: array.astype(np.float64) for name, array in state.items()}
+    save_file(wide, tmp_path / "wide.safetensors")
+    text = refused(tool, tmp_path / "wide.safetensors", tmp_path / "x", "--to", "orbax")
+    assert "holds float64, which JAX arrays are not" in text
+    said(tool, tmp_path / "wide.safetensors", tmp_path / "x.pth")

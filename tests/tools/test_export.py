@@ -111,7 +111,7 @@ def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, monkey
     [
         (["--platforms", "cpu,gpu"], "--platforms=gpu: must be some of cpu, cuda, tpu"),
         (["--to", "onnx", "--batch", "dynamic"], "an ONNX file is made for one size"),
-        (["--batch", "0"], "argument --batch: invalid batch_size value: '0'"),
+        (["--batch", "0"], "'0': must be at least 1, or 'dynamic'"),
         (["--width", "25"], "width=25: must be in 1..24"),
         (["--num-tokens", "0"], "num_tokens=0: must be at least 1"),
     ],
@@ -130,7 +130,21 @@ def test_a_vit_has_no_sub_networks(sources, tmp_path, refused):
 
 
 def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(tool, "difference", lambda *_: float("nan"))
+    monkeypatch.setattr(tool, "relative_difference", lambda *_: float("inf"))
     text = refused(tool, sources / "classification", tmp_path / "out", "--platforms", "cpu")
     assert "nothing is kept" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_head_of_zeros_is_no_error(tmp_path, said):
+    model = MODELS["policy"]
+    params = random_params(model)
+    params["head_tokens"]["kernel"] = params["head_tokens"]["kernel"] * 0
+    ap.save_pretrained(model, params, tmp_path / "zero")
+    text = said(tool, tmp_path / "zero", tmp_path / "out", "--platforms", "cpu")
+    assert "of the largest" in text
+
+
+def test_what_could_not_be_run_is_said(sources, tmp_path, said):
+    text = said(tool, sources / "policy", tmp_path / "out", "--platforms", "tpu")
+    assert "NOT run here, so not compared" in text

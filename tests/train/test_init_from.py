@@ -137,8 +137,30 @@ def test_a_vit_of_other_heads_is_refused(tmp_path):
     other = ap.ViT(dataclasses.replace(VIT.config, num_heads=2))
     ap.save_pretrained(other, random_params(other), tmp_path)
     load_weights(str(tmp_path))
-    with pytest.raises(ValueError, match=r"a ViT of 2 heads, but the model has 3; set config\.mod"):
+    with pytest.raises(ValueError, match=r"whose num_heads is 2; the model's is 3: set config"):
         load_weights(str(tmp_path), MODEL)
+
+
+@pytest.mark.parametrize("key", ["qkv_bias", "proj_bias"])
+def test_a_vit_with_biases_that_the_model_has_not_is_refused(key):
+    model = ap.AdaPerceiver(MODEL.config.replace(**{key: False}))
+    with pytest.raises(ValueError, match=r"a ViT with blocks/attn/\w+/bias.* which the model has"):
+        initialise(never, shapes(model), random_params(VIT), (), "w")
+
+
+def test_neither_having_a_bias_is_no_error():
+    model = ap.AdaPerceiver(MODEL.config.replace(qkv_bias=False))
+    vit = random_params(ap.ViT(dataclasses.replace(VIT.config, qkv_bias=False)))
+    fresh = random_params(model)
+    params, _ = initialise(lambda: fresh, shapes(model), vit, (), "w")
+    assert set(params["blocks"]["attn"]["q"]) == {"kernel"}
+
+
+def test_a_vit_of_another_activation_is_refused(tmp_path):
+    ap.save_pretrained(VIT, random_params(VIT), tmp_path)
+    model = ap.AdaPerceiver(MODEL.config.replace(act_layer="silu"))
+    with pytest.raises(ValueError, match=r"set config\.model\.act_layer=gelu"):
+        load_weights(str(tmp_path), model)
 
 
 def test_a_run_starts_from_a_vit(tmp_path, capsys):
