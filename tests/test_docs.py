@@ -46,13 +46,14 @@ def test_the_five_lines_from_pytorch_to_a_prediction_run(tmp_path, monkeypatch, 
     assert 0 <= int(capsys.readouterr().out) < 1000
 
 
-def test_every_command_that_documents_give_is_understood():
+def test_every_command_that_documents_give_is_understood(monkeypatch):
     command = re.compile(r"^python tools/(convert|export)\.py (.*?)(?:  +#.*)?$", re.MULTILINE)
     tried = 0
     for folder, kind in ((ROOT, "README.md"), (ROOT / "docs", "*.md"), (ROOT / "tools", "*.py")):
         for document in folder.glob(kind):
             for name, rest in command.findall(document.read_text()):
                 tool = importlib.import_module(f"tools.{name}")
+                monkeypatch.setattr(tool, "have_torch", lambda: True, raising=False)
                 tool.check_arguments(tool.make_parser().parse_args(shlex.split(rest)))
                 tried += 1
     assert tried > 8

@@ -9,7 +9,7 @@ CKPT is whatever tools/convert.py reads. OUT is a folder. StableHLO is run by JA
     program = jax.export.deserialize(bytearray(open("served/program.jax", "rb").read()))
     out = program.call(dict(np.load("served/weights.npz")), images)    # {"logits": (B, classes)}
 
-(pip install jax flatbuffers); ONNX, served/model.onnx, by any runtime. Images are (B, H, W, C),
+(pip install jax flatbuffers); ONNX, small/model.onnx, by any runtime. Images are (B, H, W, C),
 normalised, of the model's own size. What was written is run and compared with the model, and left
 at OUT only if both agree; where it cannot be run (--platforms without this machine's, ONNX without
 onnxruntime) the last line says so.

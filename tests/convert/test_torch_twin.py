@@ -147,6 +147,7 @@ def test_what_else_the_reference_cannot_say():
     assert for_reference(dense)[1] == "rope_scale=2.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_check_sees_one_wrong_tensor(name):
     model = MODELS[name]

@@ -16,6 +16,7 @@ from tools import convert as tool
 torch = pytest.importorskip("torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_through_every_format_and_back(sources, name, tmp_path, said):
     """hub -> orbax -> .pth -> .safetensors -> hub."""

@@ -29,6 +29,7 @@ def images(model, batch):
     return np.random.default_rng(batch).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "distillation"])
 def test_any_batch_through_one_program(sources, name, tmp_path, said):
     model = MODELS[name]
@@ -63,6 +64,7 @@ def test_every_model(sources, name, tmp_path, said):
         call_program(tmp_path / "out", images(model, 3))
 
 
+@pytest.mark.slow
 def test_jax_alone_runs_it(sources, tmp_path, said):
     said(tool, sources / "classification", tmp_path / "out")
     model = MODELS["classification"]

@@ -163,6 +163,7 @@ def test_a_vit_of_another_activation_is_refused(tmp_path):
         load_weights(str(tmp_path), model)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_vit(tmp_path, capsys):
     c = run_config("scratch").model
     vit = ap.ViT(
