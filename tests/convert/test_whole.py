@@ -13,7 +13,7 @@ STOPPED = """
 import os, signal, sys, time
 from pathlib import Path
 from adaperceiver_jax.convert.whole import whole
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where this runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 with whole(Path(sys.argv[1])) as place:
     place.mkdir()
     (place / "half").write_text("half")

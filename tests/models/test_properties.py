@@ -152,6 +152,7 @@ def test_scan_equals_a_loop(seed):
         np.testing.assert_allclose(z, want, **CLOSE)
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_outputs_nor_gradients():
     config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6, drop_path=0.2, proj_drop=0.1)
     model = ap.AdaPerceiver(config)
@@ -211,6 +212,7 @@ def test_remat_of_a_vit_is_there_and_changes_nothing():
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_through_a_smaller_depth_are_those_of_the_extracted_model():
     config = ap.AdaPerceiverConfig(**TINY, layer_scale=None)
     model, images = ap.AdaPerceiver(config), random_images(config)
