@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from adaperceiver_jax.tasks.make import RunConfig, make_task
-    from adaperceiver_jax.train.loop import NotFiniteError, check, train
+    from adaperceiver_jax.train.loop import NotFiniteError, TooManyBadImagesError, check, train
     from adaperceiver_jax.train.settings import from_config
 
     logging.set_verbosity(logging.WARNING)
@@ -49,9 +49,9 @@ def main(argv: list[str]) -> None:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
-        check(config)
-        train(config, make_task(config), _WORKDIR.value)
-    except (ValueError, OSError, NotFiniteError) as error:
+        data = check(config)
+        train(config, make_task(config), _WORKDIR.value, data)
+    except (ValueError, OSError, NotFiniteError, TooManyBadImagesError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 

@@ -117,7 +117,8 @@ def paper() -> ConfigDict:
     config.task = "distill"
     config.batch_size = 4096
     config.model.num_classes = 11821
-    config.data.source = "imagenet12k"
+    config.data.update(source="array_record:imagenet12k", workers=-1)
+    config.augment.update(crop=(0.08, 1.0), rand_augment=2, magnitude=15, bins=31)
     config.mixing.mixup = 1.0
     config.teacher.path = "timm/vit_huge_patch14_clip_224.laion2b_ft_in12k"
     config.vit.update(
@@ -181,7 +182,14 @@ def tiny(config: ConfigDict) -> None:
 def scenes(config: ConfigDict, size: int, train: int, validation: int) -> None:
     """Trains on rendered images, `train` of them, of size x size pixels."""
     config.data.update(
-        source="scenes", dir="", image_size=size, train_count=train, validation_count=validation
+        source="scenes",
+        validation="",
+        dir="",
+        image_size=size,
+        train_count=train,
+        validation_count=validation,
+        workers=0,
     )
+    config.augment.update(crop=(), rand_augment=0)
     config.model.num_classes = config.vit.num_classes = len(CLASSES)
     config.images.update(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

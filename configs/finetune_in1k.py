@@ -22,7 +22,8 @@ def get_config(arg: str = ""):
     config.batch_size = 1024
     config.ema = 0.9995
     config.model.num_classes = 1000
-    config.data.source = "imagenet1k"
+    config.data.source = "tfds:imagenet2012"
+    config.augment.magnitude = 20
     config.optimizer.update(lr=5e-4, precondition_frequency=30, start_preconditioning_step=250)
     config.schedule.warmup = "500 steps"
     config.loss.update(depths=True, widths=True, depth_schedule="linear")

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import collections
+import ctypes
+import dataclasses
+import functools
+import gc
+import logging
+import os
+import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
+from absl import flags
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
-Sample = dict[str, np.ndarray]
+from adaperceiver_jax.data.decode import BadImageError
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 100
+"""Images that may not decode one after another."""
+BAD = "bad"
+"""Of a sample: how many images that did not decode it stands for."""
+Sample = dict[str, Any]
+"""Arrays, and of a source that reads files their bytes and the image's name."""
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """A sample and its own random generator -> a sample."""
 
@@ -44,16 +63,6 @@ class Cached:
         return f"Cached({self._source!r}, {self._keys})"
 
 
-def random_flip(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Mirrors every map of a sample, left to right, half of the time."""
-    if rng.random() < 0.5:
-        return sample
-    return {
-        name: np.ascontiguousarray(x[:, ::-1]) if np.ndim(x) >= 2 else x
-        for name, x in sample.items()
-    }
-
-
 class TrainOrder:
     """An endless, shuffled sequence of samples: every epoch in another order.
 
@@ -61,20 +70,41 @@ class TrainOrder:
     on the batch's size, the number of processes or where a run was resumed.
     """
 
-    def __init__(self, source: Source, seed: int, transform: Transform | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        transform: Transform | None = None,
+        tolerant: bool = False,
+    ) -> None:
+        """tolerant: an image that does not decode is named in a warning, and another of the epoch
+        takes its place; BAD of the sample counts them. Otherwise it is an error."""
         if len(source) == 0:
             raise ValueError(f"{source!r}: holds no images")
         self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
         self._source, self._seed, self._transform = source, seed, transform
+        self._tolerant = tolerant
 
     def __repr__(self) -> str:
         return f"{self._source!r} shuffled by {self._seed}"
 
     def __getitem__(self, number: int) -> Sample:
-        sample = self._order[number]
-        if self._transform is not None:
-            sample = self._transform(sample, np.random.default_rng((self._seed, number)))
-        return sample
+        rng = np.random.default_rng((self._seed, number))
+        if not self._tolerant:
+            return self._made(number, rng)
+        place, epoch = number, number // len(self._source)
+        for bad in range(ATTEMPTS):
+            try:
+                return {**self._made(place, rng), BAD: np.int32(bad)}
+            except BadImageError as error:
+                log.warning("%s; another image takes its place", error)
+            rng = np.random.default_rng((self._seed, number, bad))
+            place = epoch * len(self._source) + int(rng.integers(len(self._source)))
+        raise BadImageError(f"{ATTEMPTS} images one after another cannot be decoded; see above")
+
+    def _made(self, place: int, rng: np.random.Generator) -> Sample:
+        sample = self._order[place]
+        return sample if self._transform is None else self._transform(sample, rng)
 
 
 def _share(batch_size: int) -> tuple[int, int]:
@@ -87,27 +117,88 @@ def _share(batch_size: int) -> tuple[int, int]:
     return jax.process_index() * size, size
 
 
-def _batches(
-    load: Callable[[int], Sample], size: int, count: int, threads: int, workers: int, prefetch: int
-) -> grain.IterDataset:
-    """`count` samples, loaded ahead, in batches of `size`."""
-    samples = grain.MapDataset.range(count).map(load).batch(size)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    if workers:
-        loader = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch)
-        return samples.to_iter_dataset(options).mp_prefetch(loader)
-    return samples.to_iter_dataset(options)
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How batches are made on the host; changes nothing of them."""
+
+    threads: int = 4
+    """In each process."""
+    workers: int = 0
+    """Processes beside this one, each on a core of its own; -1: one a core, less one."""
+    prefetch: int = 4
+    """Batches made ahead, by each process."""
+
+    def processes(self) -> int:
+        """How many are started."""
+        return self.workers if self.workers >= 0 else max(1, len(cores()) - 1)
+
+
+def cores() -> list[int]:
+    """Those that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
+    """Takes a core, leaves Ctrl-C to the process that trains, and ends when that one does."""
+    del count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {own_cores[index % len(own_cores)]})
+    if sys.platform == "linux":
+        end_with_parent = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(end_with_parent, signal.SIGKILL)
+
+
+class Batches:
+    """Batches in their order, made by threads or processes that end with `close`."""
+
+    def __init__(self, load: Callable[[int], Sample], size: int, count: int, by: Loading) -> None:
+        """`count` samples by their number, in batches of `size`."""
+        samples = grain.MapDataset.range(count).map(load).batch(size)
+        options = grain.ReadOptions(num_threads=by.threads, prefetch_buffer_size=by.prefetch)
+        batches = samples.to_iter_dataset(options)
+        workers = min(by.processes(), -(-count // size)) if by.workers else 0
+        if workers:
+            if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own
+                flags.FLAGS.mark_as_parsed()
+            own_cores = cores()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=by.prefetch
+                ),
+                worker_init_fn=functools.partial(_begin_worker, own_cores),
+            )
+        self._batches: Any = iter(batches)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Sample:
+        # Plain arrays: those of a worker lie in shared memory, which is freed as they are dropped.
+        return {
+            name: x if type(x) is np.ndarray else np.array(x)
+            for name, x in next(self._batches).items()
+        }
+
+    def close(self) -> None:
+        """Ends the processes and frees their memory."""
+        batches, self._batches = self._batches, iter(())
+        if not hasattr(batches, "close"):
+            return
+        batches.close()
+        del batches
+        gc.collect()
+        # Grain frees shared memory in a thread; what it has not come to when Python exits is left.
+        pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
+        if pool is not None:
+            pool.apply(int)
 
 
 def train_batches(
-    order: TrainOrder,
-    batch_size: int,
-    first: int,
-    last: int,
-    threads: int = 4,
-    workers: int = 0,
-    prefetch: int = 4,
-) -> Iterator[Sample]:
+    order: TrainOrder, batch_size: int, first: int, last: int, loading: Loading = Loading()
+) -> Batches:
     """This process's part of the batches of steps `first` to `last` - 1.
 
     A batch holds the samples from step * batch_size on; processes take consecutive parts of it.
@@ -118,16 +209,19 @@ def train_batches(
         step, place = divmod(int(i), size)
         return order[(first + step) * batch_size + offset + place]
 
-    batches = _batches(load, size, (last - first) * size, threads, workers, prefetch)
-    return iter(batches)
+    return Batches(load, size, (last - first) * size, loading)
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, threads: int = 4, prefetch: int = 4
-) -> Iterator[Sample]:
+    source: Source,
+    batch_size: int,
+    loading: Loading = Loading(),
+    transform: Callable[[Sample], Sample] = dict,
+) -> Batches:
     """This process's part of each batch of a whole source, once, in order.
 
-    The last batch is filled up; 'weight' is 1 for a sample that counts and 0 for a filler.
+    The last batch is filled up; 'weight' is 1 for a sample that counts and 0 for a filler. An image
+    that does not decode is an error.
     """
     offset, size = _share(batch_size)
     steps = -(-len(source) // batch_size)
@@ -135,15 +229,10 @@ def evaluation_batches(
     def load(i: int) -> Sample:
         step, place = divmod(int(i), size)
         number = step * batch_size + offset + place
-        sample = dict(source[min(number, len(source) - 1)])
+        sample = transform(source[min(number, len(source) - 1)])
         return {**sample, "weight": np.asarray(number < len(source), np.float32)}
 
-    return iter(_batches(load, size, steps * size, threads, 0, prefetch))
-
-
-def _own(x: np.ndarray) -> np.ndarray:
-    """A plain array; one in a worker's shared memory is copied, so that the memory is freed."""
-    return np.asarray(x) if type(x) is np.ndarray else np.array(x)
+    return Batches(load, size, steps * size, loading)
 
 
 def to_devices(
@@ -155,7 +244,7 @@ def to_devices(
         for batch in batches:
             queue.append(
                 {
-                    name: jax.make_array_from_process_local_data(sharding, _own(x))
+                    name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
                     for name, x in batch.items()
                 }
             )

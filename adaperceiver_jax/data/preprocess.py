@@ -38,8 +38,8 @@ class Preprocessing:
         if not 0 < self.crop <= 1:
             raise ValueError(f"crop={self.crop}: must be above 0, at most 1")
 
-    def __call__(self, image: Any) -> np.ndarray:
-        """A PIL image, or pixels (H, W, 3) uint8, -> (image_size, image_size, 3) float32."""
+    def pixels(self, image: Any) -> np.ndarray:
+        """A PIL image, or pixels (H, W, 3) uint8, -> (image_size, image_size, 3) uint8."""
         if not isinstance(image, Image.Image):
             image = Image.fromarray(np.asarray(image))
         image = image.convert("RGB")
@@ -49,5 +49,9 @@ class Preprocessing:
         image = image.resize(resized, _FILTERS[self.interpolation])
         left, top = (round((side - self.image_size) / 2) for side in resized)
         image = image.crop((left, top, left + self.image_size, top + self.image_size))
-        pixels = np.asarray(image, np.float32) / 255
+        return np.asarray(image)
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """A PIL image, or pixels (H, W, 3) uint8, -> (image_size, image_size, 3) float32."""
+        pixels = self.pixels(image).astype(np.float32) / 255
         return (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)

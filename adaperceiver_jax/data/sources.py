@@ -1,55 +1,215 @@
-"""Opening a data set by its name."""
+"""Opening a data set by its name: scenes, tfds:, array_record:, folder:, wds:."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import re
+from collections.abc import Callable
+from typing import SupportsIndex
 
-from adaperceiver_jax.data.pipeline import Source
+import numpy as np
+
+from adaperceiver_jax.data.array_records import ArrayRecords, find_files
+from adaperceiver_jax.data.folder import ClassFolders, open_folder
+from adaperceiver_jax.data.pipeline import Sample, Source
 from adaperceiver_jax.data.scenes import CLASSES, Scenes
+from adaperceiver_jax.data.storage import join
+from adaperceiver_jax.data.tfds_data import TfdsData
+from adaperceiver_jax.data.webdataset import WebDataset
 
-SOURCES = ("scenes",)
+SCENES = "scenes"
+_PART = re.compile(r"(\d+(?:\.\d+)?)%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of one part of a data set."""
+
+    source: Source
+    fields: tuple[str, ...]
+    """What its samples hold: 'image' and 'label', 'segmentation' or 'depth'."""
+    num_classes: int | None = None
+    """As the data set says; None where it does not."""
+    smallest_num_classes: int = 0
+    """As its labels show."""
+    classes: tuple[str, ...] = ()
+    """Their names, where they are known."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
     """A data set's two parts."""
 
-    train: Source
-    validation: Source
-    num_classes: int
-    keep: bool = False
-    """Small, and slower to make than to remember: kept in memory once made."""
+    train: Split
+    validation: Split
+    rendered: bool = False
+    """Made, not read: no image of it can be bad, and it is kept in memory once made."""
+
+
+class Part:
+    """Some images of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} of {self._source!r}"
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        return self._source[int(self._indices[index])]
+
+
+def _open_tfds(name: str, folder: str, split: str) -> Split | None:
+    data = TfdsData(name, folder, split)
+    return Split(data, data.fields, data.num_classes) if data.split else None
+
+
+def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:
+    files, about = find_files(join(folder, pattern), split)
+    if not files:
+        return None
+    records = ArrayRecords(files)
+    return Split(records, records.fields, about.get("num_classes"))
+
+
+def _open_folder(path: str, folder: str, split: str) -> Split | None:
+    found = open_folder(join(folder, path), split)
+    if found is None:
+        return None
+    if isinstance(found, ClassFolders):
+        return Split(found, found.fields, len(found.classes), classes=tuple(found.classes))
+    return Split(found, found.fields)
+
+
+def _open_wds(pattern: str, folder: str, split: str) -> Split | None:
+    if split != "train":
+        return None
+    shards = WebDataset(join(folder, pattern))
+    largest = shards.largest_label
+    return Split(shards, shards.fields, None, 0 if largest is None else largest + 1)
+
+
+KINDS: dict[str, Callable[[str, str, str], Split | None]] = {
+    "tfds": _open_tfds,
+    "array_record": _open_array_records,
+    "folder": _open_folder,
+    "wds": _open_wds,
+}
+"""Opens a split: (what stands behind the colon, config.data.dir, 'train' or 'validation')."""
+
+
+def open_split(name: str, folder: str, split: str, key: str = "source") -> Split | None:
+    """A split of a data set on disk; None if it has no such split.
+
+    Args:
+      name: 'KIND:WHERE', KIND one of KINDS.
+      folder: config.data.dir.
+      split: 'train' or 'validation'.
+      key: of config.data, for the errors.
+    """
+    kind, colon, where = name.partition(":")
+    if kind not in KINDS or not colon or not where:
+        raise ValueError(
+            f"config.data.{key}={name!r}: must be 'scenes', 'tfds:NAME', 'array_record:FILES', "
+            "'folder:PATH' or 'wds:SHARDS' (docs/data.md). With ':runlocal' behind its name, any "
+            "config trains on scenes"
+        )
+    try:
+        found = KINDS[kind](where, folder, split)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"config.data.{key}={name!r}: {error}") from error
+    if found is not None and len(found.source) == 0:
+        raise ValueError(f"config.data.{key}={name!r}: holds no images")
+    return found
 
 
 def open_source(
     name: str,
-    folder: str,
-    image_size: int,
-    train_count: int,
-    validation_count: int,
-    seed: int,
+    folder: str = "",
+    validation: str = "",
+    *,
+    image_size: int = 224,
+    train_count: int = 0,
+    validation_count: int = 0,
+    seed: int = 0,
     difficulty: float = 0.7,
 ) -> Opened:
-    """The data set `name`; ValueError says what is missing."""
-    if folder and not Path(folder).is_dir():
-        raise ValueError(
-            f"config.data.dir={folder!r}: there is no such folder; give the one that holds the "
-            "prepared data set, or train on what needs none: --config.data.source=scenes"
-        )
-    if name not in SOURCES:
-        raise ValueError(
-            f"config.data.source={name!r}: must be one of {', '.join(SOURCES)}; other data sets "
-            "are not read yet. With ':runlocal' behind its name, any config trains on scenes"
-        )
-    if folder:
-        raise ValueError(f"config.data.dir={folder!r}: {name} are rendered, not read; leave it out")
+    """The data set `name`; ValueError says what is missing.
+
+    Args:
+      name: 'scenes', or 'KIND:WHERE' as `open_split` reads it.
+      folder: where TFDS has its data sets, and what other paths are relative to.
+      validation: another source; a part that is held out, '10%'; or '' for the data set's own.
+      image_size: of rendered images, as are the next three.
+      train_count: how many.
+      validation_count: how many.
+      seed: draws them, and what is held out.
+      difficulty: of the hardest, from 0 to 1.
+    """
+    if name == SCENES:
+        for given, key in ((folder, "dir"), (validation, "validation")):
+            if given:
+                raise ValueError(
+                    f"config.data.{key}={given!r}: scenes are rendered, not read; leave it out"
+                )
+        counts = {"train": train_count, "validation": validation_count}
+        for split, count in counts.items():
+            if count < 1:
+                raise ValueError(f"config.data.{split}_count={count}: say how many to render")
+        fields = ("image", "label", "segmentation", "depth")
+        rendered = [
+            Split(Scenes(n, image_size, split, seed, difficulty), fields, len(CLASSES))
+            for split, n in counts.items()
+        ]
+        return Opened(rendered[0], rendered[1], rendered=True)
     for key, count in (("train_count", train_count), ("validation_count", validation_count)):
-        if count < 1:
-            raise ValueError(f"config.data.{key}={count}: say how many {name} to render")
-    return Opened(
-        train=Scenes(train_count, image_size, "train", seed, difficulty),
-        validation=Scenes(validation_count, image_size, "validation", seed, difficulty),
-        num_classes=len(CLASSES),
-        keep=True,
+        if count:
+            raise ValueError(f"config.data.{key}={count}: {name} knows its number; leave it out")
+    found = open_split(name, folder, "train")
+    if found is None:
+        raise ValueError(f"config.data.source={name!r}: has no training images")
+    train = found
+    if part := _PART.fullmatch(validation):
+        return Opened(*_hold_out(train, float(part[1]) / 100, seed))
+    if validation:
+        own = open_split(validation, folder, "validation", "validation")
+        own = own or open_split(validation, folder, "train", "validation")
+    else:
+        own = open_split(name, folder, "validation")
+    if own is None:
+        raise ValueError(
+            f"config.data.source={name!r}: says of no images that they are for validation; name "
+            "them (config.data.validation='wds:val-*.tar'), or hold some out "
+            "(config.data.validation='10%')"
+        )
+    if own.num_classes and train.num_classes and own.num_classes != train.num_classes:
+        raise ValueError(
+            f"config.data.validation={validation!r}: has {own.num_classes} classes, "
+            f"{name} {train.num_classes}"
+        )
+    if other := sorted(set(own.classes) ^ set(train.classes)):
+        raise ValueError(
+            f"config.data.validation={validation!r}: its classes must be those of {name}; "
+            f"{other[0]!r} is in one of them only"
+        )
+    return Opened(train, own)
+
+
+def _hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """Training and validation: the latter is a share of all, the same for a seed."""
+    count = len(split.source)
+    held = round(share * count)
+    if not 0 < held < count:
+        raise ValueError(
+            f"config.data.validation='{100 * share:g}%': holds out {held} of {count} images; take "
+            "a share that leaves some to both"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    parts = (np.sort(order[held:]), np.sort(order[:held]))
+    train, validation = (
+        dataclasses.replace(split, source=Part(split.source, part)) for part in parts
     )
+    return train, validation

@@ -76,11 +76,12 @@ class RunConfig(Settings):
                 f"config.compute.dtype={self.compute.dtype!r}: must be 'float32' or 'bfloat16'"
             )
         trained = self.vit if self.task == "teacher" else self.model
-        if self.data.image_size % trained.patch_size:
-            raise ValueError(
-                f"config.data.image_size={self.data.image_size}: must be a multiple of the "
-                f"patch, {trained.patch_size}"
-            )
+        for name, side in zip(("image_size", "image_width"), self.data.size, strict=True):
+            if side % trained.patch_size:
+                raise ValueError(
+                    f"config.data.{name}={side}: must be a multiple of the patch, "
+                    f"{trained.patch_size}"
+                )
         if self.task != "teacher":
             for t, w, l in self.evaluation.sub_networks:
                 try:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.pipeline import (
+    Batches,
     Cached,
-    Sample,
+    Loading,
     TrainOrder,
     evaluation_batches,
-    random_flip,
     train_batches,
 )
-from adaperceiver_jax.data.sources import Opened, open_source
+from adaperceiver_jax.data.sources import Opened, Split, open_source
 from adaperceiver_jax.train.settings import DataSettings, Settings
 from adaperceiver_jax.train.task import Task
 
@@ -23,53 +23,66 @@ def open_data(data: DataSettings) -> Opened:
     return open_source(
         data.source,
         data.dir,
-        data.image_size,
-        data.train_count,
-        data.validation_count,
-        data.seed,
-        data.difficulty,
+        data.validation,
+        image_size=data.image_size,
+        train_count=data.train_count,
+        validation_count=data.validation_count,
+        seed=data.seed,
+        difficulty=data.difficulty,
+    )
+
+
+def prepared(settings: Settings, inputs: tuple[str, ...], num_classes: int | None) -> Preparation:
+    """What images go through, for a task that looks at `inputs`."""
+    data = settings.data
+    return Preparation(
+        size=data.size,
+        inputs=inputs,
+        augment=settings.augment,
+        num_classes=num_classes,
+        zero_is_ignored=data.zero_is_ignored,
+        depth_scale=data.depth_scale,
+        max_depth=data.max_depth,
     )
 
 
 class Feed:
-    """Opens the source; ValueError if it is not there or has other classes than the model."""
+    """A run's images; ValueError if they are not what the task learns from."""
 
-    def __init__(self, settings: Settings, task: Task) -> None:
+    def __init__(self, settings: Settings, task: Task, opened: Opened | None = None) -> None:
+        """opened: the source, if it is open already."""
         data = settings.data
-        opened = open_data(data)
-        if task.num_classes != opened.num_classes:
-            raise ValueError(
-                f"num_classes={task.num_classes} of the model: {data.source} has "
-                f"{opened.num_classes} classes; set config.model.num_classes to it"
-            )
+        opened = opened or open_data(data)
+        for split in (opened.train, opened.validation):
+            _check(split, task, data.source)
         self._settings = settings
-        train, validation = opened.train, opened.validation
-        if opened.keep:
+        train, validation = opened.train.source, opened.validation.source
+        if opened.rendered:
             train, validation = Cached(train, task.inputs), Cached(validation, task.inputs)
-        self._order = TrainOrder(train, settings.seed, random_flip if data.flip else None)
+        self._preparation = prepared(settings, task.inputs, task.num_classes)
+        tolerant = not opened.rendered and data.bad_images > 0
+        self._order = TrainOrder(train, settings.seed, self._preparation.train, tolerant)
         self._validation = validation
-        self.images = len(opened.train)
+        self._loading = Loading(data.threads, data.workers, data.prefetch)
+        self.images = len(train)
         """An epoch's."""
 
-    def training(self, first: int, last: int) -> Iterator[Sample]:
+    def training(self, first: int, last: int) -> Batches:
         """This process's part of the batches of the steps after `first`, up to `last`."""
-        data = self._settings.data
-        return train_batches(
-            self._order,
-            self._settings.batch_size,
-            first,
-            last,
-            threads=data.threads,
-            workers=data.workers,
-            prefetch=data.prefetch,
+        return train_batches(self._order, self._settings.batch_size, first, last, self._loading)
+
+    def evaluation(self) -> Batches:
+        """This process's part of the validation images, once."""
+        return evaluation_batches(
+            self._validation,
+            self._settings.evaluation.batch_size,
+            self._loading,
+            self._preparation.evaluate,
         )
 
-    def evaluation(self) -> Iterator[Sample]:
-        """This process's part of the validation images, once."""
-        data = self._settings.data
-        return evaluation_batches(
-            self._validation, self._settings.evaluation.batch_size, data.threads, data.prefetch
-        )
+    def epoch(self, step: int) -> int:
+        """That a step, counted from 1, begins in."""
+        return (step - 1) * self._settings.batch_size // self.images
 
     def position(self) -> dict[str, Any]:
         """What, beside the number of steps, decides which images come next."""
@@ -79,3 +92,24 @@ class Feed:
             "batch_size": settings.batch_size,
             "source": repr(self._order),
         }
+
+
+def _check(split: Split, task: Task, name: str) -> None:
+    missing = [what for what in task.inputs if what not in split.fields]
+    if missing:
+        raise ValueError(
+            f"config.data.source={name!r}: has no {missing[0]}, which the task learns from; it has "
+            f"{', '.join(split.fields)}"
+        )
+    if task.num_classes is None:
+        return
+    if split.num_classes is not None and task.num_classes != split.num_classes:
+        raise ValueError(
+            f"num_classes={task.num_classes} of the model: {name} has {split.num_classes} classes; "
+            "set config.model.num_classes to it"
+        )
+    if split.smallest_num_classes > task.num_classes:
+        raise ValueError(
+            f"num_classes={task.num_classes} of the model: {name} has the label "
+            f"{split.smallest_num_classes - 1}; set config.model.num_classes above it"
+        )

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from adaperceiver_jax.convert.hub import save_pretrained
 from adaperceiver_jax.data.pipeline import to_devices
+from adaperceiver_jax.data.sources import Opened
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.schedules import make_schedule
@@ -39,7 +40,7 @@ from adaperceiver_jax.train.sharding import (
     tree_shardings,
 )
 from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.step import Metrics, Programs, make_programs
+from adaperceiver_jax.train.step import BAD_IMAGES, Metrics, Programs, make_programs
 from adaperceiver_jax.train.task import Task
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ def write_text(path: Path, text: str) -> None:
 
 class NotFiniteError(RuntimeError):
     """A step whose loss, gradient or update is not a finite number."""
+
+
+class TooManyBadImagesError(RuntimeError):
+    """An epoch with more images that do not decode than the config allows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +114,29 @@ def make_plan(settings: Settings, images: int) -> Plan:
     return Plan(last, warmup, *every)
 
 
-def check(settings: Settings) -> None:
-    """ValueError for what is wrong with a run whatever its task: before a teacher is loaded."""
+def check(settings: Settings) -> Opened:
+    """The run's data; ValueError for what is wrong with a run whatever its task: before a teacher
+    is loaded."""
     mesh = make_mesh(settings.mesh)
     check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
     check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
-    make_plan(settings, len(open_data(settings.data).train))
+    opened = open_data(settings.data)
+    make_plan(settings, len(opened.train.source))
+    return opened
 
 
-def train(settings: Settings, task: Task, workdir: str | os.PathLike) -> Result:
+def train(
+    settings: Settings, task: Task, workdir: str | os.PathLike, opened: Opened | None = None
+) -> Result:
     """Trains in `workdir`, from where an earlier call there stopped.
 
     Everything that can be wrong with the settings is a ValueError before anything is compiled.
+    `opened` is what `check` gave, if it was asked before.
     """
     workdir = Path(workdir)
-    check(settings)
+    opened = opened or check(settings)
     mesh = make_mesh(settings.mesh)
-    feed = Feed(settings, task)
+    feed = Feed(settings, task, opened)
     plan = make_plan(settings, feed.images)
     schedule = make_schedule(
         settings.schedule.name,
@@ -181,6 +192,8 @@ class Run:
         default_factory=collections.deque
     )
     """Steps whose metrics were not looked at yet."""
+    bad_images: int = 0
+    """Of the epoch, up to the last step looked at."""
 
     def go(self) -> Result:
         """All steps that are left."""
@@ -248,6 +261,7 @@ class Run:
                     restored.data["position"].get(name),
                     value,
                 )
+            self.bad_images = restored.data.get(BAD_IMAGES, 0)
             return restored.state, restored.data["evaluated"]
         key = jax.random.key(settings.seed)
         if not settings.init_from:
@@ -318,6 +332,8 @@ class Run:
             names = ["loss", *(name for name in metrics if name != "loss")]
             values = {name: float(metrics[name]) for name in names}
             self._check_finite(step, values)
+            if BAD_IMAGES in values:
+                values[BAD_IMAGES] = self._count_bad(step, int(values[BAD_IMAGES]))
         return values
 
     def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
@@ -336,8 +352,25 @@ class Run:
             "command goes on from there, with a lower --config.optimizer.lr perhaps"
         )
 
+    def _count_bad(self, step: int, more: int) -> int:
+        """Those of the epoch so far; TooManyBadImagesError if there are more than may be."""
+        if step > 1 and self.feed.epoch(step) != self.feed.epoch(step - 1):
+            self.bad_images = 0
+        self.bad_images += more
+        if self.bad_images > self.settings.data.bad_images:
+            raise TooManyBadImagesError(
+                f"step {step}: {self.bad_images} images of this epoch do not decode, more than "
+                f"config.data.bad_images={self.settings.data.bad_images}; they are named above. "
+                "Mend them, or allow more; the same command goes on from the last checkpoint"
+            )
+        return self.bad_images
+
     def _save(self, state: TrainState, step: int, evaluated: dict[str, float], fresh: bool) -> None:
-        data = {"position": self.feed.position(), "evaluated": evaluated}
+        data = {
+            "position": self.feed.position(),
+            "evaluated": evaluated,
+            BAD_IMAGES: self.bad_images,
+        }
         self.checkpoints.save(state, step, data, evaluated if fresh else None)
 
     def _profile(self, steps: int | None) -> None:

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from adaperceiver_jax.data.augment import AugmentSettings
+
 T = TypeVar("T")
 
 
@@ -27,23 +29,43 @@ class DataSettings:
     """Where the images come from."""
 
     source: str = "scenes"
-    """'scenes' is rendered here and needs no download."""
+    """'scenes' is rendered here and needs no download; or 'tfds:NAME', 'array_record:FILES',
+    'folder:PATH', 'wds:SHARDS' (docs/data.md)."""
+    validation: str = ""
+    """Another such source; or a part of the training images that is held out, '10%'; '' takes the
+    validation images that the source has itself."""
     dir: str = ""
-    """Folder of a prepared data set."""
+    """Where TFDS has its data sets; other paths are relative to it."""
     image_size: int = 224
+    """Height and width of what the model sees."""
+    image_width: int = 0
+    """If it is another than the height."""
+    zero_is_ignored: bool = False
+    """In label maps 0 does not count and class k is written as k + 1, as in ADE20K."""
+    depth_scale: float = 1000.0
+    """Of depth maps in whole numbers: how many are a metre."""
+    max_depth: float = 10.0
+    """In metres; what is deeper does not count."""
+    bad_images: int = 100
+    """Images an epoch that may not decode; others take their places. 0 stops at the first."""
     train_count: int = 0
     """Images of a rendered source; a data set on disk knows its own number."""
     validation_count: int = 0
     seed: int = 0
-    """Of rendered images; their order follows the run's seed."""
+    """Of rendered images and of what is held out; the order follows the run's seed."""
     difficulty: float = 0.7
     """Of the hardest rendered images, from 0 to 1."""
-    flip: bool = True
     workers: int = 0
-    """Processes that load; 0 loads in threads."""
+    """Processes that load, on a core each; 0 loads in threads, -1 takes all cores but one."""
     threads: int = 4
+    """In each of them."""
     prefetch: int = 4
-    """Batches made ahead on the host."""
+    """Batches that each makes ahead."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image."""
+        return self.image_size, self.image_width or self.image_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +147,7 @@ class Settings:
     log_every: int = 50
     """Steps."""
     data: DataSettings = DataSettings()
+    augment: AugmentSettings = AugmentSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     mesh: MeshSettings = MeshSettings()
@@ -143,6 +166,14 @@ class Settings:
         for name in ("b1", "b2"):
             beta = getattr(self.optimizer, name)
             check(f"optimizer.{name}", beta, 0 <= beta < 1, "in [0, 1)")
+        data = self.data
+        check("data.workers", data.workers, data.workers >= -1, "at least -1")
+        for name in ("threads", "prefetch"):
+            check(f"data.{name}", getattr(data, name), getattr(data, name) >= 1, "at least 1")
+        for name in ("bad_images", "image_width"):
+            check(f"data.{name}", getattr(data, name), getattr(data, name) >= 0, "at least 0")
+        for name in ("image_size", "depth_scale", "max_depth"):
+            check(f"data.{name}", getattr(data, name), getattr(data, name) > 0, "above 0")
         decay = self.optimizer.weight_decay
         check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")

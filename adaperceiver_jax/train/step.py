@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.optim.ema import update_ema
 from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
 from adaperceiver_jax.optim.trainable import merge, split
@@ -22,6 +23,8 @@ from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.task import Batch, SubNetwork, Task
 
 Metrics = dict[str, jax.Array]
+BAD_IMAGES = "bad_images"
+"""The metric that counts images that did not decode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +134,8 @@ def make_programs(
             task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
         )
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, clip)
+        if BAD in batch:
+            metrics[BAD_IMAGES] = batch[BAD].sum()
         return grads, optimizer.observe(grads, opt_state), metrics
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))

@@ -1,0 +1,222 @@
+"""What an image goes through before it is batched: for training at random, for evaluation not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from adaperceiver_jax.data.colour import NAMES, jitter
+from adaperceiver_jax.data.decode import (
+    IGNORED,
+    BadImageError,
+    decode,
+    depth_map,
+    label_map,
+    read_image,
+    reduce,
+)
+from adaperceiver_jax.data.geometry import (
+    Box,
+    draw_crop,
+    mirror,
+    resize,
+    resize_map,
+    rotate,
+    rotate_map,
+)
+from adaperceiver_jax.data.pipeline import Sample
+from adaperceiver_jax.data.preprocess import Preprocessing
+from adaperceiver_jax.data.rand_augment import rand_augment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentSettings:
+    """What training images go through, in this order; what is 0 or () is left out."""
+
+    rotation: float = 0.0
+    """Turned by up to so many degrees, either way."""
+    crop: tuple[float, ...] = ()
+    """A random part is cut out: the smallest and largest share of the area. () takes the whole
+    image, and evaluation then resizes it whole too."""
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    """Of that part: the smallest and largest width over height."""
+    flip: bool = True
+    """Mirrored, left to right, half of the time."""
+    rand_augment: int = 0
+    """Operations of RandAugment an image."""
+    magnitude: int = 15
+    """Of RandAugment's operations: a bin, from 0."""
+    bins: int = 31
+    jitter: tuple[float, ...] = ()
+    """Brightness, contrast, saturation and hue are changed by up to so much."""
+    evaluation_crop: float = 0.875
+    """Where training cuts: the part of the resized short side that evaluation keeps, 224 of 256."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, allowed: str) -> None:
+            if not good:
+                raise ValueError(f"config.augment.{name}={getattr(self, name)}: must be {allowed}")
+
+        check("rotation", 0 <= self.rotation <= 180, "in [0, 180]")
+        good = not self.crop or (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1)
+        check("crop", good, "() or two shares of the area, the smaller first, above 0 and up to 1")
+        good = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1]
+        check("crop_ratio", good, "two ratios above 0, the smaller first")
+        check("rand_augment", self.rand_augment >= 0, "at least 0")
+        check("bins", self.bins >= 2, "at least 2")
+        check("magnitude", 0 <= self.magnitude < self.bins, f"in 0..{self.bins - 1}")
+        good = not self.jitter or (
+            len(self.jitter) == len(NAMES)
+            and min(self.jitter) >= 0
+            and self.jitter[NAMES.index("hue")] <= 0.5
+        )
+        check("jitter", good, f"() or four numbers ({', '.join(NAMES)}), the hue's up to 0.5")
+        check("evaluation_crop", 0 < self.evaluation_crop <= 1, "above 0, up to 1")
+
+    @property
+    def pictures(self) -> bool:
+        """Whether anything is done to an image but mirroring it."""
+        return bool(self.rotation or self.crop or self.rand_augment or any(self.jitter))
+
+
+MAPS = ("segmentation", "depth")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Makes of a source's samples those of a batch, which hold the names of `inputs` alone.
+
+    image (H, W, 3) uint8; label int32; segmentation (H, W), 255 where it does not count; depth
+    (H, W) float32 in metres and valid (H, W) bool, where there is one.
+    """
+
+    size: tuple[int, int]
+    """Height and width."""
+    inputs: tuple[str, ...] = ("image", "label")
+    augment: AugmentSettings = AugmentSettings()
+    num_classes: int | None = None
+    """Labels must be below it; None takes any."""
+    zero_is_ignored: bool = False
+    """In label maps 0 does not count, and class k is written as k + 1 (as in ADE20K)."""
+    depth_scale: float = 1000.0
+    """Of depth written in whole numbers: how many are a metre."""
+    max_depth: float = 10.0
+    """In metres; what is deeper is not valid."""
+
+    def train(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Augmented by `rng`, which is the sample's own."""
+        a = self.augment
+        if not a.pictures and _is_array(sample, self.size):
+            flip = a.flip and rng.random() >= 0.5
+            return self._finish(sample, {n: _mirrored(sample[n]) for n in self._of(sample) if flip})
+        image, maps = self._open(sample)
+        turn = rng.uniform(-a.rotation, a.rotation) if a.rotation else 0.0
+        box: Box = (0, 0, *image.size)
+        if a.crop:
+            ratio = (a.crop_ratio[0], a.crop_ratio[1])
+            box = draw_crop(rng, image.height, image.width, (a.crop[0], a.crop[1]), ratio)
+        flip = a.flip and rng.random() >= 0.5
+        image = self._shown(image, sample, turn, box)
+        for name, x in maps.items():
+            if turn:
+                x = rotate_map(x, turn, IGNORED if name == "segmentation" else 0)
+            maps[name] = resize_map(x, self.size, box)
+        if flip:
+            image, maps = mirror(image), {name: mirror(x) for name, x in maps.items()}
+        if a.rand_augment:
+            image = rand_augment(image, rng, a.rand_augment, a.magnitude, a.bins)
+        if any(a.jitter):
+            image = jitter(image, rng, a.jitter)
+        return self._finish(sample, {"image": image, **maps})
+
+    def evaluate(self, sample: Sample) -> Sample:
+        """The same every time: the middle (as `Preprocessing` cuts it), or all of it, resized."""
+        if _is_array(sample, self.size) and not self.augment.crop:
+            return self._finish(sample, {})
+        image, maps = self._open(sample)
+        image = decode(image, sample["name"])
+        if self.augment.crop and not maps:
+            cut = Preprocessing(image_size=self.size[0], crop=self.augment.evaluation_crop)
+            return self._finish(sample, {"image": cut.pixels(image)})
+        maps = {name: resize_map(x, self.size) for name, x in maps.items()}
+        return self._finish(sample, {"image": resize(image, self.size), **maps})
+
+    def _of(self, sample: Sample) -> list[str]:
+        """The names of what has a height and a width."""
+        return [n for n in ("image", *MAPS) if n in self.inputs and n in sample]
+
+    def _open(self, sample: Sample) -> tuple[Image.Image, dict[str, Image.Image]]:
+        """The image, its pixels not decoded, and its maps."""
+        image, name = sample["image"], sample.get("name", "an image")
+        image = read_image(image, name) if isinstance(image, bytes) else Image.fromarray(image)
+        maps = {}
+        if "segmentation" in self.inputs:
+            maps["segmentation"] = label_map(sample["segmentation"], name)
+        if "depth" in self.inputs:
+            maps["depth"] = depth_map(sample["depth"], name, self.depth_scale)
+        for what, x in maps.items():
+            if x.size != image.size:
+                raise BadImageError(
+                    f"{name}: its {what} is {x.height} x {x.width}, the image {image.height} x "
+                    f"{image.width}"
+                )
+        return image, maps
+
+    def _shown(self, image: Image.Image, sample: Sample, turn: float, box: Box) -> Image.Image:
+        """The part `box` of an image, turned first, at the size that is wanted."""
+        name, wide = sample.get("name", "an image"), image.width
+        height, width = self.size
+        if turn:
+            return resize(rotate(decode(image, name), turn), self.size, box)
+        if image.format:
+            reduce(image, (box[2] - box[0], box[3] - box[1]), (width, height))
+        image = decode(image, name)
+        smaller = image.width / wide
+        left, top, right, bottom = (round(edge * smaller) for edge in box)
+        return resize(image, self.size, (left, top, right, bottom))
+
+    def _finish(self, sample: Sample, made: dict[str, Any]) -> Sample:
+        """The arrays of `inputs`, their labels checked."""
+        name = sample.get("name", "an image")
+        out = {n: np.asarray(made.get(n, sample[n])) for n in self.inputs}
+        if "segmentation" in out:
+            out["segmentation"] = self._labels(out["segmentation"], name)
+        if "depth" in out:
+            depth = out["depth"].astype(np.float32)
+            valid = (depth > 0) & (depth <= self.max_depth)
+            out |= {"depth": np.where(valid, depth, np.float32(0)), "valid": valid}
+        if "label" in out:
+            out["label"] = out["label"].astype(np.int32)
+            check_label(int(out["label"]), self.num_classes, name)
+        return out
+
+    def _labels(self, labels: np.ndarray, name: str) -> np.ndarray:
+        """A label map in which 255 does not count."""
+        if self.zero_is_ignored:
+            labels = np.where(labels == 0, IGNORED, labels.astype(np.int32) - 1)
+        counted = labels[labels != IGNORED]
+        if counted.size:
+            check_label(int(counted.min()), self.num_classes, name)
+            check_label(int(counted.max()), self.num_classes, name)
+        return labels if labels.max(initial=0) > 255 else labels.astype(np.uint8)
+
+
+def check_label(label: int, num_classes: int | None, name: str) -> None:
+    """ValueError for a label that is not one of the classes."""
+    if label < 0 or (num_classes is not None and label >= num_classes):
+        allowed = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
+        raise ValueError(
+            f"{name}: its label is {label}; must be {allowed}. Does config.model.num_classes fit "
+            "the data set?"
+        )
+
+
+def _is_array(sample: Sample, size: tuple[int, int]) -> bool:
+    return isinstance(sample["image"], np.ndarray) and sample["image"].shape[:2] == size
+
+
+def _mirrored(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x[:, ::-1])

@@ -1,0 +1,77 @@
+"""Data sets of TensorFlow Datasets, prepared as ArrayRecord; no TensorFlow is needed to read."""
+
+from __future__ import annotations
+
+import operator
+from typing import SupportsIndex
+
+import numpy as np
+
+from adaperceiver_jax.data.pipeline import Sample
+
+SPLITS = {"train": ("train",), "validation": ("validation", "test")}
+FIELDS = {"image": "image", "label": "label", "annotation": "segmentation", "depth": "depth"}
+
+
+class TfdsData:
+    """One split of a prepared data set."""
+
+    def __init__(self, name: str, folder: str, split: str) -> None:
+        """folder: where TFDS has its data sets; '' takes its own place. ValueError says what is
+        missing."""
+        import tensorflow_datasets as tfds
+
+        place = {"data_dir": folder} if folder else {}
+        command = (
+            f"prepare it once, where TensorFlow is: tfds build {name} --file_format=array_record"
+            + (f" --data_dir={folder}" if folder else "")
+        )
+        where = folder or tfds.core.constants.DATA_DIR
+        try:
+            builder = tfds.builder(name, try_gcs=False, **place)
+            there = builder.info.splits
+        except Exception as error:
+            raise ValueError(f"tfds:{name}: is not in {where}; {command}") from error
+        if not there:
+            raise ValueError(f"tfds:{name}: is known, but not prepared in {where}; {command}")
+        names = SPLITS[split]
+        self.split = next((name for name in names if name in there), None)
+        self._name, self._features = name, builder.info.features
+        if self.split is None:
+            return
+        self.fields = tuple(FIELDS[name] for name in FIELDS if name in self._features)
+        skipped = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in self._features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        try:
+            self._data = builder.as_data_source(split=self.split, decoders=skipped)
+        except Exception as error:
+            raise ValueError(
+                f"tfds:{name}: is prepared in {where}, but not as ArrayRecord; {command}"
+            ) from error
+
+    @property
+    def num_classes(self) -> int | None:
+        """Of its labels."""
+        label = self._features.get("label")
+        return getattr(label, "num_classes", None)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __repr__(self) -> str:
+        return f"TfdsData({self._name}, {self.split}: {len(self)} images)"
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """image and segmentation: encoded; label; depth (H, W); name."""
+        i = operator.index(index)
+        record = self._data[i]
+        sample = {FIELDS[key]: record[key] for key in FIELDS if key in record}
+        if "label" in sample:
+            sample["label"] = np.int32(sample["label"])
+        name = record.get("file_name", b"")
+        place = f"tfds:{self._name}, {self.split} image {i}"
+        sample["name"] = f"{place}, {name.decode()}" if name else place
+        return sample
