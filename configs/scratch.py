@@ -18,6 +18,7 @@ def get_config(arg: str = ""):
     config.ema = 0.9998
     config.model.num_classes = 1000
     config.data.source = "tfds:imagenet2012"
+    config.augment.magnitude = 20
     config.loss.update(depths=True, widths=True, depth_schedule="linear")
     config.mixing.update(mixup=0.8, cutmix=0.5, erase=0.25)
     return common.argument(config, arg, common.tiny)

@@ -157,7 +157,7 @@ class Batches:
     def __init__(self, load: Callable[[int], Sample], size: int, count: int, by: Loading) -> None:
         """`count` samples by their number, in batches of `size`."""
         samples = grain.MapDataset.range(count).map(load).batch(size)
-        options = grain.ReadOptions(num_threads=by.threads, prefetch_buffer_size=by.prefetch)
+        options = grain.ReadOptions(by.threads, max(by.threads, by.prefetch))
         batches = samples.to_iter_dataset(options)
         workers = min(by.processes(), -(-count // size)) if by.workers else 0
         if workers:

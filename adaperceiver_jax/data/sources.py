@@ -72,7 +72,8 @@ def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:
     if not files:
         return None
     records = ArrayRecords(files)
-    return Split(records, records.fields, about.get("num_classes"))
+    classes = tuple(about.get("classes", ()))
+    return Split(records, records.fields, about.get("num_classes"), classes=classes)
 
 
 def _open_folder(path: str, folder: str, split: str) -> Split | None:

@@ -29,12 +29,12 @@ from typing import Any
 
 import jax
 
+from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.pipeline import TrainOrder, to_devices, train_batches
 from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_task
-from adaperceiver_jax.train.feed import prepared
 from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import batch_sharding, make_mesh, tree_shardings
 from adaperceiver_jax.train.state import TrainState
@@ -140,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_memory(state, constants)
 
     scenes = Scenes(config.data.train_count, config.data.image_size, "train", config.data.seed)
-    order = TrainOrder(scenes, config.seed, prepared(config, task.inputs, None).train)
+    prepared = Preparation(size=config.data.size, inputs=task.inputs)
+    order = TrainOrder(scenes, config.seed, prepared.train)
     samples = train_batches(order, config.batch_size, 0, options.steps)
     batches = to_devices(
         ({name: sample[name] for name in task.inputs} for sample in samples),
