@@ -1,0 +1,135 @@
+"""Files as they come: other formats, damaged ones, large ones."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.data.augment import AugmentSettings, Preparation
+from adaperceiver_jax.data.decode import BadImageError, decode, depth_map, label_map, read_image
+
+
+def picture(height=60, width=80, seed=0):
+    """Smooth, so that JPEG keeps it."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(40, 216, (4, 5, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def file(image, kind="JPEG", **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def decoded(data, name="x"):
+    return np.asarray(decode(read_image(data, name), name))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM"])
+def test_other_formats(kind):
+    image = picture()
+    out = decoded(file(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert out.shape == (60, 80, 3)
+    assert np.abs(out.astype(int) - np.asarray(image)).mean() < (6 if kind == "GIF" else 0.01)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
+def test_other_colours_become_rgb(mode):
+    kind = "JPEG" if mode in ("CMYK", "L") else "PNG"
+    out = decoded(file(picture().convert(mode), kind))
+    assert (out.shape, out.dtype) == ((60, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "a/b.jpg: cannot be decoded: is no image"),
+        (b"not an image at all", "a/b.jpg: cannot be decoded: is no image"),
+        (file(picture())[:700], "a/b.jpg: cannot be decoded: image file is truncated"),
+        (file(picture(), "PNG")[:300], "a/b.jpg: cannot be decoded"),
+        (file(picture())[:100], "a/b.jpg: cannot be decoded"),
+    ],
+)
+def test_damaged_files_are_named(data, message):
+    with pytest.raises(BadImageError, match=message):
+        decoded(data, "a/b.jpg")
+
+
+def test_every_way_of_cutting_a_file_short_is_seen():
+    for data in (file(picture()), file(picture(), "PNG")):
+        for end in range(0, len(data) - 40, 97):
+            with pytest.raises(BadImageError):
+                decoded(data[:end])
+
+
+def test_label_maps_of_all_kinds():
+    labels = np.random.default_rng(0).integers(0, 200, (6, 9)).astype(np.uint8)
+    grey = file(Image.fromarray(labels), "PNG")
+    np.testing.assert_array_equal(np.asarray(label_map(grey, "x")), labels)
+    three = file(Image.fromarray(np.stack([labels] * 3, -1)), "PNG")
+    np.testing.assert_array_equal(np.asarray(label_map(three, "x")), labels)
+    palette = Image.fromarray(labels)
+    palette.putpalette(list(range(256)) * 3)
+    assert palette.mode == "P"
+    np.testing.assert_array_equal(np.asarray(label_map(file(palette, "PNG"), "x")), labels)
+    wide = labels.astype(np.uint16) * 300
+    deep = file(Image.fromarray(wide), "PNG")
+    np.testing.assert_array_equal(np.asarray(label_map(deep, "x")), wide)
+    with pytest.raises(BadImageError, match=r"y\.png: its annotation is in colours"):
+        label_map(file(picture(), "PNG"), "y.png")
+    with pytest.raises(BadImageError, match=r"y\.png: cannot be decoded"):
+        label_map(grey[:50], "y.png")
+
+
+def test_depth_maps_of_all_kinds():
+    metres = np.random.default_rng(0).uniform(0, 9, (6, 9)).astype(np.float32)
+    out = io.BytesIO()
+    np.save(out, metres.astype(np.float16))
+    np.testing.assert_allclose(np.asarray(depth_map(out.getvalue(), "x", 1.0)), metres, rtol=1e-3)
+    png = file(Image.fromarray(np.round(metres * 1000).astype(np.uint16)), "PNG")
+    np.testing.assert_allclose(np.asarray(depth_map(png, "x", 1000.0)), metres, atol=6e-4)
+    tiff = file(Image.fromarray(metres), "TIFF")
+    np.testing.assert_array_equal(np.asarray(depth_map(tiff, "x", 1000.0)), metres)
+    metres[0, 0] = np.nan
+    assert np.asarray(depth_map(metres[..., None], "x", 1.0))[0, 0] == 0
+    with pytest.raises(BadImageError, match=r"z: .*its depth has shape \(6, 9, 2\)"):
+        depth_map(np.zeros((6, 9, 2), np.float32), "z", 1.0)
+    with pytest.raises(BadImageError, match="z: cannot be decoded"):
+        depth_map(out.getvalue()[:90], "z", 1.0)
+
+
+def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same():
+    image = picture(2000, 2600)
+    data = file(image, quality=95)
+    settings = AugmentSettings(crop=(0.3, 1.0), flip=False)
+    preparation = Preparation(size=(224, 224), augment=settings)
+    sample = {"image": data, "label": 0, "name": "x"}
+    whole = {"image": np.asarray(image), "label": 0, "name": "x"}
+    sizes = []
+
+    def recorded(opened, name):
+        sizes.append(opened.size)
+        return decode(opened, name)
+
+    for seed in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("adaperceiver_jax.data.augment.decode", recorded)
+            ours = preparation.train(sample, np.random.default_rng(seed))["image"]
+        want = preparation.train(whole, np.random.default_rng(seed))["image"]
+        assert np.abs(ours.astype(int) - want).mean() < 1
+        assert np.abs(ours.astype(int) - want).max() <= 6
+    assert set(sizes) <= {(1300, 1000), (650, 500)}
+
+
+def test_evaluation_decodes_everything_and_is_what_preprocessing_gives():
+    preparation = Preparation(
+        size=(224, 224), augment=AugmentSettings(crop=(0.08, 1.0), rand_augment=2)
+    )
+    data = file(picture(900, 1300), quality=95)
+    out = preparation.evaluate({"image": data, "label": 3, "name": "x"})
+    want = ap.Preprocessing().pixels(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(out["image"], want)
+    assert out["label"].dtype == np.int32

@@ -1,0 +1,303 @@
+"""Each transform against torchvision's pixels; what is drawn against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adaperceiver_jax.data import geometry
+from adaperceiver_jax.data.augment import AugmentSettings, Preparation
+from adaperceiver_jax.data.colour import adjust, jitter
+from adaperceiver_jax.data.decode import BadImageError
+from adaperceiver_jax.data.geometry import draw_crop, mirror, resize, resize_map, rotate
+from adaperceiver_jax.data.rand_augment import OPERATIONS, rand_augment
+from tests.data import torchvision_tables as tables
+
+TABLES = np.load(tables.FILE)
+CALLS = [name.partition(":")[2] for name in TABLES.files if name.startswith("amount:")]
+PICTURE = tables.picture()
+
+
+def off(image, name, kind="pil"):
+    """The differences from a table, in grey levels."""
+    return np.abs(np.asarray(image).astype(int) - TABLES[f"{kind}:{name}"].astype(int))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_rand_augment_is_torchvisions_to_the_pixel(call):
+    name, magnitude, sign = call.split(",")
+    operation = OPERATIONS[name]
+    amount = operation.amount(int(magnitude), 31, *PICTURE.size[::-1]) * int(sign)
+    assert amount == TABLES[f"amount:{call}"]
+    made = operation.apply(PICTURE, amount)
+    assert off(made, call).max() == 0
+    if name in ("ShearX", "ShearY", "Rotate", "Solarize"):
+        # For tensors torchvision rounds coordinates otherwise: some pixels are a neighbour's.
+        assert (off(made, call, "tensor") > 1).mean() < 0.1
+    else:
+        assert off(made, call, "tensor").max() <= 1
+
+
+def test_every_operation_of_torchvisions_is_there():
+    assert {call.split(",")[0] for call in CALLS} == set(OPERATIONS)
+    assert len(OPERATIONS) == 14
+    signed = {call.split(",")[0] for call in CALLS if call.endswith(",-1")}
+    assert signed == {name for name, operation in OPERATIONS.items() if operation.signed}
+
+
+@pytest.mark.parametrize(("name", "amounts"), tables.JITTER.items())
+def test_colours_are_torchvisions_to_the_pixel(name, amounts):
+    for amount in amounts:
+        made = adjust(PICTURE, name, amount)
+        assert off(made, f"{name},{amount}").max() == 0
+        # For tensors torchvision turns hues in floats, here and for PIL images it is in 256 steps.
+        assert off(made, f"{name},{amount}", "tensor").max() <= (10 if name == "hue" else 1)
+
+
+@pytest.mark.parametrize("box", tables.CROPS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_cutting_and_resizing_is_torchvisions_to_one_grey_level(monkeypatch, box, fast):
+    if not fast:
+        monkeypatch.setattr(geometry, "cykooz_resizer", None)
+    made = resize(PICTURE, tables.SIZE, box)
+    for kind in ("pil", "tensor"):
+        assert off(made, f"crop,{box}", kind).max() <= int(fast or kind == "tensor")
+
+
+@pytest.mark.parametrize("degrees", tables.DEGREES)
+def test_turning_is_torchvisions(degrees):
+    made = rotate(PICTURE, degrees)
+    assert off(made, f"rotate,{degrees}").max() == 0
+    # For tensors torchvision blends the border with black; within it, one grey level.
+    inside = (slice(5, -5), slice(5, -5))
+    assert off(made, f"rotate,{degrees}", "tensor")[inside].max() <= 1
+
+
+def test_mirroring_is_torchvisions():
+    assert off(mirror(PICTURE), "mirror").max() == 0
+
+
+def test_sizes_from_one_pixel_to_many_are_resized_as_pillow_does():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        wide, tall, width, height = rng.integers(1, 300, 4).tolist()
+        image = Image.fromarray(rng.integers(0, 256, (tall, wide, 3), np.uint8))
+        want = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(np.asarray(resize(image, (height, width))) - want).max() <= 1
+
+
+def test_crops_have_the_shares_and_proportions_asked_for():
+    rng = np.random.default_rng(0)
+    areas, ratios, lefts = [], [], []
+    for _ in range(4000):
+        left, top, right, bottom = draw_crop(rng, 300, 300, (0.08, 1.0), (3 / 4, 4 / 3))
+        assert 0 <= left < right <= 300
+        assert 0 <= top < bottom <= 300
+        areas.append((right - left) * (bottom - top) / 90_000)
+        ratios.append((right - left) / (bottom - top))
+        lefts.append(left / max(300 - (right - left), 1))
+    assert 0.075 < min(areas) < 0.09
+    assert 0.95 < max(areas) <= 1
+    assert 0.73 < min(ratios) < 0.76
+    assert 1.32 < max(ratios) < 1.35
+    assert abs(np.mean(np.log(ratios))) < 0.02  # log-uniform
+    assert abs(np.mean(lefts) - 0.5) < 0.02
+    small = [area for area in areas if area < 0.5]
+    assert abs(np.mean(small) - 0.29) < 0.01  # uniform, where every shape fits
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "want"),
+    [
+        (100, 1000, (433, 0, 566, 100)),  # 133 x 100: 4 to 3
+        (1000, 100, (0, 433, 100, 566)),
+        (10, 10, (0, 0, 10, 10)),
+    ],
+)
+def test_where_no_crop_fits_it_is_the_largest_in_the_middle(height, width, want):
+    rng = np.random.default_rng(0)
+    assert draw_crop(rng, height, width, (1.2, 1.3), (3 / 4, 4 / 3)) == want
+
+
+def test_rand_augment_draws_each_operation_and_sign_as_often():
+    seen = {name: [] for name in OPERATIONS}
+    rng = np.random.default_rng(1)
+
+    class Recorded(dict):
+        def __getitem__(self, name):
+            operation = OPERATIONS[name]
+            object.__setattr__(recorder, "name", name)
+            object.__setattr__(recorder, "operation", operation)
+            return recorder
+
+    class Recorder:
+        name, operation = "", None
+        signed = property(lambda self: self.operation.signed)
+
+        def amount(self, *arguments):
+            return self.operation.amount(*arguments) or 1.0
+
+        def apply(self, image, amount):
+            seen[self.name].append(amount > 0)
+            return image
+
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adaperceiver_jax.data.rand_augment.OPERATIONS", Recorded(OPERATIONS))
+        for _ in range(3500):
+            rand_augment(PICTURE, rng, 2, 15, 31)
+    counts = {name: len(signs) for name, signs in seen.items()}
+    assert sum(counts.values()) == 7000
+    assert all(400 < count < 600 for count in counts.values()), counts
+    for name, operation in OPERATIONS.items():
+        share = np.mean(seen[name])
+        assert (0.42 < share < 0.58) if operation.signed else share == 1, name
+
+
+def test_jitter_changes_each_by_up_to_its_amount_and_0_nothing():
+    rng = np.random.default_rng(0)
+    assert jitter(PICTURE, rng, (0, 0, 0, 0)) is PICTURE
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    values = [np.asarray(jitter(grey, rng, (0.25, 0, 0, 0)))[0, 0, 0] for _ in range(300)]
+    assert 75 <= min(values) < 78
+    assert 122 < max(values) <= 125
+    red = Image.new("RGB", (4, 4), (200, 100, 100))
+    hues = [
+        np.asarray(jitter(red, rng, (0, 0, 0, 0.1)).convert("HSV"))[0, 0, 0] for _ in range(300)
+    ]
+    turned = (np.array(hues).astype(int) + 128) % 256 - 128
+    assert -26 <= turned.min() < -22
+    assert 22 < turned.max() <= 26
+
+
+# Joint geometry.
+
+
+def scene(height=48, width=64):
+    """An image whose colours say where each pixel is, and maps that say the same."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([x * 4, y * 5, x * 0], -1).astype(np.uint8)
+    labels = (x // 8 + 8 * (y // 8)).astype(np.uint8)
+    depth = (0.1 * (1 + x // 8 + 8 * (y // 8))).astype(np.float32)
+    return {"image": image, "segmentation": labels, "depth": depth, "name": "a scene"}
+
+
+def both(augment, size=(48, 64), **more):
+    return Preparation(
+        size=size, inputs=("image", "segmentation", "depth"), augment=augment, **more
+    )
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentSettings(flip=True),
+        AugmentSettings(crop=(0.3, 0.9), flip=True),
+        AugmentSettings(rotation=15.0, flip=False),
+        AugmentSettings(rotation=10.0, crop=(0.3, 0.9), flip=True),
+    ],
+)
+@pytest.mark.parametrize("size", [(48, 64), (40, 100)])
+def test_an_image_and_its_maps_go_the_same_way(augment, size):
+    preparation, source = both(augment, size), scene()
+    moved = 0
+    for seed in range(20):
+        out = preparation.train(source, np.random.default_rng(seed))
+        assert out["image"].shape == (*size, 3)
+        image, labels = out["image"].astype(float), out["segmentation"]
+        x, y = image[..., 0] / 4, image[..., 1] / 5
+        want = np.clip(x // 8, 0, 7) + 8 * np.clip(y // 8, 0, 5)
+        # Away from the edges of the fields, and of what a rotation shows of the outside.
+        near_edge = (np.abs((x + 4) % 8 - 4) < 1.5) | (np.abs((y + 4) % 8 - 4) < 1.5)
+        inside = (labels != 255) & ~near_edge & (x > 2) & (y > 2) & (x < 61) & (y < 45)
+        assert inside.mean() > 0.15
+        np.testing.assert_array_equal(labels[inside], want[inside])
+        np.testing.assert_allclose(out["depth"][inside], 0.1 * (1 + want[inside]), rtol=1e-6)
+        moved += (out["segmentation"].shape != (48, 64)) or (
+            out["segmentation"] != source["segmentation"]
+        ).any()
+    assert moved >= 5
+
+
+def test_what_a_rotation_did_not_see_does_not_count():
+    out = both(AugmentSettings(rotation=20.0, flip=False)).train(scene(), np.random.default_rng(1))
+    outside = out["segmentation"] == 255
+    assert 0.02 < outside.mean() < 0.4
+    assert not out["valid"][outside].any()
+    assert (out["depth"][outside] == 0).all()
+
+
+def test_depth_is_never_blended_across_holes_nor_anything_else():
+    rng = np.random.default_rng(0)
+    source = scene()
+    source["depth"] = np.where(rng.random((48, 64)) < 0.5, 0, source["depth"])
+    values = set(np.unique(source["depth"]).tolist())
+    augment = AugmentSettings(rotation=2.5, crop=(0.3, 0.9))
+    for seed in range(10):
+        out = both(augment, (37, 53)).train(source, np.random.default_rng(seed))
+        assert set(np.unique(out["depth"]).tolist()) <= values
+        np.testing.assert_array_equal(out["valid"], out["depth"] > 0)
+        assert 0.3 < out["valid"].mean() < 0.7
+
+
+def test_depth_beyond_the_largest_is_not_valid():
+    source = scene()
+    out = both(AugmentSettings(flip=False), max_depth=1.0).evaluate(source)
+    np.testing.assert_array_equal(out["valid"], source["depth"] <= 1)
+    assert out["depth"].max() <= 1
+    assert out["valid"].dtype == bool
+
+
+def test_ade20ks_labels_are_shifted():
+    source = scene()
+    source["segmentation"] = np.array([[0, 1], [2, 150]], np.uint8).repeat(24, 0).repeat(32, 1)
+    shifted = both(AugmentSettings(flip=False), zero_is_ignored=True, num_classes=150)
+    out = shifted.evaluate(source)["segmentation"]
+    assert out[::24, ::32].tolist() == [[255, 0], [1, 149]]
+    assert out.dtype == np.uint8
+    source["segmentation"][0, 0] = 151
+    with pytest.raises(ValueError, match=r"a scene: its label is 150; must be in 0\.\.149"):
+        shifted.evaluate(source)
+
+
+def test_more_than_255_classes_are_labels_too():
+    source = scene()
+    source["segmentation"] = source["segmentation"].astype(np.uint16) * 10
+    out = both(AugmentSettings(flip=False), num_classes=1000).evaluate(source)["segmentation"]
+    np.testing.assert_array_equal(out, source["segmentation"])
+
+
+def test_maps_of_another_size_than_the_image_are_refused_by_name():
+    source = scene()
+    source["depth"] = source["depth"][:40]
+    with pytest.raises(BadImageError, match=r"a scene: its depth is 40 x 64, the image 48 x 64"):
+        both(AugmentSettings(crop=(0.5, 1.0))).train(source, np.random.default_rng(0))
+
+
+def test_map_resizing_takes_the_nearest_pixel():
+    labels = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    out = np.asarray(resize_map(labels, (4, 16)))
+    rows = [math.floor((i + 0.5) * 2) for i in range(4)]
+    columns = [math.floor((i + 0.5) / 2) for i in range(16)]
+    np.testing.assert_array_equal(out, np.asarray(labels)[np.ix_(rows, columns)])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"crop": (0.5,)}, r"config.augment.crop=\(0.5,\): must be \(\) or two shares"),
+        ({"crop": (0.5, 1.2)}, "up to 1"),
+        ({"crop_ratio": (2, 1)}, "config.augment.crop_ratio"),
+        ({"magnitude": 31}, r"config.augment.magnitude=31: must be in 0\.\.30"),
+        ({"rand_augment": -1}, "config.augment.rand_augment=-1: must be at least 0"),
+        ({"jitter": (0.1, 0.1)}, "four numbers"),
+        ({"jitter": (0, 0, 0, 0.6)}, "hue's up to 0.5"),
+        ({"rotation": -1}, "config.augment.rotation=-1"),
+        ({"evaluation_crop": 0}, "config.augment.evaluation_crop=0"),
+        ({"bins": 1}, "config.augment.bins=1: must be at least 2"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentSettings(**values)
