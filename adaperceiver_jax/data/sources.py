@@ -191,7 +191,8 @@ def open_source(
             f"config.data.validation={validation!r}: has {own.num_classes} classes, "
             f"{name} {train.num_classes}"
         )
-    if other := sorted(set(own.classes) ^ set(train.classes)):
+    other = sorted(set(own.classes) ^ set(train.classes))
+    if other and own.classes and train.classes:
         raise ValueError(
             f"config.data.validation={validation!r}: its classes must be those of {name}; "
             f"{other[0]!r} is in one of them only"

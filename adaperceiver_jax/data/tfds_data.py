@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class TfdsData:
     def __init__(self, name: str, folder: str, split: str) -> None:
         """folder: where TFDS has its data sets; '' takes its own place. ValueError says what is
         missing."""
+        self._arguments = (name, folder, split)
         import tensorflow_datasets as tfds
 
         place = {"data_dir": folder} if folder else {}
@@ -52,11 +53,13 @@ class TfdsData:
                 f"tfds:{name}: is prepared in {where}, but not as ArrayRecord; {command}"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TfdsData, self._arguments  # opened anew: builders do not travel
+
     @property
     def num_classes(self) -> int | None:
         """Of its labels."""
-        label = self._features.get("label")
-        return getattr(label, "num_classes", None)
+        return self._features["label"].num_classes if "label" in self._features else None
 
     def __len__(self) -> int:
         return len(self._data)

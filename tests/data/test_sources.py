@@ -1,0 +1,311 @@
+"""The same photographs in every format: the same images, labels and order."""
+
+import os
+import pickle
+import shutil
+import zlib
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+
+from adaperceiver_jax.data.augment import AugmentSettings, Preparation
+from adaperceiver_jax.data.pipeline import Loading, TrainOrder, evaluation_batches, train_batches
+from adaperceiver_jax.data.prepare import prepare
+from adaperceiver_jax.data.sources import open_source
+from tests.data import sets
+
+FORMATS = ("folder", "wds", "array_record", "prepared", "tfds", "remote")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Each format's two splits."""
+    root = tmp_path_factory.mktemp("sets")
+    made = {"folder": open_source(sets.as_folder(root / "folder"))}
+    tars = sets.as_tars(root / "tars")
+    made["wds"] = open_source(tars[0], "", tars[1])
+    records = sets.as_array_records(root / "records")
+    made["array_record"] = open_source(records, "", records.replace("train", "validation"))
+    prepare(made["folder"], root / "prepared", per_shard=5)
+    made["prepared"] = open_source(f"array_record:{root / 'prepared'}")
+    made["tfds"] = open_source(sets.as_tfds(root / "tfds"), str(root / "tfds"))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root / "tars"), "/bucket/tars", recursive=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        remote = [f"wds:memory://bucket/tars/{split}-*.tar" for split in sets.SPLITS]
+        made["remote"] = open_source(remote[0], "", remote[1])
+    yield made
+    memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("split", sets.SPLITS)
+def test_every_format_gives_the_same_images_labels_and_order(opened, kind, split):
+    source = getattr(opened[kind], split).source
+    want = sets.photos(split)
+    assert len(source) == len(want)
+    for i, photo in enumerate(want):
+        sample = source[i]
+        assert (sample["image"], sample["label"]) == (photo.data, photo.label)
+        assert photo.name in sample["name"]
+    assert getattr(opened[kind], split).fields == ("image", "label")
+
+
+def test_what_they_say_of_classes(opened):
+    for kind in ("folder", "prepared", "tfds"):
+        assert opened[kind].train.num_classes == 3
+    for kind in ("wds", "remote"):
+        assert opened[kind].train.num_classes is None
+        assert opened[kind].train.smallest_num_classes == 3
+    assert opened["prepared"].train.classes == opened["folder"].train.classes == sets.CLASSES
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_batches_are_the_same_to_the_byte_for_training_and_evaluation(opened, kind):
+    preparation = Preparation(
+        size=(16, 16),
+        augment=AugmentSettings(crop=(0.08, 1.0), rand_augment=2, jitter=(0.2, 0.2, 0.2, 0.1)),
+        num_classes=3,
+    )
+
+    def bytes_of(some):
+        order = TrainOrder(some.train.source, 7, preparation.train)
+        batches = list(train_batches(order, 5, 0, 6, Loading(threads=2)))
+        validation = some.validation.source
+        batches += evaluation_batches(validation, 4, Loading(threads=2), preparation.evaluate)
+        return [(sorted(x), *(x[name].tobytes() for name in sorted(x))) for x in batches]
+
+    assert bytes_of(opened[kind]) == bytes_of(opened["folder"])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_sources_travel_to_other_processes(opened, kind):
+    if kind == "remote":
+        pytest.skip("a file system in memory does not travel")
+    source = opened[kind].train.source
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[3] == source[3]
+    assert len(pickle.dumps(source)) < 6000
+
+
+def test_no_tensorflow_was_imported(opened):
+    import sys
+
+    assert "tensorflow" not in sys.modules
+
+
+def test_an_index_is_written_once_and_again_when_a_shard_changes(tmp_path, monkeypatch):
+    tars = sets.as_tars(tmp_path / "tars")
+    open_source(tars[0], "", tars[1])
+    scanned = []
+    from adaperceiver_jax.data import webdataset
+
+    scan = webdataset.scan
+    monkeypatch.setattr(webdataset, "scan", lambda shard: scanned.append(shard) or scan(shard))
+    open_source(tars[0], "", tars[1])
+    assert scanned == []
+    os.utime(tmp_path / "tars" / "train-1.tar", ns=(1, 1))
+    open_source(tars[0], "", tars[1])
+    assert len(scanned) == 2  # the training shards
+
+
+def test_an_index_goes_to_the_cache_where_the_shards_folder_takes_none(tmp_path, monkeypatch):
+    tars = sets.as_tars(tmp_path / "tars")
+    from adaperceiver_jax.data import webdataset
+
+    store = webdataset._store
+
+    def refused(index, folder, name):
+        if folder == tmp_path / "tars":
+            raise PermissionError("read-only")
+        return store(index, folder, name)
+
+    monkeypatch.setattr(webdataset, "_store", refused)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened = open_source(tars[0], "", tars[1])
+    assert len(opened.train.source) == 12
+    assert len(list((tmp_path / "cache" / "adaperceiver_jax").iterdir())) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(ValueError, match="set XDG_CACHE_HOME to a folder where it can"):
+        open_source(tars[0], "", tars[1])
+
+
+def test_a_part_can_be_held_out_the_same_for_all(tmp_path):
+    source = sets.as_folder(tmp_path)
+    opened = open_source(source, "", "25%")
+    held = [opened.validation.source[i]["name"] for i in range(len(opened.validation.source))]
+    rest = [opened.train.source[i]["name"] for i in range(len(opened.train.source))]
+    assert (len(held), len(rest)) == (3, 9)
+    assert len(set(held) | set(rest)) == 12
+    again = open_source(source, "", "25%").validation.source
+    assert [again[i]["name"] for i in range(3)] == held
+    other = open_source(source, "", "25%", seed=1).validation.source
+    assert [other[i]["name"] for i in range(3)] != held
+    with pytest.raises(ValueError, match=r"config.data.validation='1%': holds out 0 of 12 images"):
+        open_source(source, "", "1%")
+
+
+def test_another_source_for_validation_gives_its_validation_images_or_all_it_has(tmp_path):
+    folder = sets.as_folder(tmp_path / "folder")
+    records = sets.as_array_records(tmp_path / "records")
+    assert len(open_source(records, "", folder).validation.source) == 6
+    flat = tmp_path / "flat"
+    shutil.copytree(tmp_path / "folder" / "train", flat)
+    assert len(open_source(records, "", f"folder:{flat}").validation.source) == 12
+
+
+def test_paths_are_relative_to_the_folder_that_is_given(tmp_path):
+    sets.as_folder(tmp_path / "photos")
+    assert len(open_source("folder:photos", str(tmp_path)).train.source) == 12
+
+
+# Pairs of images and maps.
+
+
+def make_pairs(root, layout, kind="annotations", ending="png"):
+    """Two splits of three images, in one of the usual layouts."""
+    made = {}
+    for split, count in (("training", 3), ("validation", 2)):
+        for i in range(count):
+            name = f"ADE_{split[:3]}_{i:04d}"
+            labels, depth = sets.maps(i, 40, 50)
+            data = sets.png(labels if kind == "annotations" else depth)
+            for folder, file, content in (
+                ("images", f"{name}.jpg", sets.jpeg(i)),
+                (kind, f"{name}.{ending}", data),
+            ):
+                inside = f"{folder}/{split}" if layout == "images first" else f"{split}/{folder}"
+                path = root / inside / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            made[name] = (labels, depth)
+    return made
+
+
+@pytest.mark.parametrize("layout", ["images first", "split first"])
+def test_ade20ks_folders(tmp_path, layout):
+    made = make_pairs(tmp_path, layout)
+    opened = open_source(f"folder:{tmp_path}")
+    assert opened.train.fields == ("image", "segmentation")
+    preparation = Preparation(
+        size=(40, 50),
+        inputs=("image", "segmentation"),
+        augment=AugmentSettings(flip=False),
+        zero_is_ignored=True,
+        num_classes=150,
+    )
+    for split, count in (("train", 3), ("validation", 2)):
+        source = getattr(opened, split).source
+        assert len(source) == count
+        for i in range(count):
+            out = preparation.evaluate(source[i])
+            name = source[i]["name"].rpartition("/")[2].removesuffix(".jpg")
+            labels = made[name][0].astype(int)
+            np.testing.assert_array_equal(
+                out["segmentation"], np.where(labels == 0, 255, labels - 1)
+            )
+            assert out["image"].shape == (40, 50, 3)
+
+
+def test_depth_folders(tmp_path):
+    made = make_pairs(tmp_path, "split first", "depth")
+    opened = open_source(f"folder:{tmp_path}")
+    preparation = Preparation(size=(40, 50), inputs=("image", "depth"))
+    sample = opened.train.source[1]
+    out = preparation.evaluate(sample)
+    depth = made["ADE_tra_0001"][1] / 1000
+    np.testing.assert_allclose(out["depth"], depth, rtol=1e-6)
+    np.testing.assert_array_equal(out["valid"], depth > 0)
+
+
+def test_maps_in_tars_and_in_array_records(tmp_path):
+    import io
+    import tarfile
+
+    labels, depth = sets.maps(0, 40, 50)
+    metres = io.BytesIO()
+    np.save(metres, (depth / 1000).astype(np.float32))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(3):
+            sets.add(tar, f"{i:05d}.jpg", sets.jpeg(i))
+            sets.add(tar, f"{i:05d}.depth.npy", metres.getvalue())
+            sets.add(tar, f"{i:05d}.seg.png", sets.png(labels))
+    opened = open_source(f"wds:{tmp_path}/a.tar", "", "40%")
+    preparation = Preparation(size=(40, 50), inputs=("image", "segmentation", "depth"))
+    prepare(opened, tmp_path / "records")
+    for some in (opened, open_source(f"array_record:{tmp_path}/records")):
+        assert some.train.fields == ("image", "segmentation", "depth")
+        out = preparation.evaluate(some.train.source[0])
+        np.testing.assert_array_equal(out["segmentation"], labels)
+        np.testing.assert_allclose(out["depth"], depth / 1000, rtol=1e-6)
+
+
+def test_tfds_scene_parsing_and_nyu_depth(tmp_path):
+    """The features that TFDS's scene_parse150 and nyu_depth_v2 have."""
+    import io
+
+    import tensorflow_datasets as tfds
+
+    labels, depth = sets.maps(0, 480, 640)
+    metres = (depth / 1000).astype(np.float16)
+
+    def scene():
+        return {"image": io.BytesIO(sets.jpeg(0)), "annotation": io.BytesIO(sets.png(labels))}
+
+    def kinds(second):
+        return lambda: {"image": tfds.features.Image(encoding_format="jpeg"), **second()}
+
+    annotation = kinds(lambda: {"annotation": tfds.features.Image(encoding_format="png")})
+    examples = {"train": [scene(), scene()], "test": [scene()]}
+    sets.write_tfds(tmp_path, "small_scenes", annotation, examples)
+    opened = open_source("tfds:small_scenes", str(tmp_path))
+    assert (len(opened.train.source), len(opened.validation.source)) == (2, 1)
+    assert opened.train.fields == ("image", "segmentation")
+    from adaperceiver_jax.data.decode import label_map
+
+    sample = opened.train.source[0]
+    np.testing.assert_array_equal(np.asarray(label_map(sample["segmentation"], "x")), labels)
+
+    def depths():
+        depth = tfds.features.Tensor(shape=(480, 640), dtype=np.float16)
+        return {"image": tfds.features.Image(shape=(480, 640, 3)), "depth": depth}
+
+    def room():
+        pixels = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+        return {"image": io.BytesIO(sets.png(pixels)), "depth": metres}
+
+    sets.write_tfds(tmp_path, "small_rooms", depths, {"train": [room()], "validation": [room()]})
+    opened = open_source("tfds:small_rooms", str(tmp_path))
+    preparation = Preparation(size=(448, 602), inputs=("image", "depth"))
+    out = preparation.train(opened.train.source[0], np.random.default_rng(0))
+    assert out["image"].shape == (448, 602, 3)
+    assert out["depth"].shape == out["valid"].shape == (448, 602)
+    assert set(np.unique(out["depth"])) <= set(np.unique(metres.astype(np.float32)))
+
+
+# Several processes.
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_together_see_each_image_once_an_epoch(opened, monkeypatch, count):
+    def number(sample, _):
+        return {"number": np.uint32(zlib.crc32(sample["image"]))}
+
+    source = opened["wds"].train.source
+    order = TrainOrder(source, 3, number)
+    every = sorted(zlib.crc32(source[i]["image"]) for i in range(12))
+    epochs = []
+    for epoch in range(3):
+        seen = []
+        for index in range(count):
+            monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+            monkeypatch.setattr(jax, "process_count", lambda: count)
+            for batch in train_batches(order, 4, 3 * epoch, 3 * epoch + 3):
+                seen += batch["number"].tolist()
+        assert sorted(seen) == every
+        epochs.append(seen)
+    assert epochs[0] != epochs[1] != epochs[2]
