@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-import ctypes
 import dataclasses
 import functools
 import gc
 import logging
 import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -146,9 +146,14 @@ def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {own_cores[index % len(own_cores)]})
-    if sys.platform == "linux":
-        end_with_parent = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(end_with_parent, signal.SIGKILL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, which may have been killed."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class Batches:

@@ -1,20 +1,27 @@
 """The order of samples: by the seed alone, whoever loads them and wherever a run goes on."""
 
 import itertools
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from adaperceiver_jax.data.augment import Preparation
+from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.pipeline import (
     Cached,
+    Loading,
     TrainOrder,
     evaluation_batches,
-    random_flip,
     to_devices,
     train_batches,
 )
-from adaperceiver_jax.data.sources import open_source
 
 
 class Numbers:
@@ -33,6 +40,9 @@ class Numbers:
         self.made.append(int(index))
         image = np.arange(12).reshape(2, 3, 2) + index
         return {"label": np.asarray(index), "image": image, "depth": np.zeros(3)}
+
+
+FLIP = Preparation(size=(2, 3), inputs=("label", "image"), num_classes=None).train
 
 
 def labels(batches) -> list[list[int]]:
@@ -80,8 +90,10 @@ def test_the_parts_of_all_processes_are_the_batch(monkeypatch):
 
 @pytest.mark.parametrize("first", [0, 1, 4, 6])
 def test_going_on_from_a_step_gives_the_same_batches_flips_included(first):
-    order = TrainOrder(Numbers(11), 5, random_flip)
-    whole, tail = (list(train_batches(order, 4, start, 6, threads=3)) for start in (0, first))
+    order = TrainOrder(Numbers(11), 5, FLIP)
+    whole, tail = (
+        list(train_batches(order, 4, start, 6, Loading(threads=3))) for start in (0, first)
+    )
     assert len(tail) == 6 - first
     for ours, want in zip(tail, whole[first:], strict=True):
         for name in want:
@@ -89,22 +101,19 @@ def test_going_on_from_a_step_gives_the_same_batches_flips_included(first):
 
 
 def test_processes_that_load_change_nothing():
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    order = TrainOrder(Numbers(11), 5, random_flip)
-    batches = train_batches(order, 4, 2, 6, workers=2, prefetch=1)
+    order = TrainOrder(Numbers(11), 5, FLIP)
+    batches = train_batches(order, 4, 2, 6, Loading(workers=2, prefetch=1))
     ours = list(batches)
     batches.close()
     want = list(train_batches(order, 4, 2, 6))
     for a, b in zip(ours, want, strict=True):
+        assert type(a["image"]) is np.ndarray  # not one in a worker's memory
         np.testing.assert_array_equal(a["image"], b["image"])
 
 
 def test_flips_mirror_left_to_right_half_of_the_time_and_anew_every_epoch():
     source = Numbers(100)
-    order = TrainOrder(source, 0, random_flip)
+    order = TrainOrder(source, 0, FLIP)
     flipped = np.zeros((2, 100), bool)
     for n in range(200):
         sample = order[n]
@@ -171,20 +180,171 @@ def test_no_images_is_an_error():
         TrainOrder(Numbers(0), seed=0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("scenes", "not/there", 16, 8, 8, 0), r"config.data.dir='not/there': there is no such"),
-        (("imagenet1k", "", 16, 8, 8, 0), "config.data.source='imagenet1k': must be one of scenes"),
-        (("scenes", "", 16, 0, 8, 0), "config.data.train_count=0: say how many"),
-        (("scenes", "", 16, 8, 0, 0), "config.data.validation_count=0: say how many"),
-    ],
+# Images that do not decode.
+
+
+class Damaged(Numbers):
+    """Those in `bad` do not decode."""
+
+    def __init__(self, count, bad):
+        super().__init__(count)
+        self.bad = bad
+
+    def __getitem__(self, index):
+        if int(index) in self.bad:
+            raise BadImageError(f"number {index}: cannot be decoded")
+        return super().__getitem__(index)
+
+
+def test_another_image_of_the_epoch_takes_the_place_of_one_that_is_bad(caplog):
+    good, bad = TrainOrder(Numbers(20), 3), TrainOrder(Damaged(20, {4, 7}), 3, tolerant=True)
+    for number in range(60):
+        want, sample = int(good[number]["label"]), bad[number]
+        if want in (4, 7):
+            assert sample["bad"] >= 1
+            assert int(sample["label"]) not in (4, 7)
+        else:
+            assert (int(sample["label"]), int(sample["bad"])) == (want, 0)
+    assert "number 4: cannot be decoded; another image takes its place" in caplog.text
+    assert sum(int(bad[n]["bad"]) for n in range(20)) >= 2
+    again = TrainOrder(Damaged(20, {4, 7}), 3, tolerant=True)
+    assert [int(again[n]["label"]) for n in range(60)] == [int(bad[n]["label"]) for n in range(60)]
+
+
+def test_a_bad_image_is_an_error_where_none_may_be():
+    order = TrainOrder(Damaged(3, {0, 1, 2}), 0)
+    with pytest.raises(BadImageError, match=r"number \d: cannot be decoded"):
+        order[0]
+    with pytest.raises(BadImageError, match="number 2: cannot be decoded"):
+        list(evaluation_batches(Damaged(3, {2}), 2))
+
+
+def test_a_source_of_which_nothing_decodes_ends_it(caplog):
+    with caplog.at_level(logging.CRITICAL):
+        order = TrainOrder(Damaged(5, set(range(5))), 0, tolerant=True)
+        with pytest.raises(BadImageError, match="100 images one after another cannot be decoded"):
+            order[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_come_from_the_loaders_as_they_are(workers):
+    batches = train_batches(TrainOrder(Damaged(8, {3}), 0), 2, 0, 40, Loading(workers=workers))
+    with pytest.raises(BadImageError, match="number 3: cannot be decoded"):
+        list(batches)
+    batches.close()
+
+
+# Processes that load, and their end.
+
+PROGRAM = """
+import os, signal, sys, time
+import numpy as np
+from adaperceiver_jax.data.pipeline import Loading, TrainOrder, train_batches
+
+class Large:
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        return {"image": np.full((64, 64, 3), int(index) % 251, np.uint8)}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    loading = Loading(workers=2, prefetch=2)
+    batches = train_batches(TrainOrder(Large(), 0), 32, 0, 1000, loading)
+    first = [next(batches) for _ in range(3)]
+    children = os.popen(f"ps -o pid= --ppid {os.getpid()}").read().split()
+    cores = [sorted(os.sched_getaffinity(int(pid))) for pid in children if is_worker(pid)]
+    print("cores", cores, flush=True)
+    print("pids", *children, flush=True)
+    END
+""".replace(
+    "if __name__",
+    """def is_worker(pid):
+    return "spawn_main" in open(f"/proc/{pid}/cmdline").read()
+
+
+if __name__""",
 )
-def test_a_data_set_that_cannot_be_opened_says_why(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        open_source(*arguments)
 
 
-def test_a_folder_for_what_is_rendered_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="rendered, not read; leave it out"):
-        open_source("scenes", str(tmp_path), 16, 8, 8, 0)
+def start(tmp_path, end):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace("END", end))
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, program],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C goes to all of a session
+    )
+
+
+def shared_memory():
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+
+
+def gone(pids, seconds=20.0):
+    """Whether the processes end in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def pids_of(out):
+    return next(line for line in out.splitlines() if line.startswith("pids")).split()[1:]
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@linux
+@pytest.mark.parametrize("end", ["batches.close()", "list(batches); batches.close()"])
+def test_loaders_end_without_a_word_and_leave_no_memory(tmp_path, end):
+    end = end.replace("list(batches)", "[next(batches) for _ in range(40)]")
+    out, err = (process := start(tmp_path, end)).communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    cores = eval(next(line for line in out.splitlines() if line.startswith("cores"))[6:])
+    own = sorted(os.sched_getaffinity(0))
+    assert sorted(cores) == sorted([own[i % len(own)]] for i in range(2))
+    assert gone(pids_of(out))
+
+
+@linux
+def test_ctrl_c_reaches_the_program_and_not_its_loaders(tmp_path):
+    end = """
+    try:
+        os.killpg(os.getpgrp(), signal.SIGINT)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        more = [next(batches) for _ in range(3)]
+        batches.close()
+        print("closed", len(more))
+""".strip()
+    process = start(tmp_path, end)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    assert "closed 3" in out
+    assert gone(pids_of(out))
+
+
+@linux
+def test_loaders_of_a_program_that_was_killed_end_too(tmp_path):
+    before = shared_memory()
+    process = start(tmp_path, "time.sleep(60)")
+    lines = [process.stdout.readline() for _ in range(2)]
+    pids = pids_of("".join(lines))
+    assert len(pids) >= 2
+    process.kill()
+    process.communicate(timeout=60)
+    assert gone(pids)
+    until = time.monotonic() + 20
+    while shared_memory() - before and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not shared_memory() - before

@@ -1,0 +1,227 @@
+"""Data sets that are not what they should be: named, and told what to do."""
+
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from adaperceiver_jax.data.examples import decode, encode
+from adaperceiver_jax.data.sources import open_source
+from tests.data import sets
+
+
+def refused(message, *arguments, **more):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source(*arguments, **more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "folder", "folder:", "zip:x", ""])
+def test_no_such_kind(name):
+    refused(rf"config.data.source='{name}': must be 'scenes', 'tfds:NAME'", name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(train_count=0, validation_count=8), "config.data.train_count=0: say how many"),
+        (dict(train_count=8, validation_count=0), "config.data.validation_count=0: say how many"),
+        (dict(folder="x"), "config.data.dir='x': scenes are rendered, not read; leave it out"),
+        (dict(validation="10%"), "config.data.validation='10%': scenes are rendered"),
+    ],
+)
+def test_scenes(arguments, message):
+    refused(message, "scenes", **arguments)
+
+
+def test_a_count_of_what_is_on_a_disk(tmp_path):
+    refused("config.data.train_count=8: .* knows its number", f"folder:{tmp_path}", train_count=8)
+
+
+# Folders.
+
+
+def test_folders_that_hold_nothing(tmp_path):
+    refused("no/where: there is no such folder", "folder:no/where")
+    refused(r"holds no folders; make one a class", f"folder:{tmp_path}")
+    sets.as_folder(tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    (tmp_path / "train" / "empty" / "notes.txt").write_text("x")
+    refused(r"train/empty: holds no images \(.jpg, .*take it away", f"folder:{tmp_path}")
+
+
+def test_a_folder_without_validation_images_says_what_to_do(tmp_path):
+    sets.as_folder(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    said = refused("says of no images that they are for validation", f"folder:{tmp_path}")
+    assert "config.data.validation='10%'" in said
+
+
+def test_a_class_that_training_does_not_have(tmp_path):
+    sets.as_folder(tmp_path)
+    shutil.copytree(tmp_path / "val" / "cat", tmp_path / "val" / "cow")
+    refused("val: has the class 'cow', which the training images do not have", f"folder:{tmp_path}")
+
+
+def test_other_classes_in_another_folder(tmp_path):
+    source = sets.as_folder(tmp_path / "a")
+    other = sets.as_folder(tmp_path / "b")
+    for split in ("train", "val"):
+        (tmp_path / "b" / split / "dog").rename(tmp_path / "b" / split / "hound")
+    refused("its classes must be those of folder:.*'dog' is in one of them only", source, "", other)
+
+
+def test_an_image_without_its_annotation(tmp_path):
+    for name in ("images/training", "annotations/training"):
+        (tmp_path / name).mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / "images" / "training" / f"{i}.jpg").write_bytes(sets.jpeg(i))
+    labels = sets.png(sets.maps(0, 40, 50)[0])
+    (tmp_path / "annotations" / "training" / "1.png").write_bytes(labels)
+    refused(
+        r"images/training/0.jpg: has no segmentation .*annotations/training/0.png; 2 of 3 images",
+        f"folder:{tmp_path}",
+    )
+
+
+# Tar shards.
+
+
+def test_shards_that_are_not_there(tmp_path):
+    refused(r"x-1.tar: there is no such file", f"wds:{tmp_path}/x-{{1..3}}.tar")
+    sets.as_tars(tmp_path)
+    refused(r"train-2.tar: there is no such file", f"wds:{tmp_path}/train-{{0..2}}.tar")
+    refused("there is no such file", f"wds:{tmp_path}/none-*.tar")
+
+
+@pytest.mark.parametrize("left", [100, 700, 2000, 4096, -10240])
+def test_a_shard_cut_short(tmp_path, left):
+    source = sets.as_tars(tmp_path)[0]
+    shard = tmp_path / "train-1.tar"
+    data = shard.read_bytes()
+    if left < 0:  # exactly between two files
+        with tarfile.open(shard) as tar:
+            left = tar.getmembers()[6].offset
+    shard.write_bytes(data[:left])
+    refused(r"train-1.tar: is no whole tar file; was its copy cut short\?", source, "", "10%")
+    assert not list(tmp_path.glob(".adaperceiver*"))
+
+
+def test_samples_that_lack_something(tmp_path):
+    for missing, message in (
+        ("cls", "a.tar: 2 has no label; others have one"),
+        ("jpg", "a.tar: 2 has no image; others have one"),
+    ):
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for i in range(3):
+                for kind, data in (("jpg", sets.jpeg(i)), ("cls", b"1")):
+                    if (i, kind) != (2, missing):
+                        sets.add(tar, f"{i}.{kind}", data)
+        refused(message, f"wds:{tmp_path}/a.tar")
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        sets.add(tar, "0.jpg", sets.jpeg(0))
+        sets.add(tar, "0.cls", b"cat")
+    refused("b.tar, 0.cls: holds 'cat', not the number of a class", f"wds:{tmp_path}/b.tar")
+    with tarfile.open(tmp_path / "c.tar", "w") as tar:
+        sets.add(tar, "0.txt", b"x")
+    refused("its shards hold no images", f"wds:{tmp_path}/c.tar")
+
+
+def test_shards_of_two_kinds(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        sets.add(tar, "0.jpg", sets.jpeg(0))
+        sets.add(tar, "0.cls", b"0")
+    with tarfile.open(tmp_path / "1.tar", "w") as tar:
+        sets.add(tar, "0.jpg", sets.jpeg(0))
+    refused("some shards have image, others image, label", f"wds:{tmp_path}/*.tar")
+
+
+# ArrayRecord.
+
+
+@pytest.mark.parametrize("part", [0.5, 0.0005, 0.9999])
+def test_a_record_file_cut_short(tmp_path, part):
+    source = sets.as_array_records(tmp_path)
+    path = tmp_path / "train-1.array_record"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    refused(r"train-1.array_record: is no whole ArrayRecord file; was its copy", source, "", "10%")
+
+
+def test_records_that_are_something_else(tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    for name, record in (("a", b"some text, no record"), ("b", encode({"text": "x"}))):
+        writer = ArrayRecordWriter(str(tmp_path / f"{name}.array_record"), "group_size:1")
+        writer.write(record)
+        writer.close()
+    refused("record 0 of .*a.array_record.*: is no tf.train.Example", f"array_record:{tmp_path}/a*")
+    refused("its records have no 'image' but text", f"array_record:{tmp_path}/b*")
+
+
+def test_a_folder_that_was_not_prepared_and_a_bucket(tmp_path):
+    refused("dataset.json: is not there. Name the files", f"array_record:{tmp_path}")
+    sets.as_array_records(tmp_path)
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "train-0.array_record"), "/ar/train-0.array_record")
+    refused("read from disks only; mount the bucket", "array_record:memory://ar/train-*")
+    memory.rm("/ar", recursive=True)
+
+
+# TFDS.
+
+
+def test_tfds_that_is_not_there_or_of_another_format(tmp_path):
+    said = refused(
+        "tfds:imagenet2012: is known, but not prepared", "tfds:imagenet2012", str(tmp_path)
+    )
+    assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in said
+    refused("tfds:no_such_set: is not in", "tfds:no_such_set", str(tmp_path))
+
+
+def test_tfds_without_validation(tmp_path):
+    import tensorflow_datasets as tfds
+
+    def features():
+        return {"label": tfds.features.ClassLabel(num_classes=3), "image": tfds.features.Text()}
+
+    sets.write_tfds(tmp_path, "train_alone", features, {"train": [{"label": 1, "image": "x"}] * 4})
+    refused("says of no images that they are for validation", "tfds:train_alone", str(tmp_path))
+    assert len(open_source("tfds:train_alone", str(tmp_path), "25%").validation.source) == 1
+
+
+# Records.
+
+
+def test_examples_are_what_tfds_writes():
+    features = {"image": b"\xff\xd8" * 300, "label": 11820, "name": "n01/ü.jpg", "other": -1}
+    out = decode(encode(features))
+    assert out == {**features, "name": features["name"].encode()}
+    assert decode(encode({"label": 0})) == {"label": 0}
+
+
+def test_floats_and_lists_in_a_record():
+    # Written out from protobuf's rules: {"f": [1.5, 2.0], "i": [3, -1], "s": [b"a", b"bc"]}.
+    def field(number, content):
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    def entry(name, feature):
+        return field(1, field(1, name) + field(2, feature))
+
+    floats = field(2, field(1, np.array([1.5, 2.0], "<f4").tobytes()))
+    ints = field(3, field(1, bytes([3]) + b"\xff" * 9 + b"\x01"))
+    strings = field(1, field(1, b"a") + field(1, b"bc"))
+    out = decode(field(1, entry(b"f", floats) + entry(b"i", ints) + entry(b"s", strings)))
+    assert out["f"].tolist() == [1.5, 2.0]
+    assert out["i"].tolist() == [3, -1]
+    assert out["s"].tolist() == [b"a", b"bc"]
+    loose = b"".join(bytes([1 << 3 | 5]) + np.float32(x).tobytes() for x in (1.5, 2.0))
+    assert decode(field(1, entry(b"f", field(2, loose))))["f"].tolist() == [1.5, 2.0]
+    loose = bytes([1 << 3, 3, 1 << 3, 4])
+    assert decode(field(1, entry(b"i", field(3, loose))))["i"].tolist() == [3, 4]
+    for broken in (b"", b"\x0a\xff", b"\x0a\x05ab"):
+        with pytest.raises(ValueError, match=r"is no tf\.train\.Example"):
+            decode(broken)
