@@ -97,4 +97,6 @@ def _bad(name: str, error: Exception) -> BadImageError:
     what = str(error).partition("\n")[0]
     if "cannot identify image file" in what:
         what = "is no image"
+    elif "truncated" in what.lower():
+        what = "is cut short"
     return BadImageError(f"{name}: cannot be decoded: {what}")

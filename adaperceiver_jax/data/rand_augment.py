@@ -42,12 +42,12 @@ class Operation:
         last = self.strongest(height, width)
         if self.whole:
             return round(self.weakest + (last - self.weakest) * magnitude / (bins - 1))
-        first, last = np.float32(self.weakest), np.float32(last)
-        step = float((last - first) / np.float32(bins - 1))
+        first, last = float(np.float32(self.weakest)), float(np.float32(last))
+        step = float((np.float32(last) - np.float32(first)) / np.float32(bins - 1))
         # From the nearer end, rounded once: so that not even the last bit is not torchvision's.
         if magnitude < bins // 2:
-            return float(np.float32(float(first) + step * magnitude))
-        return float(np.float32(float(last) - step * (bins - 1 - magnitude)))
+            return float(np.float32(first + step * magnitude))
+        return float(np.float32(last - step * (bins - 1 - magnitude)))
 
 
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:

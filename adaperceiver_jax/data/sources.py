@@ -13,7 +13,7 @@ from adaperceiver_jax.data.array_records import ArrayRecords, find_files
 from adaperceiver_jax.data.folder import ClassFolders, open_folder
 from adaperceiver_jax.data.pipeline import Sample, Source
 from adaperceiver_jax.data.scenes import CLASSES, Scenes
-from adaperceiver_jax.data.storage import join
+from adaperceiver_jax.data.storage import is_folder, join
 from adaperceiver_jax.data.tfds_data import TfdsData
 from adaperceiver_jax.data.webdataset import WebDataset
 
@@ -150,6 +150,11 @@ def open_source(
       seed: draws them, and what is held out.
       difficulty: of the hardest, from 0 to 1.
     """
+    if folder and not is_folder(folder):
+        raise ValueError(
+            f"config.data.dir={folder!r}: there is no such folder; give the one that data sets are "
+            "in, or train on what needs none: --config.data.source=scenes"
+        )
     if name == SCENES:
         for given, key in ((folder, "dir"), (validation, "validation")):
             if given:

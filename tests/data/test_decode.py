@@ -48,7 +48,7 @@ def test_other_colours_become_rgb(mode):
     [
         (b"", "a/b.jpg: cannot be decoded: is no image"),
         (b"not an image at all", "a/b.jpg: cannot be decoded: is no image"),
-        (file(picture())[:700], "a/b.jpg: cannot be decoded: image file is truncated"),
+        (file(picture())[:700], "a/b.jpg: cannot be decoded: is cut short"),
         (file(picture(), "PNG")[:300], "a/b.jpg: cannot be decoded"),
         (file(picture())[:100], "a/b.jpg: cannot be decoded"),
     ],

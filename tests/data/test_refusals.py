@@ -27,7 +27,8 @@ def test_no_such_kind(name):
     [
         (dict(train_count=0, validation_count=8), "config.data.train_count=0: say how many"),
         (dict(train_count=8, validation_count=0), "config.data.validation_count=0: say how many"),
-        (dict(folder="x"), "config.data.dir='x': scenes are rendered, not read; leave it out"),
+        (dict(folder="x"), "config.data.dir='x': there is no such folder"),
+        (dict(folder="."), "config.data.dir='.': scenes are rendered, not read; leave it out"),
         (dict(validation="10%"), "config.data.validation='10%': scenes are rendered"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"batch_size": "8"}, r"config.batch_size='8': must be of type int"),
         ({"batch_size": True}, r"config.batch_size=True: must be of type int"),
         ({"batch_size": 8.0}, r"config.batch_size=8.0: must be of type int"),
-        ({"data": {"flip": 1}}, r"config.data.flip=1: must be of type bool"),
+        ({"augment": {"flip": 1}}, r"config.augment.flip=1: must be of type bool"),
         ({"train_only": "head/.*"}, r"config.train_only='head/..': must be a tuple"),
         ({"mesh": 3}, r"config.mesh=3: must be a section"),
         ({"batch_size": 0}, r"config.batch_size=0: must be at least 1"),

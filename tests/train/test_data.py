@@ -1,0 +1,123 @@
+"""Runs on images from a disk: bad ones are gone past and counted, up to a limit."""
+
+import pytest
+
+from adaperceiver_jax.data.decode import BadImageError
+from adaperceiver_jax.train.loop import TooManyBadImagesError
+from tests.data import sets
+from tests.train.small import PLAIN, rows, run
+
+
+def photos(split):
+    return sets.photos(split, each=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """24 training images and 12 for validation: an epoch is 3 steps."""
+    sets.as_folder(tmp_path / "photos", photos)
+    return tmp_path / "photos"
+
+
+def changes(folder, **more):
+    return {
+        **PLAIN,
+        "data.source": f"folder:{folder}",
+        "data.train_count": 0,
+        "data.validation_count": 0,
+        "model.num_classes": 3,
+        "augment.crop": (0.3, 1.0),
+        "augment.rand_augment": 2,
+        "log_every": 1,
+        **more,
+    }
+
+
+def damage(folder, *names):
+    for name in names:
+        path = next(folder.glob(f"train/*/{name}.jpg"))
+        path.write_bytes(path.read_bytes()[:500])
+
+
+def test_a_run_goes_past_bad_images_and_counts_an_epochs(tmp_path, folder, caplog):
+    damage(folder, "cat_3", "dog_5")
+    result = run(tmp_path / "run", changes=changes(folder, length="6 steps"))
+    assert result.finished
+    counts = [row["bad_images"] for row in rows(tmp_path / "run")]
+    # Twice an epoch at least: a bad image's substitute may be the other one.
+    assert counts[2] >= 2
+    assert counts[5] >= 2
+    assert counts == sorted(counts[:3]) + sorted(counts[3:])
+    assert counts[3] < counts[2]
+    assert "cat_3.jpg: cannot be decoded: is cut short" in caplog.text
+    assert "another image takes its place" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_on(tmp_path, folder):
+    damage(folder, "cat_3", "dog_5", "dog_6", "bird_1")
+    run(tmp_path / "whole", changes=changes(folder, length="8 steps"))
+    run(tmp_path / "part", changes=changes(folder, length="2 steps"))
+    # The schedule's length is another, but not which images are bad.
+    run(tmp_path / "part", changes=changes(folder, length="8 steps"))
+    whole, part = ([r["bad_images"] for r in rows(tmp_path / x)] for x in ("whole", "part"))
+    assert whole == part
+    assert max(whole) >= 4
+
+
+def test_more_bad_images_than_may_be_end_a_run(tmp_path, folder):
+    damage(folder, "cat_3", "dog_5", "dog_6")
+    with pytest.raises(TooManyBadImagesError, match=r"more than config.data.bad_images=2; .*allow"):
+        run(tmp_path / "run", changes=changes(folder, **{"data.bad_images": 2}))
+    with pytest.raises(BadImageError, match=r"(cat_3|dog_5|dog_6).jpg: cannot be decoded"):
+        run(tmp_path / "other", changes=changes(folder, **{"data.bad_images": 0}))
+
+
+def test_evaluation_drops_no_image(tmp_path, folder):
+    path = folder / "val" / "cat" / "cat_1.jpg"
+    path.write_bytes(b"no image")
+    with pytest.raises(BadImageError, match=r"val/cat/cat_1.jpg: cannot be decoded: is no image"):
+        run(tmp_path / "run", changes=changes(folder, length="2 steps"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"model.num_classes": 4}, "num_classes=4 of the model: .* has 3 classes"),
+        ({"data.workers": -2}, "config.data.workers=-2: must be at least -1"),
+        ({"data.threads": 0}, "config.data.threads=0: must be at least 1"),
+        ({"data.bad_images": -1}, "config.data.bad_images=-1: must be at least 0"),
+        ({"data.train_count": 5}, "config.data.train_count=5: .* knows its number"),
+        ({"augment.crop": (0.5,)}, "config.augment.crop"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(tmp_path, folder, more, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", changes=changes(folder, **more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_what_the_task_learns_from(tmp_path):
+    (tmp_path / "x" / "images").mkdir(parents=True)
+    (tmp_path / "x" / "annotations").mkdir()
+    for i in range(4):
+        (tmp_path / "x" / "images" / f"{i}.jpg").write_bytes(sets.jpeg(i))
+        labels = sets.png(sets.maps(i, 40, 50)[0])
+        (tmp_path / "x" / "annotations" / f"{i}.png").write_bytes(labels)
+    with pytest.raises(ValueError, match="has no label, which the task learns from; it has"):
+        run(tmp_path / "run", changes=changes(tmp_path / "x", **{"data.validation": "50%"}))
+
+
+def test_labels_of_tar_shards_beyond_the_models_classes(tmp_path):
+    source, validation = sets.as_tars(tmp_path / "tars", photos)
+    wrong = {"data.source": source, "data.validation": validation, "model.num_classes": 2}
+    with pytest.raises(ValueError, match=r"num_classes=2 of the model: .* has the label 2; set"):
+        run(tmp_path / "run", changes=changes(tmp_path, **wrong))
+
+
+@pytest.mark.slow
+def test_a_run_by_processes_is_one_by_threads(tmp_path, folder):
+    run(tmp_path / "threads", changes=changes(folder, length="4 steps"))
+    run(tmp_path / "workers", changes=changes(folder, length="4 steps", **{"data.workers": 2}))
+    one, other = ((tmp_path / x / "metrics.csv").read_text() for x in ("threads", "workers"))
+    assert one == other
