@@ -1,7 +1,7 @@
 """How many images a second a config's data pipeline makes, and where the time goes.
 
 python tools/benchmark_data.py --config=configs/finetune_in1k.py --config.data.dir=DIR
-python tools/benchmark_data.py --config=configs/finetune_in1k.py --made=256      # without a data set
+python tools/benchmark_data.py --config=configs/finetune_in1k.py --made=256    # without data
 
 First step by step on one core, in one thread; then the whole pipeline, on one core and on all.
 """
@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # leaves accelerators to who trains
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> None:
     """Reads the config, measures, prints."""
     if len(argv) > 1:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)
     from adaperceiver_jax.tasks.make import RunConfig
     from adaperceiver_jax.train.settings import from_config
 
@@ -40,12 +42,13 @@ def main(argv: list[str]) -> None:
 
 def measure(config) -> None:
     """Prints a table of the steps, then the whole pipeline's rate."""
-    from adaperceiver_jax.data.pipeline import Loading, cores
+    from adaperceiver_jax.data.pipeline import Loading, Source, cores
     from adaperceiver_jax.data.throughput import MadePhotos, on_cores, time_batches, time_stages
     from adaperceiver_jax.train.feed import open_data, prepared
 
     if _MADE.value:
-        source, fields = MadePhotos(_MADE.value), MadePhotos.fields
+        source: Source = MadePhotos(_MADE.value)
+        fields: tuple[str, ...] = MadePhotos.fields
     else:
         opened = open_data(config.data)
         if opened.rendered:

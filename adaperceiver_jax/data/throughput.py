@@ -21,12 +21,16 @@ from adaperceiver_jax.data.scenes import Scenes
 
 HEIGHT, WIDTH = 375, 500
 """Of made-up photographs: ImageNet's most frequent size."""
+LENGTH = 1_281_167
 GRAIN = 8.0
 """Noise, in grey levels, that gives files of ImageNet's size: some 105 kB."""
 
 
 class MadePhotos:
-    """JPEGs of rendered scenes, for measuring where there is no data set; kept in memory."""
+    """JPEGs of rendered scenes, for measuring where there is no data set.
+
+    They are kept in memory, and come again and again until there are as many as in ImageNet.
+    """
 
     fields = ("image", "label")
 
@@ -41,15 +45,16 @@ class MadePhotos:
             self._files.append(file.getvalue())
 
     def __len__(self) -> int:
-        return len(self._files)
+        return LENGTH
 
     def __repr__(self) -> str:
-        size = sum(map(len, self._files)) / len(self) / 1000
-        return f"{len(self)} made-up JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} kB each"
+        count = len(self._files)
+        size = sum(map(len, self._files)) / count / 1000
+        return f"{count} made-up JPEGs of {WIDTH} x {HEIGHT}, {size:.0f} kB each"
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """image: a file's bytes; label 0; name."""
-        i = index.__index__()
+        i = index.__index__() % len(self._files)
         return {"image": self._files[i], "label": np.int32(0), "name": f"made-up photograph {i}"}
 
 
