@@ -49,7 +49,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.13,<3"],  # .pth files; conversions are checked against it
         "dev": [
-            "importlib_resources>=6,<7",  # TFDS misses it where it writes without TensorFlow
+            "importlib_resources>=6,<8",  # TFDS misses it where it writes without TensorFlow
             "mypy>=2.4,<3",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",  # tests on all cores

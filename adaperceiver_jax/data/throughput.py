@@ -83,7 +83,7 @@ def on_cores(wanted: list[int]) -> Iterator[None]:
 
 def stages_of(preparation: Preparation) -> dict[str, Callable[[Sample, np.random.Generator], Any]]:
     """Functions of an encoded sample: each does what the one before it does, and one thing more."""
-    a, plain = preparation.augment, AugmentSettings(flip=False)
+    a, done = preparation.augment, AugmentSettings(flip=False)
     steps: dict[str, Callable[[Sample, np.random.Generator], Any]] = {
         "decoded": lambda sample, _: decode(read_image(sample["image"], ""), "")
     }
@@ -94,13 +94,11 @@ def stages_of(preparation: Preparation) -> dict[str, Callable[[Sample, np.random
         "RandAugment": ("rand_augment", "magnitude", "bins"),
         "colours changed": ("jitter",),
     }
-    done = plain
     for name, fields in sums.items():
-        now = dataclasses.replace(done, **{field: getattr(a, field) for field in fields})
-        if now == done and "resized" not in name:
+        if not getattr(a, fields[0]) and "resized" not in name:
             continue
-        done = now
-        steps[name] = dataclasses.replace(preparation, augment=now).train
+        done = dataclasses.replace(done, **{field: getattr(a, field) for field in fields})
+        steps[name] = dataclasses.replace(preparation, augment=done).train
     return steps
 
 
