@@ -9,7 +9,7 @@ on one core, in one thread. The pipelines take turns, and a ratio is of neighbou
 normalising to the device; torchvision's and timm's is measured with and without. Then decoding and
 resizing alone, by each library: their times, and how far their pixels are from Pillow's.
 
-Exits with 1 below 150 images/s, or below 1.5 x torchvision's transforms as the reference uses them.
+Exits with 1 below 150 images/s, or below 1.5 x torchvision's or timm's with normalising.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from adaperceiver_jax.data.throughput import MadePhotos, on_cores
 BATCH, ROUNDS, SIZE = 128, 9, 224
 LEAST, RATIO = 150, 1.5
 OURS, REFERENCE = "ours", "torchvision v2, tensors, as the reference"
+AS_USED = (REFERENCE, "torchvision v2, PIL images", "timm")
+"""What must be that much slower: with normalising, which their users do there."""
 Pipeline = Callable[[int], Any]
 """The number of a batch -> a batch."""
 
@@ -221,11 +223,12 @@ def main() -> int:
         ]
         one_by_one(resizers(), parts, "resizing 330 x 300")
     rate = 1 / statistics.median(times[OURS])
-    held = rate >= LEAST and medians.get(REFERENCE, RATIO) >= RATIO
-    against = f"{medians[REFERENCE]:.2f} x" if REFERENCE in medians else "not measured"
+    others = {name: medians[name] for name in AS_USED if name in medians}
+    held = rate >= LEAST and all(ratio >= RATIO for ratio in others.values())
+    against = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in others.items())
     print(
-        f"\n{'Held' if held else 'NOT HELD'}: at least {LEAST} images/s a core ({rate:.0f}), at "
-        f"least {RATIO} x torchvision as the reference uses it ({against})."
+        f"\n{'Held' if held else 'NOT HELD'}: at least {LEAST} images/s a core ({rate:.0f}), and "
+        f"{RATIO} x others as they are used:\n{against or 'none is installed'}."
     )
     return not held
 
