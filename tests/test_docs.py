@@ -59,6 +59,33 @@ def test_every_command_that_documents_give_is_understood(monkeypatch):
     assert tried > 8
 
 
+def test_every_command_that_prepares_data_is_understood():
+    command = re.compile(r"^python tools/prepare_data\.py (.*(?:\\+\n.*)*)", re.MULTILINE)
+    tool = importlib.import_module("tools.prepare_data")
+    found = []
+    for document in (*(ROOT / "docs").glob("*.md"), ROOT / "tools" / "prepare_data.py"):
+        for rest in command.findall(document.read_text()):
+            arguments = shlex.split(re.sub(r"\\+\n", " ", rest))
+            found.append(tool.parser().parse_args(arguments))
+    assert len(found) >= 3
+    assert {"imagenet12k", None} <= {options.expect for options in found}
+
+
+def test_every_config_key_that_documents_name_exists():
+    from adaperceiver_jax.tasks.make import RunConfig
+    from adaperceiver_jax.train.settings import check_key
+
+    names = set()
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        names |= set(
+            re.findall(r"\bconfig\.([a-z][a-z0-9_.]*[a-z0-9])\b(?!\()", document.read_text())
+        )
+    names -= {"json", "py"}  # files
+    assert len(names) > 15
+    for name in sorted(names):
+        check_key(RunConfig, name)
+
+
 def test_every_call_the_readme_names_exists():
     for document in ("README.md", "docs/weights.md"):
         for name in re.findall(r"\bap\.(\w+)", (ROOT / document).read_text()):

@@ -42,7 +42,8 @@ def main(argv: list[str]) -> None:
 
 def measure(config) -> None:
     """Prints a table of the steps, then the whole pipeline's rate."""
-    from adaperceiver_jax.data.pipeline import Loading, Source, cores
+    from adaperceiver_jax.data.loading import Loading, cores
+    from adaperceiver_jax.data.sample import Source
     from adaperceiver_jax.data.throughput import MadePhotos, on_cores, time_batches, time_stages
     from adaperceiver_jax.train.feed import open_data, prepared
 

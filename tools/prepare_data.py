@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Reads the command line, writes."""
     options = parser().parse_args()
-    from adaperceiver_jax.data.pipeline import cores
+    from adaperceiver_jax.data.loading import cores
     from adaperceiver_jax.data.prepare import check_known, prepare
     from adaperceiver_jax.data.sources import SCENES, open_source
 

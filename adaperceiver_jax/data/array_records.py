@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from adaperceiver_jax.data import storage
 from adaperceiver_jax.data.examples import decode
-from adaperceiver_jax.data.pipeline import Sample
+from adaperceiver_jax.data.sample import Sample
 
 ABOUT = "dataset.json"
 """What tools/prepare_data.py leaves beside the files: classes, and how many images a split has."""

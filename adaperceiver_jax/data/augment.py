@@ -27,9 +27,9 @@ from adaperceiver_jax.data.geometry import (
     rotate,
     rotate_map,
 )
-from adaperceiver_jax.data.pipeline import Sample
 from adaperceiver_jax.data.preprocess import Preprocessing
 from adaperceiver_jax.data.rand_augment import rand_augment
+from adaperceiver_jax.data.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from adaperceiver_jax.data.pipeline import Sample
+from adaperceiver_jax.data.sample import Sample
 from adaperceiver_jax.data.storage import Names, files_below, folders, is_folder, read
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
-import functools
-import gc
 import logging
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-from absl import flags
-from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 
 from adaperceiver_jax.data.decode import BadImageError
+from adaperceiver_jax.data.loading import IN_THREADS, Batches, Loading
+from adaperceiver_jax.data.sample import Sample, Source
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +21,8 @@ ATTEMPTS = 100
 """Images that may not decode one after another."""
 BAD = "bad"
 """Of a sample: how many images that did not decode it stands for."""
-Sample = dict[str, Any]
-"""Arrays, and of a source that reads files their bytes and the image's name."""
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """A sample and its own random generator -> a sample."""
-
-
-class Source(Protocol):
-    """Samples by their number; the same number always gives the same sample."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
 
 
 class Cached:
@@ -117,92 +100,8 @@ def _share(batch_size: int) -> tuple[int, int]:
     return jax.process_index() * size, size
 
 
-@dataclasses.dataclass(frozen=True)
-class Loading:
-    """How batches are made on the host; changes nothing of them."""
-
-    threads: int = 4
-    """In each process."""
-    workers: int = 0
-    """Processes beside this one, each on a core of its own; -1: one a core, less one."""
-    prefetch: int = 4
-    """Batches made ahead, by each process."""
-
-    def processes(self) -> int:
-        """How many are started."""
-        return self.workers if self.workers >= 0 else max(1, len(cores()) - 1)
-
-
-def cores() -> list[int]:
-    """Those that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
-    """Takes a core, leaves Ctrl-C to the process that trains, and ends when that one does."""
-    del count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {own_cores[index % len(own_cores)]})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, which may have been killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-class Batches:
-    """Batches in their order, made by threads or processes that end with `close`."""
-
-    def __init__(self, load: Callable[[int], Sample], size: int, count: int, by: Loading) -> None:
-        """`count` samples by their number, in batches of `size`."""
-        samples = grain.MapDataset.range(count).map(load).batch(size)
-        options = grain.ReadOptions(by.threads, max(by.threads, by.prefetch))
-        batches = samples.to_iter_dataset(options)
-        workers = min(by.processes(), -(-count // size)) if by.workers else 0
-        if workers:
-            if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own
-                flags.FLAGS.mark_as_parsed()
-            own_cores = cores()
-            batches = batches.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=by.prefetch
-                ),
-                worker_init_fn=functools.partial(_begin_worker, own_cores),
-            )
-        self._batches: Any = iter(batches)
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Sample:
-        # Plain arrays: those of a worker lie in shared memory, which is freed as they are dropped.
-        return {
-            name: x if type(x) is np.ndarray else np.array(x)
-            for name, x in next(self._batches).items()
-        }
-
-    def close(self) -> None:
-        """Ends the processes and frees their memory."""
-        batches, self._batches = self._batches, iter(())
-        if not hasattr(batches, "close"):
-            return
-        batches.close()
-        del batches
-        gc.collect()
-        # Grain frees shared memory in a thread; what it has not come to when Python exits is left.
-        pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
-        if pool is not None:
-            pool.apply(int)
-
-
 def train_batches(
-    order: TrainOrder, batch_size: int, first: int, last: int, loading: Loading = Loading()
+    order: TrainOrder, batch_size: int, first: int, last: int, loading: Loading = IN_THREADS
 ) -> Batches:
     """This process's part of the batches of steps `first` to `last` - 1.
 
@@ -220,7 +119,7 @@ def train_batches(
 def evaluation_batches(
     source: Source,
     batch_size: int,
-    loading: Loading = Loading(),
+    loading: Loading = IN_THREADS,
     transform: Callable[[Sample], Sample] = dict,
 ) -> Batches:
     """This process's part of each batch of a whole source, once, in order.

@@ -22,7 +22,7 @@ from adaperceiver_jax.data.array_records import ABOUT, count_records
 from adaperceiver_jax.data.augment import check_label
 from adaperceiver_jax.data.decode import BadImageError, decode, depth_map, label_map, read_image
 from adaperceiver_jax.data.examples import encode
-from adaperceiver_jax.data.pipeline import Sample, Source
+from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.data.sources import Opened, Split
 
 PER_SHARD = 10_000

@@ -11,7 +11,7 @@ import numpy as np
 
 from adaperceiver_jax.data.array_records import ArrayRecords, find_files
 from adaperceiver_jax.data.folder import ClassFolders, open_folder
-from adaperceiver_jax.data.pipeline import Sample, Source
+from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.data.scenes import CLASSES, Scenes
 from adaperceiver_jax.data.storage import is_folder, join
 from adaperceiver_jax.data.tfds_data import TfdsData

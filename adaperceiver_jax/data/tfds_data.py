@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from adaperceiver_jax.data.pipeline import Sample
+from adaperceiver_jax.data.sample import Sample
 
 SPLITS = {"train": ("train",), "validation": ("validation", "test")}
 FIELDS = {"image": "image", "label": "label", "annotation": "segmentation", "depth": "depth"}

@@ -16,7 +16,9 @@ from PIL import Image
 
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
 from adaperceiver_jax.data.decode import decode, read_image
-from adaperceiver_jax.data.pipeline import Loading, Sample, Source, TrainOrder, cores, train_batches
+from adaperceiver_jax.data.loading import Loading, cores
+from adaperceiver_jax.data.pipeline import TrainOrder, train_batches
+from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.data.scenes import Scenes
 
 HEIGHT, WIDTH = 375, 500

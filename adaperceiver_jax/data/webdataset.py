@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaperceiver_jax.data import storage
-from adaperceiver_jax.data.pipeline import Sample
+from adaperceiver_jax.data.sample import Sample
 
 FILES = {
     "image": ("jpg", "jpeg", "png", "webp"),

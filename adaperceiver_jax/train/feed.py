@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from adaperceiver_jax.data.augment import Preparation
-from adaperceiver_jax.data.pipeline import (
-    Batches,
-    Cached,
-    Loading,
-    TrainOrder,
-    evaluation_batches,
-    train_batches,
-)
+from adaperceiver_jax.data.loading import Batches, Loading
+from adaperceiver_jax.data.pipeline import Cached, TrainOrder, evaluation_batches, train_batches
 from adaperceiver_jax.data.sources import Opened, Split, open_source
 from adaperceiver_jax.train.settings import DataSettings, Settings
 from adaperceiver_jax.train.task import Task

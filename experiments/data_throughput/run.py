@@ -31,7 +31,8 @@ from PIL import Image
 
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
 from adaperceiver_jax.data.geometry import resize
-from adaperceiver_jax.data.pipeline import TrainOrder, cores
+from adaperceiver_jax.data.loading import cores
+from adaperceiver_jax.data.pipeline import TrainOrder
 from adaperceiver_jax.data.throughput import MadePhotos, on_cores
 
 BATCH, ROUNDS, SIZE = 128, 9, 224

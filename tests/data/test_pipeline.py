@@ -14,9 +14,9 @@ import pytest
 
 from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.decode import BadImageError
+from adaperceiver_jax.data.loading import Loading
 from adaperceiver_jax.data.pipeline import (
     Cached,
-    Loading,
     TrainOrder,
     evaluation_batches,
     to_devices,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
-from adaperceiver_jax.data.pipeline import Loading, TrainOrder, evaluation_batches, train_batches
+from adaperceiver_jax.data.loading import Loading
+from adaperceiver_jax.data.pipeline import TrainOrder, evaluation_batches, train_batches
 from adaperceiver_jax.data.prepare import prepare
 from adaperceiver_jax.data.sources import open_source
 from tests.data import sets
