@@ -60,7 +60,7 @@ def test_every_command_that_documents_give_is_understood(monkeypatch):
 
 
 def test_every_command_that_prepares_data_is_understood():
-    command = re.compile(r"^python tools/prepare_data\.py (.*(?:\\+\n.*)*)", re.MULTILINE)
+    command = re.compile(r"^python tools/prepare_data\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
     tool = importlib.import_module("tools.prepare_data")
     found = []
     for document in (*(ROOT / "docs").glob("*.md"), ROOT / "tools" / "prepare_data.py"):
