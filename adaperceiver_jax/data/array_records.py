@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import json
 import operator
 from typing import Any, SupportsIndex
@@ -11,9 +13,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 
 from adaperceiver_jax.data import storage
+from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.examples import decode
 from adaperceiver_jax.data.sample import Sample
 
+OPENING = 16
+"""Files that are looked into at once."""
 ABOUT = "dataset.json"
 """What tools/prepare_data.py leaves beside the files: classes, and how many images a split has."""
 NAMES = {"image": ("image",), "label": ("label",), "segmentation": ("segmentation", "annotation")}
@@ -21,21 +26,45 @@ NAMES |= {"depth": ("depth",), "name": ("name", "file_name")}
 """What a sample's parts are called in a record."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """A file and its number of records, as ArrayRecord wants to be told them."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
 class ArrayRecords:
     """Files of records, one image each."""
 
-    def __init__(self, files: list[str]) -> None:
-        for path in files:
-            if storage.is_remote(path):
-                raise ValueError(
-                    f"{path}: ArrayRecord files are read from disks only; mount the bucket "
-                    "(gcsfuse) and give the folder, or read tar shards (wds:), which need no mount"
-                )
-            count_records(path)
+    def __init__(self, files: list[str], counts: list[int] | None = None) -> None:
+        """counts: of each file's records, if they were counted before."""
+        remote = next((path for path in files if storage.is_remote(path)), None)
+        if remote:
+            raise ValueError(
+                f"{remote}: ArrayRecord files are read from disks only; mount the bucket "
+                "(gcsfuse) and give the folder, or read tar shards (wds:), which need no mount"
+            )
+        storage.allow_many_files()  # each stays open
         self._files = files
-        self._records = ArrayRecordDataSource(files)
-        self.fields = ("image", *(name for name in NAMES if name in self._sample(0)))
-        self.fields = tuple(dict.fromkeys(name for name in self.fields if name != "name"))
+        if counts is None:
+            with concurrent.futures.ThreadPoolExecutor(OPENING) as pool:
+                counts = list(pool.map(count_records, files))
+        self._counts = counts
+        self._ends = np.cumsum(self._counts)
+        self._records = ArrayRecordDataSource(
+            [_Whole(path, n) for path, n in zip(files, self._counts, strict=True)]
+        )
+        there = self._sample(0) if len(self) else {}
+        self.fields = tuple(name for name in NAMES if name in there and name != "name")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecords, (self._files, self._counts)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -44,11 +73,16 @@ class ArrayRecords:
         first = self._files[0].rpartition("/")[2]
         return f"ArrayRecords({len(self._files)} files from {first!r}: {len(self)} images)"
 
+    def _place(self, index: int) -> str:
+        """Where a record is, for people."""
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        return f"{self._files[file]}, record {index - (self._ends[file] - self._counts[file])}"
+
     def _sample(self, index: int) -> dict[str, Any]:
         try:
             record = decode(self._records[index])
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"record {index} of {self._files[0]} and so on: {error}") from error
+            raise BadImageError(f"{self._place(index)}: {error}") from error
         found = {}
         for name, keys in NAMES.items():
             key = next((key for key in keys if key in record), None)
@@ -56,7 +90,7 @@ class ArrayRecords:
                 found[name] = record[key]
         if "image" not in found:
             raise ValueError(
-                f"{self._files[0]}: its records have no 'image' but {', '.join(sorted(record))}"
+                f"{self._place(index)}: has no 'image' but {', '.join(sorted(record))}"
             )
         return found
 
@@ -65,8 +99,8 @@ class ArrayRecords:
         i = operator.index(index)
         sample = self._sample(i)
         name = sample.get("name", b"")
-        name = name.decode() if isinstance(name, bytes) and name else f"record {i}"
-        sample["name"] = name if len(self._files) > 1 else f"{self._files[0]}, {name}"
+        place = self._place(i)
+        sample["name"] = f"{place}, {name.decode(errors='replace')}" if name else place
         if "label" in sample:
             sample["label"] = np.int32(sample["label"])
         return sample

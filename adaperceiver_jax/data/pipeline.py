@@ -60,8 +60,9 @@ class TrainOrder:
         transform: Transform | None = None,
         tolerant: bool = False,
     ) -> None:
-        """tolerant: an image that does not decode is named in a warning, and another of the epoch
-        takes its place; BAD of the sample counts them. Otherwise it is an error."""
+        """tolerant: an image that cannot be read or does not decode is named in a warning, and
+        another of the epoch takes its place; BAD of the sample counts them. Otherwise it is an
+        error."""
         if len(source) == 0:
             raise ValueError(f"{source!r}: holds no images")
         self._order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
@@ -79,11 +80,11 @@ class TrainOrder:
         for bad in range(ATTEMPTS):
             try:
                 return {**self._made(place, rng), BAD: np.int32(bad)}
-            except BadImageError as error:
+            except (BadImageError, OSError) as error:
                 log.warning("%s; another image takes its place", error)
             rng = np.random.default_rng((self._seed, number, bad))
             place = epoch * len(self._source) + int(rng.integers(len(self._source)))
-        raise BadImageError(f"{ATTEMPTS} images one after another cannot be decoded; see above")
+        raise BadImageError(f"{ATTEMPTS} images one after another cannot be read; see above")
 
     def _made(self, place: int, rng: np.random.Generator) -> Sample:
         sample = self._order[place]

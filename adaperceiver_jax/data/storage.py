@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import itertools
 import os
@@ -122,6 +123,17 @@ def _below(root: str, inside: str) -> Iterator[str]:
                 yield from _below(root, f"{name}/")
             else:
                 yield name
+
+
+def allow_many_files() -> None:
+    """As many open at once as this process may allow itself."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a limit below the one it names
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Names:

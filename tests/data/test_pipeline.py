@@ -211,6 +211,18 @@ def test_another_image_of_the_epoch_takes_the_place_of_one_that_is_bad(caplog):
     assert [int(again[n]["label"]) for n in range(60)] == [int(bad[n]["label"]) for n in range(60)]
 
 
+def test_a_file_that_is_gone_is_bad_too(caplog):
+    class Lost(Numbers):
+        def __getitem__(self, index):
+            if int(index) == 2:
+                raise FileNotFoundError(2, "No such file or directory", "photos/2.jpg")
+            return super().__getitem__(index)
+
+    order = TrainOrder(Lost(5), 0, tolerant=True)
+    assert sum(int(order[n]["bad"]) for n in range(5)) >= 1
+    assert "photos/2.jpg'; another image takes its place" in caplog.text
+
+
 def test_a_bad_image_is_an_error_where_none_may_be():
     order = TrainOrder(Damaged(3, {0, 1, 2}), 0)
     with pytest.raises(BadImageError, match=r"number \d: cannot be decoded"):
@@ -222,7 +234,7 @@ def test_a_bad_image_is_an_error_where_none_may_be():
 def test_a_source_of_which_nothing_decodes_ends_it(caplog):
     with caplog.at_level(logging.CRITICAL):
         order = TrainOrder(Damaged(5, set(range(5))), 0, tolerant=True)
-        with pytest.raises(BadImageError, match="100 images one after another cannot be decoded"):
+        with pytest.raises(BadImageError, match="100 images one after another cannot be read"):
             order[0]
 
 

@@ -157,8 +157,8 @@ def test_records_that_are_something_else(tmp_path):
         writer = ArrayRecordWriter(str(tmp_path / f"{name}.array_record"), "group_size:1")
         writer.write(record)
         writer.close()
-    refused("record 0 of .*a.array_record.*: is no tf.train.Example", f"array_record:{tmp_path}/a*")
-    refused("its records have no 'image' but text", f"array_record:{tmp_path}/b*")
+    refused("a.array_record, record 0: is no tf.train.Example", f"array_record:{tmp_path}/a*")
+    refused("b.array_record, record 0: has no 'image' but text", f"array_record:{tmp_path}/b*")
 
 
 def test_a_folder_that_was_not_prepared_and_a_bucket(tmp_path):
