@@ -125,7 +125,14 @@ def find_files(pattern: str, split: str) -> tuple[list[str], dict[str, Any]]:
     """The files of a split and what dataset.json says: of a folder that tools/prepare_data.py
     made; or those of a pattern, which is of training images alone."""
     if not storage.is_folder(pattern):
-        return (storage.expand(pattern) if split == "train" else []), {}
+        if split != "train":
+            return [], {}
+        try:
+            return storage.expand(pattern), {}
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{error}, and no such folder; tools/prepare_data.py makes one (docs/data.md)"
+            ) from error
     path = f"{pattern.rstrip('/')}/{ABOUT}"
     try:
         about = json.loads(storage.read(path))

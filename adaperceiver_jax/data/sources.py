@@ -144,11 +144,11 @@ def open_source(
       name: 'scenes', or 'KIND:WHERE' as `open_split` reads it.
       folder: where TFDS has its data sets, and what other paths are relative to.
       validation: another source; a part that is held out, '10%'; or '' for the data set's own.
-      image_size: of rendered images, as are the next three.
-      train_count: how many.
-      validation_count: how many.
+      image_size: of rendered images.
+      train_count: how many are rendered; of those on a disk, at most so many are drawn, 0: all.
+      validation_count: likewise.
       seed: draws them, and what is held out.
-      difficulty: of the hardest, from 0 to 1.
+      difficulty: of the hardest rendered ones, from 0 to 1.
     """
     if folder and not is_folder(folder):
         raise ValueError(
@@ -171,15 +171,13 @@ def open_source(
             for split, n in counts.items()
         ]
         return Opened(rendered[0], rendered[1], rendered=True)
-    for key, count in (("train_count", train_count), ("validation_count", validation_count)):
-        if count:
-            raise ValueError(f"config.data.{key}={count}: {name} knows its number; leave it out")
     found = open_split(name, folder, "train")
     if found is None:
         raise ValueError(f"config.data.source={name!r}: has no training images")
-    train = found
     if part := _PART.fullmatch(validation):
-        return Opened(*_hold_out(train, float(part[1]) / 100, seed))
+        train, held = _hold_out(found, float(part[1]) / 100, seed)
+        return Opened(_at_most(train, train_count, seed), _at_most(held, validation_count, seed))
+    train = found
     if validation:
         own = open_split(validation, folder, "validation", "validation")
         own = own or open_split(validation, folder, "train", "validation")
@@ -202,7 +200,16 @@ def open_source(
             f"config.data.validation={validation!r}: its classes must be those of {name}; "
             f"{other[0]!r} is in one of them only"
         )
-    return Opened(train, own)
+    return Opened(_at_most(train, train_count, seed), _at_most(own, validation_count, seed))
+
+
+def _at_most(split: Split, count: int, seed: int) -> Split:
+    """So many images, drawn from all; 0 takes all."""
+    size = len(split.source)
+    if not 0 < count < size:
+        return split
+    some = np.sort(np.random.default_rng(seed).permutation(size)[:count])
+    return dataclasses.replace(split, source=Part(split.source, some))
 
 
 def _hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:

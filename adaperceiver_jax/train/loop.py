@@ -30,7 +30,7 @@ from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.feed import Feed, open_data
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.interrupt import Interrupt
-from adaperceiver_jax.train.metrics import Progress, Writer, say, sub_network_name
+from adaperceiver_jax.train.metrics import BAD_IMAGES, Progress, Writer, say, sub_network_name
 from adaperceiver_jax.train.settings import Settings, parse_duration, steps_of
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
@@ -40,7 +40,7 @@ from adaperceiver_jax.train.sharding import (
     tree_shardings,
 )
 from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.step import BAD_IMAGES, Metrics, Programs, make_programs
+from adaperceiver_jax.train.step import Metrics, Programs, make_programs
 from adaperceiver_jax.train.task import Task
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,8 @@ import jax
 import tensorboardX
 
 CSV = "metrics.csv"
+BAD_IMAGES = "bad_images"
+"""The metric that counts images that did not decode."""
 
 PEAK_FLOPS = {  # a chip's bfloat16 matmuls a second, by the beginning of its device_kind
     "TPU v4": 275e12,
@@ -148,8 +150,10 @@ class Progress:
         parts = " ".join(
             f"{name} {value:.4g}"
             for name, value in values.items()
-            if name not in ("loss", "grad_norm", "update_norm", "lr") and "/" not in name
+            if name not in ("loss", "grad_norm", "update_norm", "lr", BAD_IMAGES)
+            and "/" not in name
         )
+        bad = f"  bad images {values[BAD_IMAGES]:.0f}" if values.get(BAD_IMAGES) else ""
         rate = f"{speed['images_per_second']:,.0f} images/s"
         if jax.device_count() > 1:
             rate += f", {speed['images_per_second_per_chip']:,.0f} a chip"
@@ -158,7 +162,7 @@ class Progress:
             rate += f", MFU {speed['mfu']:.1%}"
         say(
             f"{self._label}step {step}/{self._last} ({100 * step / self._last:.0f}%)  "
-            f"loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2g}  {rate}  "
+            f"loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2g}{bad}  {rate}  "
             f"ETA {self._left(step)}"
         )
 

@@ -49,8 +49,9 @@ class DataSettings:
     bad_images: int = 100
     """Images an epoch that may not decode; others take their places. 0 stops at the first."""
     train_count: int = 0
-    """Images of a rendered source; a data set on disk knows its own number."""
+    """Images that are rendered; of those on a disk at most so many are drawn, 0 takes all."""
     validation_count: int = 0
+    """Likewise."""
     seed: int = 0
     """Of rendered images and of what is held out; the order follows the run's seed."""
     difficulty: float = 0.7
@@ -170,7 +171,7 @@ class Settings:
         check("data.workers", data.workers, data.workers >= -1, "at least -1")
         for name in ("threads", "prefetch"):
             check(f"data.{name}", getattr(data, name), getattr(data, name) >= 1, "at least 1")
-        for name in ("bad_images", "image_width"):
+        for name in ("bad_images", "image_width", "train_count", "validation_count"):
             check(f"data.{name}", getattr(data, name), getattr(data, name) >= 0, "at least 0")
         for name in ("image_size", "depth_scale", "max_depth"):
             check(f"data.{name}", getattr(data, name), getattr(data, name) > 0, "above 0")

@@ -18,13 +18,12 @@ from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.optim.ema import update_ema
 from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
 from adaperceiver_jax.optim.trainable import merge, split
+from adaperceiver_jax.train.metrics import BAD_IMAGES
 from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.task import Batch, SubNetwork, Task
 
 Metrics = dict[str, jax.Array]
-BAD_IMAGES = "bad_images"
-"""The metric that counts images that did not decode."""
 
 
 @dataclasses.dataclass(frozen=True)

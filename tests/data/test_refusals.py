@@ -36,10 +36,6 @@ def test_scenes(arguments, message):
     refused(message, "scenes", **arguments)
 
 
-def test_a_count_of_what_is_on_a_disk(tmp_path):
-    refused("config.data.train_count=8: .* knows its number", f"folder:{tmp_path}", train_count=8)
-
-
 # Folders.
 
 
@@ -162,6 +158,7 @@ def test_records_that_are_something_else(tmp_path):
 
 
 def test_a_folder_that_was_not_prepared_and_a_bucket(tmp_path):
+    refused("x: there is no such file, and no such folder; tools/prep", "array_record:x")
     refused("dataset.json: is not there. Name the files", f"array_record:{tmp_path}")
     sets.as_array_records(tmp_path)
     import fsspec

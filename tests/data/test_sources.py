@@ -150,6 +150,18 @@ def test_a_part_can_be_held_out_the_same_for_all(tmp_path):
         open_source(source, "", "1%")
 
 
+def test_some_of_the_images_can_be_drawn_to_try_a_run(tmp_path):
+    source = sets.as_folder(tmp_path)
+    opened = open_source(source, train_count=5, validation_count=99)
+    names = [opened.train.source[i]["name"] for i in range(len(opened.train.source))]
+    assert len(set(names)) == 5
+    assert len(opened.validation.source) == 6
+    again = open_source(source, train_count=5).train.source
+    assert [again[i]["name"] for i in range(5)] == names
+    held = open_source(source, "", "25%", train_count=5, validation_count=2)
+    assert (len(held.train.source), len(held.validation.source)) == (5, 2)
+
+
 def test_another_source_for_validation_gives_its_validation_images_or_all_it_has(tmp_path):
     folder = sets.as_folder(tmp_path / "folder")
     records = sets.as_array_records(tmp_path / "records")
