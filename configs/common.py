@@ -117,7 +117,7 @@ def paper() -> ConfigDict:
     config.task = "distill"
     config.batch_size = 4096
     config.model.num_classes = 11821
-    config.data.update(source="array_record:imagenet12k", workers=-1)
+    config.data.update(source="array_record:imagenet12k", workers=-1, threads=1)
     config.augment.update(crop=(0.08, 1.0), rand_augment=2, magnitude=15, bins=31)
     config.mixing.mixup = 1.0
     config.teacher.path = "timm/vit_huge_patch14_clip_224.laion2b_ft_in12k"
@@ -189,6 +189,7 @@ def scenes(config: ConfigDict, size: int, train: int, validation: int) -> None:
         train_count=train,
         validation_count=validation,
         workers=0,
+        threads=4,
     )
     config.augment.update(crop=(), rand_augment=0)
     config.model.num_classes = config.vit.num_classes = len(CLASSES)

@@ -29,7 +29,7 @@ class Loading:
     workers: int = 0
     """Processes beside this one, each on a core of its own; -1: one a core, less one."""
     prefetch: int = 4
-    """Batches made ahead, by each process."""
+    """Batches made ahead, by all together, and at least one by each."""
 
     def processes(self) -> int:
         """How many are started."""
@@ -67,17 +67,18 @@ class Batches:
 
     def __init__(self, load: Callable[[int], Sample], size: int, count: int, by: Loading) -> None:
         """`count` samples by their number, in batches of `size`."""
-        samples = grain.MapDataset.range(count).map(load).batch(size)
-        options = grain.ReadOptions(by.threads, max(by.threads, by.prefetch))
-        batches = samples.to_iter_dataset(options)
         workers = min(by.processes(), -(-count // size)) if by.workers else 0
+        samples = grain.MapDataset.range(count).map(load).batch(size)
+        ahead = max(by.threads, 1 if workers else by.prefetch)
+        options = grain.ReadOptions(by.threads, ahead)
+        batches = samples.to_iter_dataset(options)
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own
                 flags.FLAGS.mark_as_parsed()
             own_cores = cores()
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(
-                    num_workers=workers, per_worker_buffer_size=by.prefetch
+                    num_workers=workers, per_worker_buffer_size=max(1, by.prefetch // workers)
                 ),
                 worker_init_fn=functools.partial(_begin_worker, own_cores),
             )

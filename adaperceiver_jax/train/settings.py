@@ -61,7 +61,7 @@ class DataSettings:
     threads: int = 4
     """In each of them."""
     prefetch: int = 4
-    """Batches that each makes ahead."""
+    """Batches made ahead, by all together, and at least one by each."""
 
     @property
     def size(self) -> tuple[int, int]:
