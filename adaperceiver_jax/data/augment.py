@@ -196,7 +196,8 @@ class Preparation:
     def _labels(self, labels: np.ndarray, name: str) -> np.ndarray:
         """A label map in which 255 does not count."""
         if self.zero_is_ignored:
-            labels = np.where(labels == 0, IGNORED, labels.astype(np.int32) - 1)
+            uncounted = (labels == 0) | (labels == IGNORED)
+            labels = np.where(uncounted, IGNORED, labels.astype(np.int32) - 1)
         counted = labels[labels != IGNORED]
         if counted.size:
             check_label(int(counted.min()), self.num_classes, name)

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adaperceiver_jax.data import storage
+from adaperceiver_jax.data.loading import cores
 from adaperceiver_jax.data.sample import Sample
 
 FILES = {
@@ -126,7 +127,7 @@ def make_index(shards: list[str], total: int, pattern: str) -> np.ndarray:
 
     ValueError names a shard that is cut short, and samples that have not what the first has.
     """
-    workers = min(len(shards), len(os.sched_getaffinity(0))) if total > MANY else 1
+    workers = min(len(shards), len(cores())) if total > MANY else 1
     rows: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
         scans: Iterable[np.ndarray] = map(scan, shards)

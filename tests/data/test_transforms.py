@@ -1,5 +1,6 @@
 """Each transform against torchvision's pixels; what is drawn against its definition."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -257,6 +258,10 @@ def test_ade20ks_labels_are_shifted():
     out = shifted.evaluate(source)["segmentation"]
     assert out[::24, ::32].tolist() == [[255, 0], [1, 149]]
     assert out.dtype == np.uint8
+    source["segmentation"][:24] = 255
+    assert shifted.evaluate(source)["segmentation"][::24, ::32].tolist() == [[255, 255], [1, 149]]
+    turned = dataclasses.replace(shifted, augment=AugmentSettings(flip=False, rotation=30))
+    assert 255 in turned.train(source, np.random.default_rng(0))["segmentation"]
     source["segmentation"][0, 0] = 151
     with pytest.raises(ValueError, match=r"a scene: its label is 150; must be in 0\.\.149"):
         shifted.evaluate(source)
