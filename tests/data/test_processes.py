@@ -1,0 +1,99 @@
+"""Several processes of jax.distributed: together they see what one sees."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES, SIZE, STEPS = 30, 12, 5  # two epochs
+PROGRAM = """
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from adaperceiver_jax.data.pipeline import (
+    TrainOrder, evaluation_batches, to_devices, train_batches
+)
+
+
+class Numbers:
+    def __len__(self):
+        return IMAGES
+
+    def __getitem__(self, index):
+        return {"label": np.asarray(index)}
+
+
+if __name__ == "__main__":
+    place, count, index = sys.argv[1:]
+    if int(count) > 1:
+        jax.distributed.initialize(f"localhost:{place}", int(count), int(index))
+    assert jax.process_count() == int(count) == len(jax.devices())
+    sharding = NamedSharding(jax.make_mesh((int(count),), ("data",)), PartitionSpec("data"))
+
+    def own(x):
+        return [n for shard in x.addressable_shards for n in np.asarray(shard.data).tolist()]
+
+    train = train_batches(TrainOrder(Numbers(), 1), SIZE, 0, STEPS)
+    steps = [own(batch["label"]) for batch in to_devices(train, sharding)]
+    validation = to_devices(evaluation_batches(Numbers(), SIZE), sharding)
+    counted = [[own(batch["label"]), own(batch["weight"])] for batch in validation]
+    print(json.dumps({"steps": steps, "counted": counted}))
+"""
+
+
+def seen_by(count, tmp_path):
+    """What each of so many processes has on its device."""
+    program = tmp_path / "program.py"
+    sizes = {"IMAGES": IMAGES, "SIZE": SIZE, "STEPS": STEPS}
+    program.write_text("\n".join(f"{k} = {v}" for k, v in sizes.items()) + PROGRAM)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    started = [
+        subprocess.Popen(
+            [sys.executable, program, str(place), str(count), str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, said
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+@pytest.mark.slow
+def test_one_two_and_four_processes_see_the_same_images_each_once_an_epoch(tmp_path):
+    (alone,) = seen_by(1, tmp_path)
+    order = [n for step in alone["steps"] for n in step]
+    assert sorted(order[:IMAGES]) == sorted(order[IMAGES:]) == list(range(IMAGES))
+    assert order[:IMAGES] != order[IMAGES:]
+    for count in (2, 4):
+        parts = seen_by(count, tmp_path)
+        for i, step in enumerate(alone["steps"]):
+            assert all(len(part["steps"][i]) == SIZE // count for part in parts)
+            assert [n for part in parts for n in part["steps"][i]] == step
+        counted = [
+            n
+            for part in parts
+            for labels, weights in part["counted"]
+            for n, weight in zip(labels, weights, strict=True)
+            if weight
+        ]
+        assert sorted(counted) == list(range(IMAGES))
