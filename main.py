@@ -40,19 +40,24 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
     import jax
 
+    from adaperceiver_jax.data.loading import LoaderEndedError
     from adaperceiver_jax.tasks.make import RunConfig, make_task
     from adaperceiver_jax.train.loop import NotFiniteError, TooManyBadImagesError, check, train
     from adaperceiver_jax.train.settings import from_config
 
     logging.set_verbosity(logging.WARNING)
+    ends = (ValueError, OSError, NotFiniteError, TooManyBadImagesError, LoaderEndedError)
     try:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
         data = check(config)
         train(config, make_task(config), _WORKDIR.value, data)
-    except (ValueError, OSError, NotFiniteError, TooManyBadImagesError) as error:
+    except ends as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -9,7 +11,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -46,10 +49,26 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _spared() -> Iterator[None]:
+    """Threads and processes started in it get no Ctrl-C and no SIGTERM, not even while they start:
+    both may be sent to all processes of a run, and are the business of the one that trains."""
+    resource_tracker.ensure_running()  # which would undo it while it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
-    """Takes a core, leaves Ctrl-C to the process that trains, and ends when that one does."""
+    """Takes a core, and ends when the process that trains does, however that ends."""
     del count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {own_cores[index % len(own_cores)]})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -60,6 +79,10 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+class LoaderEndedError(RuntimeError):
+    """A process that loads is gone, and not by `close`."""
 
 
 class Batches:
@@ -82,7 +105,9 @@ class Batches:
                 ),
                 worker_init_fn=functools.partial(_begin_worker, own_cores),
             )
+            atexit.register(self.close)  # before Python waits for processes that do not know of it
         self._batches: Any = iter(batches)
+        self._to_start = workers > 0
 
     def __iter__(self) -> Batches:
         return self
@@ -90,12 +115,26 @@ class Batches:
     def __next__(self) -> Sample:
         # Plain arrays: those of a worker lie in shared memory, which is freed as they are dropped.
         return {
-            name: x if type(x) is np.ndarray else np.array(x)
-            for name, x in next(self._batches).items()
+            name: x if type(x) is np.ndarray else np.array(x) for name, x in self._next().items()
         }
+
+    def _next(self) -> dict[str, Any]:
+        try:
+            with _spared() if self._to_start else contextlib.nullcontext():
+                batch = next(self._batches)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise LoaderEndedError(
+                "a process that loads images was ended from outside. If memory ran out: fewer "
+                "config.data.workers or config.data.prefetch"
+            ) from error
+        self._to_start = False
+        return batch
 
     def close(self) -> None:
         """Ends the processes and frees their memory."""
+        atexit.unregister(self.close)
         batches, self._batches = self._batches, iter(())
         if not hasattr(batches, "close"):
             return
