@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import operator
+import os
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -52,10 +53,7 @@ class ArrayRecords:
             )
         storage.allow_many_files()  # each stays open
         self._files = files
-        if counts is None:
-            with concurrent.futures.ThreadPoolExecutor(OPENING) as pool:
-                counts = list(pool.map(count_records, files))
-        self._counts = counts
+        self._counts = count_all(files) if counts is None else counts
         self._ends = np.cumsum(self._counts)
         self._records = ArrayRecordDataSource(
             [_Whole(path, n) for path, n in zip(files, self._counts, strict=True)]
@@ -106,8 +104,16 @@ class ArrayRecords:
         return sample
 
 
+def count_all(files: list[str]) -> list[int]:
+    """The records of each file."""
+    with concurrent.futures.ThreadPoolExecutor(OPENING) as pool:
+        return list(pool.map(count_records, files))
+
+
 def count_records(path: str) -> int:
-    """In an ArrayRecord file; ValueError if it is damaged or cut short."""
+    """In an ArrayRecord file; ValueError if it is not there, damaged or cut short."""
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: there is no such file")
     try:
         reader = ArrayRecordReader(path)
         try:

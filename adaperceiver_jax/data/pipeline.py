@@ -61,7 +61,7 @@ class TrainOrder:
         tolerant: bool = False,
     ) -> None:
         """tolerant: an image that cannot be read or does not decode is named in a warning, and
-        another of the epoch takes its place; BAD of the sample counts them. Otherwise it is an
+        one drawn from all takes its place; BAD of the sample counts them. Otherwise it is an
         error."""
         if len(source) == 0:
             raise ValueError(f"{source!r}: holds no images")
@@ -75,19 +75,19 @@ class TrainOrder:
     def __getitem__(self, number: int) -> Sample:
         rng = np.random.default_rng((self._seed, number))
         if not self._tolerant:
-            return self._made(number, rng)
-        place, epoch = number, number // len(self._source)
+            return self._made(self._order, number, rng)
+        source, index = self._order, number
         for bad in range(ATTEMPTS):
             try:
-                return {**self._made(place, rng), BAD: np.int32(bad)}
+                return {**self._made(source, index, rng), BAD: np.int32(bad)}
             except (BadImageError, OSError) as error:
                 log.warning("%s; another image takes its place", error)
             rng = np.random.default_rng((self._seed, number, bad))
-            place = epoch * len(self._source) + int(rng.integers(len(self._source)))
+            source, index = self._source, int(rng.integers(len(self._source)))
         raise BadImageError(f"{ATTEMPTS} images one after another cannot be read; see above")
 
-    def _made(self, place: int, rng: np.random.Generator) -> Sample:
-        sample = self._order[place]
+    def _made(self, source: Any, index: int, rng: np.random.Generator) -> Sample:
+        sample = source[index]
         return sample if self._transform is None else self._transform(sample, rng)
 
 

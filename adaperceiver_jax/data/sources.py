@@ -64,7 +64,10 @@ class Part:
 
 def _open_tfds(name: str, folder: str, split: str) -> Split | None:
     data = TfdsData(name, folder, split)
-    return Split(data, data.fields, data.num_classes) if data.split else None
+    if not data.split:
+        return None
+    data.check()
+    return Split(data, data.fields, data.num_classes)
 
 
 def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:

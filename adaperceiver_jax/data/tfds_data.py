@@ -7,6 +7,8 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from adaperceiver_jax.data.array_records import count_all
+from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.sample import Sample
 
 SPLITS = {"train": ("train",), "validation": ("validation", "test")}
@@ -40,18 +42,29 @@ class TfdsData:
         self._name, self._features = name, builder.info.features
         if self.split is None:
             return
+        form = builder.info.file_format
+        if form is not tfds.core.FileFormat.ARRAY_RECORD:
+            raise ValueError(
+                f"tfds:{name}: is prepared in {where} as {form and form.value}, which needs "
+                f"TensorFlow to be read, not as ArrayRecord; {command}"
+            )
+        self._files = [str(path) for path in there[self.split].filepaths]
+        self._counts = list(there[self.split].shard_lengths)
         self.fields = tuple(FIELDS[name] for name in FIELDS if name in self._features)
         skipped = {
             name: tfds.decode.SkipDecoding()
             for name, feature in self._features.items()
             if isinstance(feature, tfds.features.Image)
         }
-        try:
-            self._data = builder.as_data_source(split=self.split, decoders=skipped)
-        except Exception as error:
-            raise ValueError(
-                f"tfds:{name}: is prepared in {where}, but not as ArrayRecord; {command}"
-            ) from error
+        self._data = builder.as_data_source(split=self.split, decoders=skipped)
+
+    def check(self) -> None:
+        """ValueError names a file that is not there, or not whole."""
+        for path, count, want in zip(
+            self._files, count_all(self._files), self._counts, strict=True
+        ):
+            if count != want:
+                raise ValueError(f"{path}: holds {count} records, not {want} as TFDS says")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TfdsData, self._arguments  # opened anew: builders do not travel
@@ -70,11 +83,17 @@ class TfdsData:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """image and segmentation: encoded; label; depth (H, W); name."""
         i = operator.index(index)
-        record = self._data[i]
+        try:
+            record = self._data[i]
+        except Exception as error:
+            raise BadImageError(f"{self._place(i)}: cannot be read: {error}") from error
         sample = {FIELDS[key]: record[key] for key in FIELDS if key in record}
         if "label" in sample:
             sample["label"] = np.int32(sample["label"])
-        name = record.get("file_name", b"")
-        place = f"tfds:{self._name}, {self.split} image {i}"
+        name, place = record.get("file_name", b""), self._place(i)
         sample["name"] = f"{place}, {name.decode()}" if name else place
         return sample
+
+    def _place(self, index: int) -> str:
+        """Where a record is, for people."""
+        return f"tfds:{self._name}, {self.split} image {index}"

@@ -110,15 +110,17 @@ def test_flips_mirror_left_to_right_half_of_the_time_and_anew_every_epoch():
     source = Numbers(100)
     order = TrainOrder(source, 0, FLIP)
     flipped = np.zeros((2, 100), bool)
+    by_place = np.zeros((2, 100), bool)
     for n in range(200):
         sample = order[n]
         image = source[int(sample["label"])]["image"]
         mirrored = (sample["image"] == image[:, ::-1]).all()
         assert mirrored or (sample["image"] == image).all()
-        flipped[n // 100, sample["label"]] = mirrored
+        flipped[n // 100, sample["label"]] = by_place[n // 100, n % 100] = mirrored
     assert (flipped.sum(axis=1) > 35).all()
     assert (flipped.sum(axis=1) < 65).all()
     assert (flipped[0] != flipped[1]).any()
+    assert (by_place[0] != by_place[1]).any()
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (7, 4), (8, 4), (3, 8)])
@@ -191,7 +193,7 @@ class Damaged(Numbers):
         return super().__getitem__(index)
 
 
-def test_another_image_of_the_epoch_takes_the_place_of_one_that_is_bad(caplog):
+def test_another_image_takes_the_place_of_one_that_is_bad(caplog):
     good, bad = TrainOrder(Numbers(20), 3), TrainOrder(Damaged(20, {4, 7}), 3, tolerant=True)
     for number in range(60):
         want, sample = int(good[number]["label"]), bad[number]

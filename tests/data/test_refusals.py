@@ -6,8 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 
+from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.examples import decode, encode
-from adaperceiver_jax.data.sources import open_source
+from adaperceiver_jax.data.pipeline import TrainOrder
+from adaperceiver_jax.data.sources import open_source, open_split
 from tests.data import sets
 
 
@@ -189,6 +191,50 @@ def test_tfds_without_validation(tmp_path):
     sets.write_tfds(tmp_path, "train_alone", features, {"train": [{"label": 1, "image": "x"}] * 4})
     refused("says of no images that they are for validation", "tfds:train_alone", str(tmp_path))
     assert len(open_source("tfds:train_alone", str(tmp_path), "25%").validation.source) == 1
+
+
+def test_tfds_in_a_format_that_needs_tensorflow(tmp_path):
+    source = sets.as_tfds(tmp_path, name="photos_of_tf")
+    (about,) = tmp_path.rglob("dataset_info.json")
+    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
+    refused("as tfrecord, which needs TensorFlow.*tfds build photos_of_tf", source, str(tmp_path))
+
+
+def test_a_tfds_file_cut_short_or_gone_or_another(tmp_path):
+    source = sets.as_tfds(tmp_path, name="photos_cut")
+    (path,) = tmp_path.rglob("*train*array_record*")
+    (other,) = tmp_path.rglob("*validation*array_record*")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(f"{path.name}: is no whole ArrayRecord file; was its copy", source, str(tmp_path))
+    shutil.copy(other, path)
+    refused(f"{path.name}: holds 6 records, not 12 as TFDS says", source, str(tmp_path))
+    path.unlink()
+    refused(f"{path.name}: there is no such file", source, str(tmp_path))
+
+
+def test_a_damaged_record_is_one_bad_image(tmp_path, caplog):
+    sets.as_array_records(tmp_path / "a")
+    tfds = sets.as_tfds(tmp_path / "b", name="photos_damaged")
+    for kind, name, place in (
+        ("a", f"array_record:{tmp_path}/a/train-0*", "train-0.array_record, record {}"),
+        ("b", tfds, "tfds:photos_damaged, train image {}"),
+    ):
+        path = min((tmp_path / kind).rglob("*train*array_record*"))
+        data = bytearray(path.read_bytes())
+        data[3000] ^= 0x5A  # in a record: what comes after all of them is padding
+        path.write_bytes(data)
+        source = open_split(name, str(tmp_path / kind), "train").source
+        errors = {}
+        for i in range(len(source)):
+            try:
+                source[i]
+            except BadImageError as error:
+                errors[i] = str(error)
+        ((bad, message),) = errors.items()
+        assert place.format(bad) in message
+        order = TrainOrder(source, 0, tolerant=True)
+        assert sum(int(order[n]["bad"]) for n in range(len(source))) >= 1
+        assert place.format(bad) in caplog.text
 
 
 # Records.
