@@ -167,15 +167,13 @@ class Preparation:
 
     def _shown(self, image: Image.Image, sample: Sample, turn: float, box: Box) -> Image.Image:
         """The part `box` of an image, turned first, at the size that is wanted."""
-        name, wide = sample.get("name", "an image"), image.width
+        name = sample.get("name", "an image")
         height, width = self.size
         if turn:
             return resize(rotate(decode(image, name), turn), self.size, box)
-        if image.format:
-            reduce(image, (box[2] - box[0], box[3] - box[1]), (width, height))
+        factor = reduce(image, (box[2] - box[0], box[3] - box[1]), (width, height))
         image = decode(image, name)
-        smaller = image.width / wide
-        left, top, right, bottom = (round(edge * smaller) for edge in box)
+        left, top, right, bottom = (round(edge / factor) for edge in box)
         return resize(image, self.size, (left, top, right, bottom))
 
     def _finish(self, sample: Sample, made: dict[str, Any]) -> Sample:

@@ -29,31 +29,43 @@ def read_image(data: bytes, name: str) -> Image.Image:
         raise _bad(name, error) from error
 
 
-def reduce(image: Image.Image, part: tuple[int, int], size: tuple[int, int]) -> None:
+def reduce(image: Image.Image, part: tuple[int, int], size: tuple[int, int]) -> int:
     """Has a JPEG decode at a fraction, where that is enough for a part of it that is resized.
 
     Args:
       image: as `read_image` gives it.
       part: width and height of what is cut out, in pixels of the whole image.
       size: width and height that it is resized to.
+
+    Returns:
+      How many pixels of the whole image, each way, one stands for: 1, 2, 4 or 8.
     """
     room = min(n / (SPARE * m) for n, m in zip(part, size, strict=True))
-    if image.format == "JPEG" and room >= 2:
-        factor = 2 ** min(3, math.floor(math.log2(room)))
-        image.draft("RGB", (max(image.width // factor, 1), max(image.height // factor, 1)))
+    if image.format != "JPEG" or room < 2:
+        return 1
+    factor = 2 ** min(3, math.floor(math.log2(room)))
+    image.draft("RGB", (image.width // factor, image.height // factor))
+    return factor
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
     """The image in RGB, its pixels there; BadImageError if it is damaged or cut short."""
     try:
         image.load()
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError("holds numbers of 32 bits, not colours of 8 or 16")
         return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise _bad(name, error) from error
 
 
 def label_map(data: Any, name: str) -> Image.Image:
-    """Class numbers (mode L or I) of a PNG of numbers or of a palette, or of an array (H, W)."""
+    """Class numbers (mode L or I) of a PNG of numbers or of a palette, or of an array (H, W).
+
+    name: of the image they are of."""
+    name = f"the annotation of {name}"
     try:
         if isinstance(data, bytes):
             array = np.asarray(Image.open(io.BytesIO(data)))
@@ -62,10 +74,9 @@ def label_map(data: Any, name: str) -> Image.Image:
     except Exception as error:
         raise _bad(name, error) from error
     if array.ndim == 3:
-        if (array[..., :1] != array[..., :3]).any():
-            raise BadImageError(
-                f"{name}: its annotation is in colours; give one of class numbers, a grey PNG"
-            )
+        colours = array[..., : 3 if array.shape[-1] > 2 else 1]  # the last may be transparency
+        if (colours != array[..., :1]).any():
+            raise BadImageError(f"{name} is in colours; give one of class numbers, a grey PNG")
         array = array[..., 0]
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)
@@ -73,7 +84,10 @@ def label_map(data: Any, name: str) -> Image.Image:
 
 
 def depth_map(data: Any, name: str, scale: float) -> Image.Image:
-    """Metres (mode F) of a PNG of whole numbers, `scale` a metre, of a .npy or an array (H, W)."""
+    """Metres (mode F) of a PNG of whole numbers, `scale` a metre, of a .npy or an array (H, W).
+
+    name: of the image they are of."""
+    name = f"the depth of {name}"
     try:
         if isinstance(data, bytes) and data.startswith(NUMPY):
             data = np.load(io.BytesIO(data), allow_pickle=False)
@@ -86,7 +100,7 @@ def depth_map(data: Any, name: str, scale: float) -> Image.Image:
         if array.ndim == 3 and array.shape[-1] == 1:
             array = array[..., 0]
         if array.ndim != 2:
-            raise ValueError(f"its depth has shape {array.shape}, not (height, width)")
+            raise ValueError(f"it has shape {array.shape}, not (height, width)")
     except Exception as error:
         raise _bad(name, error) from error
     array[~np.isfinite(array)] = 0  # a hole

@@ -18,8 +18,9 @@ def _move(image: Image.Image, matrix: Matrix) -> Image.Image:
     return image.transform(image.size, AFFINE, matrix, NEAREST)
 
 
-def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    """Values from the threshold on are inverted."""
+def _solarize(image: Image.Image, amount: float) -> Image.Image:
+    """Values from this share of 255 on are inverted."""
+    threshold = np.float32(255 * amount)  # 85 of bin 20 is 85 so, as it is for tensors
     return image.point([v if v < threshold else 255 - v for v in range(256)] * 3)
 
 
@@ -72,7 +73,7 @@ OPERATIONS: dict[str, Operation] = {
     "Posterize": Operation(
         lambda x, a: ImageOps.posterize(x, int(a)), lambda h, w: 4.0, weakest=8.0, whole=True
     ),
-    "Solarize": Operation(lambda x, a: _solarize(x, a * 255), lambda h, w: 0.0, weakest=1.0),
+    "Solarize": Operation(_solarize, lambda h, w: 0.0, weakest=1.0),
     "AutoContrast": Operation(lambda x, a: ImageOps.autocontrast(x)),
     "Equalize": Operation(lambda x, a: ImageOps.equalize(x)),
 }

@@ -43,6 +43,19 @@ def test_other_colours_become_rgb(mode):
     assert (out.shape, out.dtype) == ((60, 80, 3), np.uint8)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_8(kind):
+    grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+    out = decoded(file(Image.fromarray(grey), kind))
+    np.testing.assert_array_equal(out, (grey >> 8)[..., None].repeat(3, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_are_no_image(dtype):
+    with pytest.raises(BadImageError, match="x: cannot be decoded: holds numbers of 32 bits"):
+        decoded(file(Image.fromarray(np.ones((4, 5), dtype)), "TIFF"))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -78,7 +91,9 @@ def test_label_maps_of_all_kinds():
     wide = labels.astype(np.uint16) * 300
     deep = file(Image.fromarray(wide), "PNG")
     np.testing.assert_array_equal(np.asarray(label_map(deep, "x")), wide)
-    with pytest.raises(BadImageError, match=r"y\.png: its annotation is in colours"):
+    clear = file(Image.merge("LA", (Image.fromarray(labels), Image.new("L", (9, 6), 77))), "PNG")
+    np.testing.assert_array_equal(np.asarray(label_map(clear, "x")), labels)
+    with pytest.raises(BadImageError, match=r"the annotation of y\.png is in colours"):
         label_map(file(picture(), "PNG"), "y.png")
     with pytest.raises(BadImageError, match=r"y\.png: cannot be decoded"):
         label_map(grey[:50], "y.png")
@@ -95,7 +110,7 @@ def test_depth_maps_of_all_kinds():
     np.testing.assert_array_equal(np.asarray(depth_map(tiff, "x", 1000.0)), metres)
     metres[0, 0] = np.nan
     assert np.asarray(depth_map(metres[..., None], "x", 1.0))[0, 0] == 0
-    with pytest.raises(BadImageError, match=r"z: .*its depth has shape \(6, 9, 2\)"):
+    with pytest.raises(BadImageError, match=r"the depth of z: .*it has shape \(6, 9, 2\)"):
         depth_map(np.zeros((6, 9, 2), np.float32), "z", 1.0)
     with pytest.raises(BadImageError, match="z: cannot be decoded"):
         depth_map(out.getvalue()[:90], "z", 1.0)
@@ -122,6 +137,17 @@ def test_large_jpegs_are_decoded_at_a_fraction_and_look_the_same():
         assert np.abs(ours.astype(int) - want).mean() < 1
         assert np.abs(ours.astype(int) - want).max() <= 6
     assert set(sizes) <= {(1300, 1000), (650, 500)}
+
+
+@pytest.mark.parametrize("height", [901, 1801, 3601])
+def test_nothing_black_comes_in_at_the_edges_of_a_fraction(height):
+    width = 4 * height // 3
+    white = {"label": 0, "name": "x"}
+    for size in ((width, height), (height, width)):
+        white["image"] = file(Image.new("RGB", size, "white"))
+        settings = AugmentSettings(crop=(1.0, 1.0), crop_ratio=(0.5, 2.0), flip=False)
+        out = Preparation(size=(224, 224), augment=settings).train(white, np.random.default_rng(0))
+        assert out["image"].min() == 255
 
 
 def test_evaluation_decodes_everything_and_is_what_preprocessing_gives():
