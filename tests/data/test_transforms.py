@@ -194,6 +194,22 @@ def test_jitter_changes_each_by_up_to_its_amount_and_0_nothing():
     assert 22 < turned.max() <= 26
 
 
+def test_jitter_is_in_any_order(monkeypatch):
+    orders = []
+
+    def recorded(image, name, amount):
+        orders[-1] += (name,)
+        return image
+
+    monkeypatch.setattr("adaperceiver_jax.data.colour.adjust", recorded)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        orders.append(())
+        jitter(PICTURE, rng, (0.1, 0.1, 0.1, 0.1))
+    assert len(set(orders)) == 24
+    assert all(len(set(order)) == 4 for order in orders)
+
+
 # Joint geometry.
 
 
@@ -250,6 +266,22 @@ def test_what_a_rotation_did_not_see_does_not_count():
     assert 0.02 < outside.mean() < 0.4
     assert not out["valid"][outside].any()
     assert (out["depth"][outside] == 0).all()
+
+
+def test_rotations_go_both_ways_up_to_the_largest(monkeypatch):
+    turns = []
+
+    def recorded(image, degrees):
+        turns.append(degrees)
+        return image
+
+    monkeypatch.setattr("adaperceiver_jax.data.augment.rotate", recorded)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        both(AugmentSettings(rotation=2.5)).train(scene(), rng)
+    assert -2.5 <= min(turns) < -2.45
+    assert 2.45 < max(turns) <= 2.5
+    assert abs(np.mean(turns)) < 0.2
 
 
 def test_depth_is_never_blended_across_holes_nor_anything_else():
