@@ -127,32 +127,44 @@ def count_records(path: str) -> int:
         ) from error
 
 
-def find_files(pattern: str, split: str) -> tuple[list[str], dict[str, Any]]:
-    """The files of a split and what dataset.json says: of a folder that tools/prepare_data.py
-    made; or those of a pattern, which is of training images alone."""
-    if not storage.is_folder(pattern):
+def open_records(place: str, split: str) -> tuple[ArrayRecords, dict[str, Any]] | None:
+    """The records of a split and what dataset.json says of the data set, which is {} of files.
+
+    place: a folder that tools/prepare_data.py made; or a pattern of files, which are training
+    images. None where there is no such split.
+    """
+    if not storage.is_folder(place):
         if split != "train":
-            return [], {}
+            return None
         try:
-            return storage.expand(pattern), {}
+            return ArrayRecords(storage.expand(place)), {}
         except FileNotFoundError as error:
             raise ValueError(
                 f"{error}, and no such folder; tools/prepare_data.py makes one (docs/data.md)"
             ) from error
-    path = f"{pattern.rstrip('/')}/{ABOUT}"
+    place = place.rstrip("/")
+    remedy = (
+        f"Name the files (array_record:{place}/train-*), or make the folder with "
+        "tools/prepare_data.py"
+    )
     try:
-        about = json.loads(storage.read(path))
+        about = json.loads(storage.read(f"{place}/{ABOUT}"))
+        if split not in about["splits"]:
+            return None
+        shards, images = (about["splits"][split][name] for name in ("shards", "images"))
     except FileNotFoundError as error:
+        raise ValueError(f"{place}/{ABOUT}: is not there. {remedy}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{place}/{ABOUT}: is damaged. {remedy}") from error
+    files = storage.expand(f"{place}/{split}-*-of-*.array_record")
+    if len(files) != shards:
         raise ValueError(
-            f"{path}: is not there. Name the files (array_record:{pattern.rstrip('/')}/train-*), "
-            "or make the folder with tools/prepare_data.py"
-        ) from error
-    if split not in about["splits"]:
-        return [], about
-    files = storage.expand(f"{pattern.rstrip('/')}/{split}-*-of-*.array_record")
-    want = about["splits"][split]["shards"]
-    if len(files) != want:
-        raise ValueError(
-            f"{pattern}: has {len(files)} files of {split}, not {want} as {ABOUT} says"
+            f"{place}: has {len(files)} files of {split}, not {shards} as {ABOUT} says"
         )
-    return files, about
+    records = ArrayRecords(files)
+    if len(records) != images:
+        raise ValueError(
+            f"{place}: holds {len(records)} images of {split}, not {images} as {ABOUT} says; was a "
+            "file replaced?"
+        )
+    return records, about

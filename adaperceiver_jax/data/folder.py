@@ -25,8 +25,8 @@ def _is_image(name: str) -> bool:
 def find_split(root: str, split: str, inside: str = "") -> str | None:
     """The folder of a split, under any of its usual names; None if there is none."""
     below = f"{root}/{inside}".rstrip("/")
-    there = folders(below) if is_folder(below) else []
-    name = next((name for name in SPLITS[split] if name in there), None)
+    there = {name.lower(): name for name in (folders(below) if is_folder(below) else [])}
+    name = next((there[name] for name in SPLITS[split] if name in there), None)
     return name and f"{below}/{name}"
 
 
@@ -140,10 +140,13 @@ def open_folder(root: str, split: str) -> ClassFolders | Pairs | None:
             images = f"{place}/images"
             places = {f"{place}/{name}": what for name, what in MAP_FOLDERS.items()}
         return Pairs(images, {what: place for place, what in places.items() if is_folder(place)})
-    train = find_split(root, "train")
+    train, place = (find_split(root, name) for name in ("train", split))
+    if train is None and (lone := find_split(root, "validation")):
+        raise ValueError(
+            f"{lone}: is there, but no folder of training images beside it ({root}/train)"
+        )
     if split == "train":
         return ClassFolders(train or root)
-    place = find_split(root, split)
     return ClassFolders(place, folders(train)) if train and place else None
 
 

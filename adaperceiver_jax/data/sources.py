@@ -9,7 +9,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from adaperceiver_jax.data.array_records import ArrayRecords, find_files
+from adaperceiver_jax.data.array_records import open_records
 from adaperceiver_jax.data.folder import ClassFolders, open_folder
 from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.data.scenes import CLASSES, Scenes
@@ -71,10 +71,10 @@ def _open_tfds(name: str, folder: str, split: str) -> Split | None:
 
 
 def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:
-    files, about = find_files(join(folder, pattern), split)
-    if not files:
+    found = open_records(join(folder, pattern), split)
+    if found is None:
         return None
-    records = ArrayRecords(files)
+    records, about = found
     classes = tuple(about.get("classes", ()))
     return Split(records, records.fields, about.get("num_classes"), classes=classes)
 

@@ -114,15 +114,19 @@ def files_below(path: str) -> list[str]:
 
 
 def _below(root: str, inside: str) -> Iterator[str]:
-    with os.scandir(os.path.join(root, inside)) as entries:
+    here = os.path.join(root, inside)
+    with os.scandir(here) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = f"{inside}{entry.name}"
-            if entry.is_dir():
-                yield from _below(root, f"{name}/")
-            else:
+            if not entry.is_dir():
                 yield name
+                continue
+            target = os.path.realpath(entry.path)
+            if entry.is_symlink() and f"{os.path.realpath(here)}/".startswith(f"{target}/"):
+                raise ValueError(f"{entry.path}: is a link to a folder that it is in; take it away")
+            yield from _below(root, f"{name}/")
 
 
 def allow_many_files() -> None:
@@ -140,7 +144,7 @@ class Names:
     """Many strings in two arrays: millions of paths that copy quickly to other processes."""
 
     def __init__(self, names: list[str]) -> None:
-        encoded = [name.encode() for name in names]
+        encoded = [os.fsencode(name) for name in names]  # of any characters
         self._text = b"".join(encoded)
         self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
 
@@ -149,4 +153,4 @@ class Names:
 
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].decode()
+        return os.fsdecode(self._text[start : self._ends[index]])

@@ -92,7 +92,7 @@ def find_index(shards: list[str], pattern: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adaperceiver_jax"
     places = [cache] if storage.is_remote(shards[0]) else [Path(shards[0]).parent, cache]
     for place in places:
-        if (place / name).exists():
+        if _is_index(place / name):
             return place / name
     index = make_index(shards, sum(size for _, size, _ in stamps), pattern)
     failure: OSError | None = None
@@ -105,6 +105,14 @@ def find_index(shards: list[str], pattern: str) -> Path:
         f"{pattern}: its index cannot be written to {places[-1]} ({failure}); set "
         "XDG_CACHE_HOME to a folder where it can"
     ) from failure
+
+
+def _is_index(path: Path) -> bool:
+    """Whether there is one; what is damaged is none, and written anew."""
+    try:
+        return path.exists() and "shard" in (np.load(path, mmap_mode="r").dtype.names or ())
+    except (ValueError, OSError, EOFError):
+        return False
 
 
 def _store(index: np.ndarray, folder: Path, name: str) -> Path:
@@ -141,12 +149,15 @@ def make_index(shards: list[str], total: int, pattern: str) -> np.ndarray:
             found["shard"] = number
             rows.append(found)
     rows = [found for found in rows if len(found)]
-    kinds = {found.dtype for found in rows}
-    if not kinds:
+    if not rows:
         raise ValueError(f"{pattern}: its shards hold no images ({', '.join(FILES['image'])})")
-    if len(kinds) > 1:
-        names = sorted(", ".join(_kinds(found)) for found in rows)
-        raise ValueError(f"{pattern}: some shards have {names[0]}, others {names[-1]}")
+    for found in rows:
+        if found.dtype != rows[0].dtype:
+            shard, other = shards[rows[0]["shard"][0]], shards[found["shard"][0]]
+            raise ValueError(
+                f"{shard} has {', '.join(_kinds(rows[0]))}, but {other} has "
+                f"{', '.join(_kinds(found))}; all shards must have the same"
+            )
     return np.concatenate(rows)
 
 
@@ -175,8 +186,13 @@ def scan(shard: str) -> np.ndarray:
                     if not member.isfile() or what is None:
                         continue
                     sample = samples.setdefault(f"{folder}/{stem}", {})
+                    if what in sample or f"{what}_at" in sample:
+                        raise ValueError(
+                            f"{shard}, {member.name}: is a second {what} of {stem}; give each "
+                            "sample a key of its own, and one file of a kind"
+                        )
                     if what == "label":
-                        text = tar.extractfile(member).read().decode().strip()  # type: ignore[union-attr]
+                        text = tar.extractfile(member).read()  # type: ignore[union-attr]
                         sample["label"] = _number(text, f"{shard}, {member.name}")
                     else:
                         sample[f"{what}_at"] = member.offset_data
@@ -193,11 +209,12 @@ def scan(shard: str) -> np.ndarray:
     return _rows(samples, shard)
 
 
-def _number(text: str, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{name}: holds {text[:40]!r}, not the number of a class") from None
+def _number(text: bytes, name: str) -> int:
+    digits = text.strip()
+    if not digits.isdigit() or int(digits) > np.iinfo(np.int32).max:
+        shown = digits[:40].decode(errors="replace")
+        raise ValueError(f"{name}: holds {shown!r}, not the number of a class")
+    return int(digits)
 
 
 def _rows(samples: dict[str, dict[str, Any]], shard: str) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.examples import decode, encode
 from adaperceiver_jax.data.pipeline import TrainOrder
+from adaperceiver_jax.data.prepare import prepare
 from adaperceiver_jax.data.sources import open_source, open_split
 from tests.data import sets
 
@@ -55,6 +56,18 @@ def test_a_folder_without_validation_images_says_what_to_do(tmp_path):
     shutil.rmtree(tmp_path / "val")
     said = refused("says of no images that they are for validation", f"folder:{tmp_path}")
     assert "config.data.validation='10%'" in said
+
+
+def test_a_folder_without_training_images(tmp_path):
+    sets.as_folder(tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    refused("val: is there, but no folder of training images beside it", f"folder:{tmp_path}")
+
+
+def test_a_link_to_a_folder_it_is_in(tmp_path):
+    sets.as_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "again").symlink_to(tmp_path / "train")
+    refused("cat/again: is a link to a folder that it is in; take it away", f"folder:{tmp_path}")
 
 
 def test_a_class_that_training_does_not_have(tmp_path):
@@ -133,7 +146,30 @@ def test_shards_of_two_kinds(tmp_path):
         sets.add(tar, "0.cls", b"0")
     with tarfile.open(tmp_path / "1.tar", "w") as tar:
         sets.add(tar, "0.jpg", sets.jpeg(0))
-    refused("some shards have image, others image, label", f"wds:{tmp_path}/*.tar")
+    refused("0.tar has image, label, but .*1.tar has image; all shards", f"wds:{tmp_path}/*.tar")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("0.jpg", "0.cls", "0.jpg", "0.cls"), "a.tar, 0.jpg: is a second image of 0; give each"),
+        (("0.jpg", "0.cls", "0.png"), "a.tar, 0.png: is a second image of 0"),
+        (("0.jpg", "0.cls", "0.cls"), "a.tar, 0.cls: is a second label of 0"),
+    ],
+)
+def test_samples_that_share_a_key(tmp_path, files, message):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in files:
+            sets.add(tar, name, b"1" if name.endswith("cls") else sets.jpeg(0))
+    refused(message, f"wds:{tmp_path}/a.tar")
+
+
+@pytest.mark.parametrize("text", [b"-1", b"99999999999", b"\xff\xd8", b"", b"1.5"])
+def test_labels_that_are_no_numbers_of_a_class(tmp_path, text):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        sets.add(tar, "0.jpg", sets.jpeg(0))
+        sets.add(tar, "0.cls", text)
+    refused("a.tar, 0.cls: holds '.*', not the number of a class", f"wds:{tmp_path}/a.tar")
 
 
 # ArrayRecord.
@@ -169,6 +205,24 @@ def test_a_folder_that_was_not_prepared_and_a_bucket(tmp_path):
     memory.put(str(tmp_path / "train-0.array_record"), "/ar/train-0.array_record")
     refused("read from disks only; mount the bucket", "array_record:memory://ar/train-*")
     memory.rm("/ar", recursive=True)
+
+
+@pytest.mark.parametrize("text", ['{"splits": ', "{}", "[]", '{"splits": {"train": 3}}'])
+def test_a_damaged_dataset_json(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    refused(f"{tmp_path}/dataset.json: is damaged. Name the files", f"array_record:{tmp_path}")
+
+
+def test_a_prepared_folder_with_another_file_in_it(tmp_path):
+    photos = open_source(sets.as_folder(tmp_path / "photos"))
+    prepare(photos, tmp_path / "made", per_shard=5)
+    files = sorted((tmp_path / "made").glob("train-*"))
+    assert len(files) == 3
+    source = f"array_record:{tmp_path}/made"
+    shutil.copy(next((tmp_path / "made").glob("validation-*")), files[1])
+    refused("made: holds 11 images of train, not 12 as dataset.json says", source)
+    files[1].unlink()
+    refused("made: has 2 files of train, not 3 as dataset.json says", source)
 
 
 # TFDS.

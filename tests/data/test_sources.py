@@ -14,7 +14,7 @@ from adaperceiver_jax.data.augment import AugmentSettings, Preparation
 from adaperceiver_jax.data.loading import Loading
 from adaperceiver_jax.data.pipeline import TrainOrder, evaluation_batches, train_batches
 from adaperceiver_jax.data.prepare import prepare
-from adaperceiver_jax.data.sources import open_source
+from adaperceiver_jax.data.sources import open_source, open_split
 from tests.data import sets
 
 FORMATS = ("folder", "wds", "array_record", "prepared", "tfds", "remote")
@@ -111,6 +111,34 @@ def test_an_index_is_written_once_and_again_when_a_shard_changes(tmp_path, monke
     os.utime(tmp_path / "tars" / "train-1.tar", ns=(1, 1))
     open_source(tars[0], "", tars[1])
     assert len(scanned) == 2  # the training shards
+
+
+def test_an_index_that_is_damaged_is_written_anew(tmp_path):
+    source = sets.as_tars(tmp_path)[0]
+    for damaged in (b"", b"no index at all", None):
+        whole = open_split(source, "", "train").source[5]
+        (index,) = tmp_path.glob(".adaperceiver-index-*.npy")
+        data = index.read_bytes()
+        index.write_bytes(data[:-40] if damaged is None else damaged)
+        assert open_split(source, "", "train").source[5] == whole
+        assert index.read_bytes() == data
+
+
+def test_folders_as_people_have_them(tmp_path):
+    """Split names in capitals, files of other kinds, hidden ones, names of any characters."""
+    sets.as_folder(tmp_path, names=("Train", "VAL"))
+    want = len(open_source(f"folder:{tmp_path}").train.source)
+    birds = tmp_path / "Train" / "bird"
+    for name in (".DS_Store", "notes.txt", ".bird_0.jpg"):
+        (birds / name).write_bytes(b"x")
+    (tmp_path / "Train" / ".cache").mkdir()
+    for name in ("a b.JPG", "ü\u0308.jpeg", os.fsdecode(b"caf\xe9.jpg")):
+        (birds / name).write_bytes(sets.jpeg(5))
+    (birds / "more").mkdir()
+    (birds / "more" / "link.jpg").symlink_to(birds / "a b.JPG")
+    source = open_source(f"folder:{tmp_path}").train.source
+    assert len(source) == want + 4
+    assert sum(sample["image"] == sets.jpeg(5) for sample in source) == 4
 
 
 def test_an_index_goes_to_the_cache_where_the_shards_folder_takes_none(tmp_path, monkeypatch):
