@@ -53,7 +53,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _spared() -> Iterator[None]:
+def spared() -> Iterator[None]:
     """Threads and processes started in it get no Ctrl-C and no SIGTERM, not even while they start:
     both may be sent to all processes of a run, and are the business of the one that trains."""
     resource_tracker.ensure_running()  # which would undo it while it starts
@@ -71,14 +71,19 @@ def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {own_cores[index % len(own_cores)]})
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, which may have been killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def end_with_parent() -> None:
+    """Has this process end when its parent is gone, which may have been killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class LoaderEndedError(RuntimeError):
@@ -120,7 +125,7 @@ class Batches:
 
     def _next(self) -> dict[str, Any]:
         try:
-            with _spared() if self._to_start else contextlib.nullcontext():
+            with spared() if self._to_start else contextlib.nullcontext():
                 batch = next(self._batches)
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import math
@@ -18,10 +20,11 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
-from adaperceiver_jax.data.array_records import ABOUT, count_records
+from adaperceiver_jax.data.array_records import ABOUT, count_all, count_records
 from adaperceiver_jax.data.augment import check_label
 from adaperceiver_jax.data.decode import BadImageError, decode, depth_map, label_map, read_image
 from adaperceiver_jax.data.examples import encode
+from adaperceiver_jax.data.loading import end_with_parent, spared
 from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.data.sources import Opened, Split
 
@@ -52,7 +55,7 @@ class Shard:
     """One file to be written."""
 
     path: Path
-    source: Source
+    split: str
     first: int
     last: int
     num_classes: int | None
@@ -82,35 +85,51 @@ def check_known(opened: Opened, name: str) -> None:
             raise ValueError(
                 f"{name} has {want:,} {split} images, but {found:,} are here: are all its files?"
             )
-    labels = num_classes_of(opened)
-    if known.num_classes and labels and labels != known.num_classes:
-        raise ValueError(f"{name} has {known.num_classes:,} classes, but {labels:,} are here")
-
-
-def num_classes_of(opened: Opened) -> int | None:
-    """As the data set says, or as its labels show; None where there are none."""
-    said = opened.train.num_classes or opened.validation.num_classes
-    shown = max(opened.train.smallest_num_classes, opened.validation.smallest_num_classes)
-    return said or shown or None
+    train, validation = opened.train, opened.validation
+    shown = max(train.smallest_num_classes, validation.smallest_num_classes)
+    found = train.num_classes or validation.num_classes or shown
+    if known.num_classes and found and found != known.num_classes:
+        raise ValueError(f"{name} has {known.num_classes:,} classes, but {found:,} are here")
 
 
 def prepare(opened: Opened, folder: Path, per_shard: int = PER_SHARD, workers: int = 1) -> Prepared:
     """Writes both splits into `folder`, or goes on where an earlier call stopped.
 
     Every image is decoded; those that cannot be are left out and named. ValueError if the folder
-    was begun with another data set, or holds something else.
+    was begun with another data set, holds something else or is being written by another process.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _prepare(opened, folder, per_shard, workers)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """ValueError if another process is in it, for the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # there are file systems that know no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{folder}: is being written by another process") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _prepare(opened: Opened, folder: Path, per_shard: int, workers: int) -> Prepared:
     splits = {"train": opened.train, "validation": opened.validation}
-    num_classes = num_classes_of(opened)
-    images = {name: len(split.source) for name, split in splits.items()}
+    sources = {name: split.source for name, split in splits.items()}
+    num_classes = opened.train.num_classes or opened.validation.num_classes
+    images = {name: len(source) for name, source in sources.items()}
     plan = {
         "images": images,
-        "sources": {name: repr(split.source) for name, split in splits.items()},
+        "sources": {name: repr(source) for name, source in sources.items()},
         "fields": list(opened.train.fields),
         "num_classes": num_classes,
         "per_shard": per_shard,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     _begin(folder, plan)
     shards = {
         name: list(_shards(folder, name, split, per_shard, num_classes))
@@ -120,17 +139,21 @@ def prepare(opened: Opened, folder: Path, per_shard: int = PER_SHARD, workers: i
     total = sum(images.values())
     with tqdm(total=total, unit="image", disable=None) as bar:
         bar.update(total - sum(x.last - x.first for x in waiting))
-        _write_all(waiting, workers, bar)
+        _write_all(waiting, sources, workers, bar)
     reports = {
         name: [json.loads(x.report.read_text()) for x in some] for name, some in shards.items()
     }
     bad = tuple(line for some in reports.values() for report in some for line in report["bad"])
     counts = {name: sum(report["count"] for report in some) for name, some in reports.items()}
+    for name, some in shards.items():
+        if sum(count_all([str(x.path) for x in some])) != counts[name]:
+            raise ValueError(f"{folder}: its {name} files were changed meanwhile; take it away")
     about = {
         "splits": {
             name: {"images": counts[name], "shards": len(some)} for name, some in shards.items()
         },
         "num_classes": num_classes,
+        "smallest_num_classes": max(split.smallest_num_classes for split in splits.values()),
         "classes": list(opened.train.classes),
         "left_out": list(bad),
     }
@@ -171,7 +194,7 @@ def _shards(
         path = folder / f"{name}-{i:05d}-of-{count:05d}.array_record"
         first, last = images * i // count, images * (i + 1) // count
         classes = num_classes if "label" in split.fields else None
-        yield Shard(path, split.source, first, last, classes)
+        yield Shard(path, name, first, last, classes)
 
 
 def _is_done(shard: Shard) -> bool:
@@ -184,6 +207,8 @@ def _is_done(shard: Shard) -> bool:
         return False
 
 
+_sources: dict[str, Source] = {}
+"""Of this process, by split."""
 _seen: Any = None
 """How many images all processes have gone through."""
 
@@ -193,21 +218,27 @@ def _count() -> None:
         _seen.value += 1
 
 
-def _begin_process(seen: Any) -> None:
+def _begin_process(seen: Any, sources: dict[str, Source]) -> None:
     global _seen
     _seen = seen
+    _sources.update(sources)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # by which a pool ends them
+    end_with_parent()
 
 
-def _write_all(shards: list[Shard], workers: int, bar: tqdm) -> None:
+def _write_all(shards: list[Shard], sources: dict[str, Source], workers: int, bar: tqdm) -> None:
     if workers <= 1 or len(shards) <= 1:
         for shard in shards:
-            write_shard(shard, bar.update)
+            write_shard(shard, sources[shard.split], bar.update)
         return
     context = multiprocessing.get_context("spawn")
     seen = context.Value("q", 0)
-    with context.Pool(min(workers, len(shards)), _begin_process, (seen,)) as pool:
-        waiting = [pool.apply_async(write_shard, (shard,)) for shard in shards]
+    with contextlib.ExitStack() as stack:
+        with spared():
+            pool = context.Pool(min(workers, len(shards)), _begin_process, (seen, sources))
+        stack.enter_context(pool)
+        waiting = [pool.apply_async(_write_one, (shard,)) for shard in shards]
         before = 0
         while waiting:
             done = [result for result in waiting if result.ready()]
@@ -219,20 +250,22 @@ def _write_all(shards: list[Shard], workers: int, bar: tqdm) -> None:
             time.sleep(0.1)
 
 
-def write_shard(shard: Shard, seen: Callable[[], Any] | None = None) -> None:
+def _write_one(shard: Shard) -> None:
+    write_shard(shard, _sources[shard.split], _count)
+
+
+def write_shard(shard: Shard, source: Source, seen: Callable[[], Any]) -> None:
     """Writes the file, there whole or not at all; `seen` is called after each image."""
-    seen = seen or _count
-    temporary = shard.path.with_name(f".{shard.path.name}.tmp")
+    temporary = shard.path.with_name(f".{shard.path.name}.{os.getpid()}.tmp")
     # One record a chunk, so that one is read alone; images are compressed already.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     bad: list[str] = []
     count = 0
     for i in range(shard.first, shard.last):
-        sample = shard.source[i]
         try:
-            writer.write(record(sample, shard.num_classes))
+            writer.write(record(source[i], shard.num_classes))
             count += 1
-        except BadImageError as error:
+        except (BadImageError, FileNotFoundError, PermissionError) as error:
             bad.append(str(error))
         seen()
     writer.close()
@@ -267,6 +300,6 @@ def record(sample: Sample, num_classes: int | None) -> bytes:
 
 def _write_text(path: Path, text: str) -> None:
     """A file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, path)

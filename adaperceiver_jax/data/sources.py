@@ -75,8 +75,8 @@ def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:
     if found is None:
         return None
     records, about = found
-    classes = tuple(about.get("classes", ()))
-    return Split(records, records.fields, about.get("num_classes"), classes=classes)
+    said, shown = about.get("num_classes"), about.get("smallest_num_classes", 0)
+    return Split(records, records.fields, said, shown, tuple(about.get("classes", ())))
 
 
 def _open_folder(path: str, folder: str, split: str) -> Split | None:

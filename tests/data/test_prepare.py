@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_it_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, opened, mon
 
     def stopping(shard, *arguments):
         if len(written) == stop:
-            (shard.path.parent / f".{shard.path.name}.tmp").write_bytes(b"half")
+            (shard.path.parent / f".{shard.path.name}.7.tmp").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(shard.path.name)
         write(shard, *arguments)
@@ -99,6 +100,57 @@ def test_images_that_do_not_decode_are_left_out_and_named(tmp_path):
     assert (len(again.train.source), len(again.validation.source)) == (11, 5)
     labels = [int(again.train.source[i]["label"]) for i in range(11)]
     assert np.bincount(labels).tolist() == [4, 3, 4]
+
+
+def test_what_cannot_be_read_is_left_out_too(tmp_path):
+    source = sets.as_folder(tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "cat" / "gone.jpg").symlink_to("nowhere.jpg")
+    first = prepare(open_source(source), tmp_path / "first", per_shard=5)
+    assert first.counts == {"train": 12, "validation": 6}
+    assert "cat/gone.jpg" in first.bad[0]
+    path = tmp_path / "first" / "train-00000-of-00003.array_record"
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 0x5A  # in a record
+    path.write_bytes(data)
+    again = prepare(open_source(f"array_record:{tmp_path}/first"), tmp_path / "second")
+    assert again.counts == {"train": 11, "validation": 6}
+    assert "train-00000-of-00003.array_record, record " in again.bad[0]
+
+
+def test_a_file_that_was_changed_meanwhile_is_written_anew(tmp_path, opened, monkeypatch):
+    write, written = module.write_shard, []
+
+    def stopping(shard, *arguments):
+        write(shard, *arguments)
+        written.append(shard.path)
+        if len(written) == 4:
+            shutil.copy(written[-1], written[0])  # 3 validation images in place of 4
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_shard", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(opened, tmp_path / "out", per_shard=5)
+    done = prepare(opened, tmp_path / "out", per_shard=5)
+    assert written.count(written[0]) == 2
+    assert len(records(tmp_path / "out")) == sum(done.counts.values()) == 18
+
+
+def test_two_at_once_in_one_folder_are_refused(tmp_path, opened, monkeypatch):
+    def second(shard, *_):
+        with pytest.raises(ValueError, match="out: is being written by another process"):
+            prepare(opened, tmp_path / "out")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_shard", second)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(opened, tmp_path / "out")
+
+
+def test_labels_of_tars_do_not_bound_the_classes(tmp_path):
+    train, validation = sets.as_tars(tmp_path / "tars")
+    prepare(open_source(train, "", validation), tmp_path / "out")
+    split = open_source(f"array_record:{tmp_path}/out").train
+    assert (split.num_classes, split.smallest_num_classes) == (None, 3)
 
 
 def test_a_file_that_was_lost_is_missed(tmp_path, opened):
