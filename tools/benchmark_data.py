@@ -71,16 +71,22 @@ def measure(config) -> None:
         share = (seconds - before) / total
         print(f"{name:28}{seconds * 1e3:12.3f}{share:8.1%}{1 / seconds:10.0f}")
         before = seconds
-    count = len(cores())
     loading = Loading(config.data.threads, config.data.workers, config.data.prefetch)
     every = time_batches(source, preparation, _BATCH.value, _BATCHES.value, loading)
     processes = loading.processes() if loading.workers else 0
-    how = f"{processes} processes" if processes else f"{loading.threads} threads"
+    kind = ("process", "es") if processes else ("thread", "s")
+    count = processes or loading.threads
+    used = min(count, len(cores()))
     print(
-        f"\nwhole pipeline, {how} on {count} cores: {1 / every:.0f} images/s, "
-        f"{1 / every / count:.0f} a core"
+        f"\nwhole pipeline, {plural(count, *kind)} on {used} of "
+        f"{plural(len(cores()), 'core')}: {1 / every:.0f} images/s, {1 / every / used:.0f} a core"
     )
     print(f"batches of {_BATCH.value}; {os.uname().machine}, {cpu()}")
+
+
+def plural(count: int, name: str, ending: str = "s") -> str:
+    """'1 core' or '2 cores'."""
+    return f"{count} {name}{ending * (count != 1)}"
 
 
 def cpu() -> str:

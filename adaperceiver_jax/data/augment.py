@@ -106,6 +106,17 @@ class Preparation:
     max_depth: float = 10.0
     """In metres; what is deeper is not valid."""
 
+    def __post_init__(self) -> None:
+        if self.augment.crop and not self._maps and self.size[0] != self.size[1]:
+            raise ValueError(
+                f"config.data.image_width={self.size[1]}: evaluation cuts a square, of image_size="
+                f"{self.size[0]}; take that, or whole images (config.augment.crop=())"
+            )
+
+    @property
+    def _maps(self) -> tuple[str, ...]:
+        return tuple(name for name in MAPS if name in self.inputs)
+
     def train(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augmented by `rng`, which is the sample's own."""
         a = self.augment
@@ -138,7 +149,7 @@ class Preparation:
             return self._finish(sample, {})
         image, maps = self._open(sample)
         image = decode(image, sample["name"])
-        if self.augment.crop and not maps:
+        if self.augment.crop and not self._maps:
             cut = Preprocessing(image_size=self.size[0], crop=self.augment.evaluation_crop)
             return self._finish(sample, {"image": cut.pixels(image)})
         maps = {name: resize_map(x, self.size) for name, x in maps.items()}

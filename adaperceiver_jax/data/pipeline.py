@@ -134,7 +134,11 @@ def evaluation_batches(
     def load(i: int) -> Sample:
         step, place = divmod(int(i), size)
         number = step * batch_size + offset + place
-        sample = transform(source[min(number, len(source) - 1)])
+        try:
+            sample = transform(source[min(number, len(source) - 1)])
+        except BadImageError as error:
+            remedy = "evaluation leaves no image out: mend it, or take it away"
+            raise BadImageError(f"{error}; {remedy}") from error
         return {**sample, "weight": np.asarray(number < len(source), np.float32)}
 
     return Batches(load, size, steps * size, loading)

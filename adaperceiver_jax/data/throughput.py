@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
-from adaperceiver_jax.data.decode import decode, read_image
+from adaperceiver_jax.data.decode import decode, read_image, reduce
+from adaperceiver_jax.data.geometry import draw_crop
 from adaperceiver_jax.data.loading import Loading, cores
 from adaperceiver_jax.data.pipeline import TrainOrder, train_batches
 from adaperceiver_jax.data.sample import Sample, Source
@@ -86,9 +87,19 @@ def on_cores(wanted: list[int]) -> Iterator[None]:
 def stages_of(preparation: Preparation) -> dict[str, Callable[[Sample, np.random.Generator], Any]]:
     """Functions of an encoded sample: each does what the one before it does, and one thing more."""
     a, done = preparation.augment, AugmentSettings(flip=False)
-    steps: dict[str, Callable[[Sample, np.random.Generator], Any]] = {
-        "decoded": lambda sample, _: decode(read_image(sample["image"], ""), "")
-    }
+
+    def decoded(sample: Sample, rng: np.random.Generator) -> Image.Image:
+        """As large as the part that will be cut out of it asks for."""
+        image = read_image(sample["image"], sample["name"])
+        left, top, right, bottom = 0, 0, *image.size
+        if a.crop:
+            scale, ratio = (a.crop[0], a.crop[1]), (a.crop_ratio[0], a.crop_ratio[1])
+            left, top, right, bottom = draw_crop(rng, image.height, image.width, scale, ratio)
+        if not a.rotation:
+            reduce(image, (right - left, bottom - top), preparation.size[::-1])
+        return decode(image, sample["name"])
+
+    steps: dict[str, Callable[[Sample, np.random.Generator], Any]] = {"decoded": decoded}
     sums = {
         "turned": ("rotation",),
         "cut and resized" if a.crop else "resized": ("crop", "crop_ratio"),

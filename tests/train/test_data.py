@@ -1,5 +1,7 @@
 """Runs on images from a disk: bad ones are gone past and counted, up to a limit."""
 
+import re
+
 import pytest
 
 from adaperceiver_jax.data.decode import BadImageError
@@ -67,8 +69,12 @@ def test_a_resumed_run_counts_on(tmp_path, folder):
 
 def test_more_bad_images_than_may_be_end_a_run(tmp_path, folder):
     damage(folder, "cat_3", "dog_5", "dog_6")
-    with pytest.raises(TooManyBadImagesError, match=r"more than config.data.bad_images=2; .*allow"):
+    allowed = r"step (\d): (\d+) images .*more than config.data.bad_images=2; .*allow"
+    with pytest.raises(TooManyBadImagesError, match=allowed) as caught:
         run(tmp_path / "run", changes=changes(folder, **{"data.bad_images": 2}))
+    step, count = map(int, re.match(allowed, str(caught.value)).groups())
+    with pytest.raises(TooManyBadImagesError, match=f"step {step}: {count} images"):
+        run(tmp_path / "one", changes=changes(folder, **{"data.bad_images": count - 1}))
     with pytest.raises(BadImageError, match=r"(cat_3|dog_5|dog_6).jpg: cannot be decoded"):
         run(tmp_path / "other", changes=changes(folder, **{"data.bad_images": 0}))
 
@@ -89,6 +95,7 @@ def test_evaluation_drops_no_image(tmp_path, folder):
         ({"data.bad_images": -1}, "config.data.bad_images=-1: must be at least 0"),
         ({"data.train_count": -5}, "config.data.train_count=-5: must be at least 0"),
         ({"augment.crop": (0.5,)}, "config.augment.crop"),
+        ({"data.image_width": 40}, "config.data.image_width=40: evaluation cuts a square"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_once(tmp_path, folder, more, message):
