@@ -7,10 +7,10 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -75,12 +75,13 @@ def _begin_worker(own_cores: list[int], index: int, count: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Has this process end when its parent is gone, which may have been killed."""
-    parent = os.getppid()
+    """Has this process end when the one that started it is gone, which may have been killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

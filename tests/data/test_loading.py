@@ -119,7 +119,7 @@ def ask():
         for pid in os.popen(f"ps -o pid= --ppid {os.getpid()}").read().split():
             with contextlib.suppress(OSError):
                 children += [pid] if is_worker(pid) else []
-    os.killpg(os.getpgrp(), NUMBER)
+    ASK
 
 if __name__ == "__main__":
     asked = []
@@ -137,7 +137,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("end", ["batches.close()", "pass"])  # not closed: Python's end does it
 def test_loaders_that_are_starting_are_left_alone_by_what_asks_a_run_to_stop(tmp_path, number, end):
     before = PROGRAM.partition("def is_worker")[0]
-    program = before + ASKED.replace("NUMBER", str(int(number)))
+    program = before + ASKED.replace("ASK", "os.killpg(os.getpgrp(), NUMBER)")
+    program = program.replace("NUMBER", str(int(number)))
     out, err = (process := start(tmp_path, end, program)).communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert out == f"[{int(number)}] 20\n"
@@ -173,3 +174,15 @@ def test_loaders_of_a_program_that_was_killed_end_too(tmp_path):
     while left & shared_memory() and time.monotonic() < until:
         time.sleep(0.1)
     assert not left & shared_memory()
+
+
+@linux
+def test_loaders_that_are_starting_end_with_a_program_that_is_killed(tmp_path):
+    before = PROGRAM.partition("def is_worker")[0]
+    program = before + ASKED.replace("ASK", "time.sleep(0.2); os.kill(os.getpid(), 9)")
+    process = start(tmp_path, "pass", program.replace("NUMBER", str(int(signal.SIGINT))))
+    session = process.pid
+    out, _ = process.communicate(timeout=120)
+    assert (process.returncode, out) == (-signal.SIGKILL, "")
+    left = subprocess.run(["ps", "-o", "pid=", "-s", str(session)], capture_output=True, text=True)
+    assert gone(left.stdout.split())
