@@ -25,7 +25,7 @@ RUNTIME = [
     # Resizing, three times as fast as Pillow's; without it Pillow's is used.
     "cykooz-resizer>=4,<5; platform_machine == 'x86_64' and sys_platform == 'linux'",
     "array_record>=0.8,<0.9",  # data sets as tools/prepare_data.py writes them
-    "fsspec>=2025.3",  # tar shards and folders in buckets
+    "fsspec>=2025.3,<2027",  # tar shards and folders in buckets
     "tensorboardX>=2.6.5,<2.7",  # TensorBoard events without TensorFlow
     "tqdm>=4.67,<5",  # progress bars of the tools
     "threadpoolctl>=3.6,<4",  # SOAP: one LAPACK thread a matrix
