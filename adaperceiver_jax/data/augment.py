@@ -219,7 +219,7 @@ def check_label(label: int, num_classes: int | None, name: str) -> None:
     if label < 0 or (num_classes is not None and label >= num_classes):
         allowed = "at least 0" if num_classes is None else f"in 0..{num_classes - 1}"
         raise ValueError(
-            f"{name}: its label is {label}; must be {allowed}. Does config.model.num_classes fit "
+            f"{name}: its label is {label}; must be {allowed}. Do the model's classes fit "
             "the data set?"
         )
 

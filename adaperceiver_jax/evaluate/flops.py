@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from adaperceiver_jax.models.attention import IMPLEMENTATIONS, attention_spans
 from adaperceiver_jax.models.config import (
@@ -15,10 +16,14 @@ from adaperceiver_jax.models.config import (
     check_image_shape,
     check_sub_network,
 )
-from adaperceiver_jax.models.dense import UPSAMPLE, DepthConfig, SegmentationConfig
+from adaperceiver_jax.models.dense import DenseConfig, DepthConfig, SegmentationConfig
+from adaperceiver_jax.models.dense_heads import UPSAMPLE
 from adaperceiver_jax.models.masks import make_mask
 from adaperceiver_jax.models.policy import PolicyConfig
 from adaperceiver_jax.models.vit import ViTConfig
+
+HEAD = ("write", "head", "mlp", "task_head")
+"""Parts behind the encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,16 @@ class Flops:
     @property
     def total(self) -> float:
         return sum(self.by_part.values())
+
+    @property
+    def encoder(self) -> float:
+        """Up to the last block: what no readout and no task needs a second time."""
+        return self.total - self.head
+
+    @property
+    def head(self) -> float:
+        """Writing, the output adapter and what stands on it."""
+        return sum(self.by_part.get(part, 0) for part in HEAD)
 
 
 def flops(
@@ -54,22 +69,30 @@ def flops(
 
     The parts: patch_embed, embed_ffn, read, projections, attention and ffn (of the blocks),
     write, head; of a dense model also task_head, its resizing included. A ViT has patch_embed,
-    projections, attention, ffn and head; a policy network mixer and head.
+    projections, attention, ffn and head, under a dense head mlp and task_head instead of head;
+    a policy network mixer and head.
     """
     if attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention={attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    if isinstance(config, ViTConfig | PolicyConfig):
+    backbone: Any = getattr(config, "backbone", config)
+    if isinstance(backbone, ViTConfig | PolicyConfig):
         if (num_tokens, width, depth) != (None, None, None):
             raise ValueError(
-                f"num_tokens, width, depth: a {type(config).__name__} has no sub-networks"
+                f"num_tokens, width, depth: a {type(backbone).__name__} has no sub-networks"
             )
-        if isinstance(config, PolicyConfig):
-            return Flops(_policy(config))
-        grid_height, grid_width = _grid(config, image_size)
-        return Flops(_vit(config, grid_height * grid_width))
-    c = config if isinstance(config, AdaPerceiverConfig) else config.backbone
+        if isinstance(backbone, PolicyConfig):
+            return Flops(_policy(backbone))
+        grid_height, grid_width = _grid(backbone, image_size)
+        parts = _vit(backbone, grid_height * grid_width)
+        if isinstance(config, DenseConfig):
+            del parts["head"]  # an image's logits, which the dense head does not ask for
+            tokens = grid_height * grid_width + config.class_token
+            parts["mlp"] = 4 * tokens * backbone.embed_dim**2 if config.mlp else 0
+            parts["task_head"] = _task_head(config, grid_height, grid_width)
+        return Flops(parts)
+    c: AdaPerceiverConfig = backbone
     grid_height, grid_width = _grid(c, image_size)
     patches = grid_height * grid_width
     check_sub_network(c, num_tokens, width, depth)
@@ -83,7 +106,7 @@ def flops(
     pairs = sum((end - first) * end for first, end in spans)
     parts = _encoder(c, patches, n, hidden, depth or c.depth, pairs, batch_size)
     parts |= _outputs(c, patches, n, batch_size)
-    if not isinstance(config, AdaPerceiverConfig):
+    if isinstance(config, DenseConfig):
         parts["task_head"] = _task_head(config, grid_height, grid_width)
     return Flops(parts)
 
@@ -146,18 +169,54 @@ def _ffn(c: AdaPerceiverConfig, hidden: int, features: int) -> float:
     return 2 * hidden * (inputs * c.embed_dim + features)
 
 
-def _task_head(config: SegmentationConfig | DepthConfig, height: int, width: int) -> float:
-    """Convolution and bilinear resizing over a grid of patches."""
+def readout_flops(
+    config: SegmentationConfig | DepthConfig,
+    granularities: Sequence[int],
+    image_size: int | tuple[int, int] | None = None,
+) -> float:
+    """FLOPs of one image behind the encoder, read out at every granularity of one pass.
+
+    Output tokens, their queries, keys and values are made once.
+    """
     c = config.backbone
-    assert c.output_feat_dim is not None  # the config makes sure of it
+    assert isinstance(c, AdaPerceiverConfig)
+    grid_height, grid_width = _grid(c, image_size)
+    patches, most, d = grid_height * grid_width, granularities[-1], c.embed_dim
+    each = [flops(config, t, image_size=image_size).head for t in granularities]
+    once = 4 * patches * d * d
+    again = once * len(granularities) + 4 * d * d * sum(granularities)
+    return sum(each) - again + once + 4 * d * d * most
+
+
+def _task_head(config: DenseConfig, height: int, width: int) -> float:
+    """Head and bilinear resizing over a grid of patches."""
+    c = config.backbone
     full = (height * c.patch_size, width * c.patch_size)
     if isinstance(config, SegmentationConfig):
-        conv = 2 * height * width * c.output_feat_dim * config.num_classes
-        return conv + _resize((height, width), full, config.num_classes)
+        resize = _taps((height, width), full, config.num_classes)
+        if config.head == "segmenter":
+            return _mask_transformer(config, height * width) + resize
+        return 2 * height * width * config.features * config.num_classes + resize
+    assert isinstance(config, DepthConfig)
     fine = (UPSAMPLE * height, UPSAMPLE * width)
-    conv = 2 * fine[0] * fine[1] * 9 * c.output_feat_dim * config.bins
-    resize = _resize((height, width), fine, c.output_feat_dim) + _resize(fine, full, 1)
-    return conv + resize
+    conv = 2 * fine[0] * fine[1] * 9 * config.features * config.bins
+    resize = _taps((height, width), fine, config.features)
+    if c.patch_size % UPSAMPLE:
+        return conv + resize + _resize(fine, full, 1)
+    return conv + resize + _taps(fine, full, 1)
+
+
+def _mask_transformer(c: SegmentationConfig, patches: int) -> float:
+    d, tokens = c.decoder_features, patches + c.num_classes
+    blocks = c.decoder_depth * (24 * tokens * d * d + 4 * tokens * tokens * d)
+    return (
+        2 * patches * c.features * d + blocks + 2 * tokens * d * d + 2 * patches * d * c.num_classes
+    )
+
+
+def _taps(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:
+    """By a whole factor: three multiply-adds, less one addition, for each place, an axis."""
+    return 5 * channels * (old[0] * new[1] + new[0] * new[1])
 
 
 def _resize(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:

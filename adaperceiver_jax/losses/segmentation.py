@@ -8,6 +8,15 @@ import jax.numpy as jnp
 IGNORE = 255
 
 
+def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, ignore: int = IGNORE) -> jax.Array:
+    """Of each pixel, logits (..., C) and labels (...) -> (...); 0 where the label is `ignore`."""
+    valid = labels != ignore
+    picked = jnp.where(valid, labels, 0)[..., None]
+    # a sum over classes, not a gather, whose gradient accelerators would scatter
+    of_label = jnp.where(jnp.arange(logits.shape[-1]) == picked, logits, 0).sum(axis=-1)
+    return jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - of_label, 0)
+
+
 def segmentation_cross_entropy(
     logits: jax.Array, labels: jax.Array, ignore: int = IGNORE
 ) -> jax.Array:
@@ -15,9 +24,5 @@ def segmentation_cross_entropy(
 
     Pixels labelled `ignore` do not count; with none left the loss is 0.
     """
-    valid = labels != ignore
-    picked = jnp.where(valid, labels, 0)
-    log_probs = jax.nn.log_softmax(logits)
-    index = jnp.broadcast_to(picked, log_probs.shape[:-1])[..., None]
-    nll = -jnp.take_along_axis(log_probs, index, axis=-1)[..., 0]
-    return jnp.where(valid, nll, 0).sum(axis=(-3, -2, -1)) / jnp.maximum(valid.sum(), 1)
+    total = pixel_cross_entropy(logits, labels, ignore).sum(axis=(-3, -2, -1))
+    return total / jnp.maximum((labels != ignore).sum(), 1)

@@ -66,6 +66,19 @@ class Start:
     run: Run
 
 
+@struct.dataclass
+class Encoded:
+    """One pass over the latents, which any number of readouts may be made of."""
+
+    patches: jax.Array
+    """(B, patches, D)"""
+    z: jax.Array
+    """(B, N, D), after the last block"""
+    rope: Rope
+    latents: jax.Array | None = None
+    """(L, B, N, D), after every block, where they were asked for"""
+
+
 class AdaPerceiver(nn.Module):
     """The model; `config` says what it is, the other fields only how it is computed.
 
@@ -184,14 +197,12 @@ class AdaPerceiver(nn.Module):
         """
         c = self.config
         keep = readout_tokens is not None
-        start, granularities = self._start_readouts(
-            images, widths, token_granularities, train, keep
-        )
+        granularities = self._granularities(token_granularities)
+        encoded = self.encode(images, widths, granularities, train, keep)
         num_tokens = granularities[-1]
         _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
-        z, latents = run_blocks(self, start.latents, start.run, c.depth)
-
-        rope, patches = start.run.rope, start.patches
+        z, rope, patches = encoded.z, encoded.rope, encoded.patches
+        latents: Any = encoded.latents
         positions = jnp.arange(num_tokens)
         by_token = positions < np.array(granularities)[:, None]  # (T, N)
         by_depth = None
@@ -225,23 +236,25 @@ class AdaPerceiver(nn.Module):
         c = self.config
         if c.num_classes is None:
             raise ValueError("num_classes=None: a grid of logits needs a model with classes")
-        start, granularities = self._start_readouts(
-            images, widths, token_granularities, False, True
-        )
-        _, latents = run_blocks(self, start.latents, start.run, c.depth)
+        granularities = self._granularities(token_granularities)
+        encoded = self.encode(images, widths, granularities, keep_latents=True)
+        latents: Any = encoded.latents
         seen = jnp.arange(granularities[-1]) < np.array(granularities)[:, None]  # (T, N)
-        logits = self.write_logits(latents, self.fold(start.run.rope), seen)  # (L, B, T, classes)
+        logits = self.write_logits(latents, self.fold(encoded.rope), seen)  # (L, B, T, classes)
         return jnp.moveaxis(logits, 2, 0)
 
-    def _start_readouts(
+    def encode(
         self,
         images: jax.Array,
-        widths: ArrayLike | None,
-        token_granularities: Sequence[int] | None,
-        train: bool,
-        keep_latents: bool,
-    ) -> tuple[Start, tuple[int, ...]]:
-        """The start of a run over the largest granularity, and the granularities."""
+        widths: ArrayLike | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+        keep_latents: bool = False,
+    ) -> Encoded:
+        """One pass over the largest granularity, before anything is written.
+
+        Args: as of `readouts`; keep_latents: whether those after every block are wanted.
+        """
         c = self.config
         granularities = self._granularities(token_granularities)
         if not granularities:
@@ -255,7 +268,8 @@ class AdaPerceiver(nn.Module):
         start = self.start(
             images, granularities[-1], None, hidden, granularities, train, keep_latents
         )
-        return start, granularities
+        z, latents = run_blocks(self, start.latents, start.run, c.depth)
+        return Encoded(start.patches, z, start.run.rope, latents)
 
     def start(
         self,
@@ -309,6 +323,28 @@ class AdaPerceiver(nn.Module):
         logits = self.output_adapter(written, train)
         return logits if visible is not None else logits[..., 0, :]
 
+    def output_tokens(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of patches (B, I, D), an output token each (B, I, D) and its query (B, I, H, d)."""
+        tokens, write_head, _ = self.feature_stream
+        outputs = tokens(patches)
+        return outputs, write_head.queries(outputs)
+
+    def keys_values(self, z: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Array]:
+        """Of latents (B, N, D), (B, N, H, d) each: the first t are those of granularity t."""
+        return self.feature_stream[1].keys_values(z, rope)
+
+    def write_features(
+        self,
+        outputs: jax.Array,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        train: bool = False,
+    ) -> jax.Array:
+        """Features (B, patches, features) of output tokens that read these keys and values."""
+        _, write_head, adapter = self.feature_stream
+        return adapter(write_head(outputs, queries, keys, values, train=train), train)
+
     def _token_features(
         self,
         patches: jax.Array,
@@ -318,10 +354,9 @@ class AdaPerceiver(nn.Module):
         train: bool,
     ) -> jax.Array:
         """(T, B, patches, features): keys and values are made once for all granularities."""
-        tokens, write_head, adapter = self.feature_stream
-        outputs = tokens(patches)
-        q = write_head.queries(outputs)
-        k, v = write_head.keys_values(z, rope)
+        _, write_head, adapter = self.feature_stream
+        outputs, q = self.output_tokens(patches)
+        k, v = self.keys_values(z, rope)
         written = [write_head(outputs, q, k[:, :t], v[:, :t], train=train) for t in granularities]
         return adapter(jnp.stack(written), train)
 

@@ -1,59 +1,111 @@
-"""Dense prediction: an AdaPerceiver's patch features under a linear segmentation or depth head."""
+"""Dense prediction: patch features of an AdaPerceiver, or of a ViT, under a segmentation or depth
+head."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver, Encoded
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.layers import LayerNorm
+from adaperceiver_jax.models.dense_heads import (
+    DepthHead,
+    MaskTransformer,
+    SegmentationHead,
+)
+from adaperceiver_jax.models.layers import FFN
+from adaperceiver_jax.models.upsample import resize_bilinear
+from adaperceiver_jax.models.vit import ViT, ViTConfig
 
-UPSAMPLE = 4  # the depth head looks at features four times as fine as the patches
-
-
-def check_backbone(backbone: AdaPerceiverConfig) -> None:
-    """Raises ValueError unless this backbone gives features and nothing else."""
-    if backbone.output_feat_dim is None or backbone.num_classes is not None:
-        raise ValueError(
-            f"backbone with num_classes={backbone.num_classes}, "
-            f"output_feat_dim={backbone.output_feat_dim}: a dense model needs num_classes=None "
-            "and an output_feat_dim"
-        )
+T = TypeVar("T")
+SEGMENTATION_HEADS = ("linear", "segmenter")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentationConfig:
-    """A dense AdaPerceiver and the classes of its label map."""
+class DenseConfig:
+    """What segmentation and depth models have in common."""
 
-    backbone: AdaPerceiverConfig
-    num_classes: int
+    backbone: AdaPerceiverConfig | ViTConfig
+    class_token: bool = False
+    """Of a ViT: its class token is joined to every patch's features."""
+    mlp: bool = False
+    """Of a ViT: an MLP of its width over all tokens, before the class token is joined."""
     head_drop: float = 0.0
 
     def __post_init__(self) -> None:
-        check_backbone(self.backbone)
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: must be at least 1")
+        b = self.backbone
+        if isinstance(b, ViTConfig):
+            if self.class_token and not b.class_token:
+                raise ValueError("class_token=True: the backbone, a ViT, has none")
+            if b.norm_after_pooling:
+                raise ValueError(
+                    "backbone: a ViT whose last norm comes after pooling gives patches that are "
+                    "not normalised; take one with fc_norm=False"
+                )
+        else:
+            if b.output_feat_dim is None or b.num_classes is not None:
+                raise ValueError(
+                    f"backbone with num_classes={b.num_classes}, output_feat_dim="
+                    f"{b.output_feat_dim}: a dense model needs num_classes=None and an "
+                    "output_feat_dim"
+                )
+            for name in ("class_token", "mlp"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}=True: is for a ViT; an AdaPerceiver has no class token and its "
+                        "own output adapter"
+                    )
+        if not 0 <= self.head_drop < 1:
+            raise ValueError(f"head_drop={self.head_drop}: must be in [0, 1)")
+
+    @property
+    def features(self) -> int:
+        """Channels that the head looks at."""
+        if isinstance(self.backbone, ViTConfig):
+            return self.backbone.embed_dim * (1 + self.class_token)
+        assert self.backbone.output_feat_dim is not None  # __post_init__ makes sure of it
+        return self.backbone.output_feat_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DepthConfig:
-    """A dense AdaPerceiver and the bins of its depth, metres from min_depth to max_depth."""
+class SegmentationConfig(DenseConfig):
+    """A dense model and the classes of its label map."""
 
-    backbone: AdaPerceiverConfig
+    num_classes: int
+    head: str = "linear"
+    """'linear', or 'segmenter': a mask transformer."""
+    decoder_features: int = 768
+    """Channels of the mask transformer."""
+    decoder_depth: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes={self.num_classes}: must be at least 1")
+        if self.head not in SEGMENTATION_HEADS:
+            raise ValueError(f"head={self.head!r}: must be one of {', '.join(SEGMENTATION_HEADS)}")
+        for name in ("decoder_features", "decoder_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DepthConfig(DenseConfig):
+    """A dense model and the bins of its depth, metres from min_depth to max_depth."""
+
     bins: int = 256
     min_depth: float = 0.001
     max_depth: float = 10.0
-    head_drop: float = 0.0
 
     def __post_init__(self) -> None:
-        check_backbone(self.backbone)
+        super().__post_init__()
         if self.bins < 2:
             raise ValueError(f"bins={self.bins}: must be at least 2")
         if not 0 <= self.min_depth < self.max_depth:
@@ -79,107 +131,128 @@ class DepthOutput:
     """(B, H, W), metres"""
 
 
-def resize_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
-    """(..., h, w, C) -> (..., height, width, C); half-pixel centres, no antialiasing."""
-    shape = (*x.shape[:-3], height, width, x.shape[-1])
-    return jax.image.resize(x, shape, "bilinear", antialias=False)
-
-
-class Conv(nn.Module):
-    """A convolution with 'same' padding, kernel LeCun normal, bias 0."""
-
-    features: int
-    kernel_size: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, h, w, C) -> (B, h, w, features), float32."""
-        size = self.kernel_size
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (size, size, x.shape[-1], self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            window_strides=(1, 1),
-            padding="SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y.astype(jnp.float32) + bias
-
-
-class SegmentationHead(nn.Module):
-    """LayerNorm over channels, dropout of whole maps, 1x1 convolution."""
-
-    num_classes: int
-    head_drop: float = 0.0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Feature maps (B, h, w, C) -> logits (B, h, w, classes)."""
-        x = LayerNorm(x.shape[-1], dtype=self.dtype, name="bn")(x)
-        x = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))(x, deterministic=not train)
-        return Conv(self.num_classes, 1, self.dtype, name="conv_seg")(x)
-
-
-class DepthHead(nn.Module):
-    """Upsampling, dropout of whole maps, 3x3 convolution to bins, and their expectation."""
-
-    bins: int
-    min_depth: float
-    max_depth: float
-    head_drop: float = 0.0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Feature maps (B, h, w, C) -> depth (B, 4h, 4w, 1)."""
-        x = resize_bilinear(x, UPSAMPLE * x.shape[-3], UPSAMPLE * x.shape[-2])
-        x = nn.Dropout(self.head_drop, broadcast_dims=(1, 2))(x, deterministic=not train)
-        weights = jax.nn.relu(Conv(self.bins, 3, self.dtype, name="conv_seg")(x)) + 0.1
-        weights = weights / weights.sum(axis=-1, keepdims=True)
-        bins = jnp.linspace(self.min_depth, self.max_depth, self.bins)
-        # a sum, not a matmul, which accelerators would round to fewer bits
-        return (weights * bins).sum(axis=-1, keepdims=True)
-
-
 class DenseModel(nn.Module):
-    """What segmentation and depth share: backbone, feature map, every granularity at once."""
+    """What segmentation and depth share: backbone, feature map, every granularity of one pass.
 
-    config: SegmentationConfig | DepthConfig
+    Maps are what the head gives: (B, h, w, classes), a cell a patch, or depth (B, 4h, 4w, 1).
+    """
+
+    config: Any
     dtype: DTypeLike = jnp.float32
     attention: str = "cut"
     remat: bool = False
+    """Recompute activations in the backward pass: of each block, and of each readout."""
     unroll: int = 1
 
     def setup(self) -> None:
-        self.backbone = AdaPerceiver(
-            self.config.backbone, self.dtype, self.attention, self.remat, self.unroll
-        )
+        c: DenseConfig = self.config
+        self.backbone: Any
+        if isinstance(c.backbone, ViTConfig):
+            self.backbone = ViT(c.backbone, self.dtype, self.remat, self.unroll)
+            if c.mlp:
+                dim = c.backbone.embed_dim
+                self.mlp = FFN(dim, dim, dim, dtype=self.dtype, out_dtype=jnp.float32)
+        else:
+            self.backbone = AdaPerceiver(
+                c.backbone, self.dtype, self.attention, self.remat, self.unroll
+            )
 
     @nn.nowrap
     def example_inputs(self) -> jax.ShapeDtypeStruct:
         """The smallest input that the parameters can be made from."""
-        return AdaPerceiver(self.config.backbone).example_inputs()
+        c = self.config.backbone
+        return jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.in_channels), jnp.float32)
 
-    def predict(self, images: jax.Array, features: jax.Array | None, train: bool) -> jax.Array:
-        """Features (B, patches, F) -> the head's map at the image's own size (B, H, W, C)."""
-        assert features is not None  # the config makes sure of it
-        _, height, width, _ = images.shape
-        patch = self.config.backbone.patch_size
-        maps = features.reshape(features.shape[0], height // patch, width // patch, -1)
-        return resize_bilinear(self.head(maps, train), height, width)
-
-    def token_maps(
-        self, images: jax.Array, token_granularities: Sequence[int] | None, train: bool
+    def maps(
+        self,
+        images: jax.Array,
+        num_tokens: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
     ) -> jax.Array:
-        """The map of every granularity (T, B, H, W, C), full width and depth, one pass."""
-        out = self.backbone.readouts(images, token_granularities=token_granularities, train=train)
-        assert out.token_features is not None
-        return jnp.stack([self.predict(images, one, train) for one in out.token_features])
+        """The head's maps of one sub-network; a ViT has none but the whole."""
+        if isinstance(self.config.backbone, ViTConfig):
+            given = (num_tokens, width, depth, token_granularities)
+            if given != (None,) * 4:
+                raise ValueError(
+                    f"num_tokens, width, depth, token_granularities={given}: the backbone is a "
+                    "ViT, which has no sub-networks"
+                )
+            return self._head_of(images.shape, self._vit_features(images), train)
+        out: Any = self.backbone(images, num_tokens, width, depth, token_granularities, train)
+        return self._head_of(images.shape, out.features, train)
+
+    def map_readouts(
+        self,
+        read: Callable[[jax.Array], T],
+        images: jax.Array,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> T:
+        """`read` of each granularity's maps, full width and depth, from one pass.
+
+        Args:
+          read: takes maps, gives arrays; they come back stacked, (T, ...). With `remat` nothing
+            between the latents and its result is kept for the backward pass.
+          token_granularities: T counts instead of the config's; a ViT has but one readout.
+        """
+        c = self.config.backbone
+        if isinstance(c, ViTConfig):
+            results = [read(self.maps(images, None, None, None, token_granularities, train))]
+        else:
+            if token_granularities is None:
+                token_granularities = c.token_granularities
+            encoded = self.encode(images, None, token_granularities, train)
+            results = self.read_encoded(read, images.shape, encoded, token_granularities, train)
+        return jax.tree.map(lambda *each: jnp.stack(each), *results)
+
+    def encode(
+        self,
+        images: jax.Array,
+        widths: ArrayLike | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+        keep_latents: bool = False,
+    ) -> Encoded:
+        """An AdaPerceiver's pass over the largest granularity, before anything is written."""
+        return self.backbone.encode(images, widths, token_granularities, train, keep_latents)
+
+    def read_encoded(
+        self,
+        read: Callable[[jax.Array], T],
+        image_shape: tuple[int, ...],
+        encoded: Encoded,
+        granularities: Sequence[int],
+        train: bool = False,
+    ) -> list[T]:
+        """`read` of the maps of each granularity of one pass; keys and values are made once."""
+        outputs, queries = self.backbone.output_tokens(encoded.patches)
+        keys, values = self.backbone.keys_values(encoded.z, encoded.rope)
+
+        def one(module: DenseModel, *tokens: jax.Array) -> T:
+            features = module.backbone.write_features(*tokens, train=train)
+            return read(module._head_of(image_shape, features, train))
+
+        one = nn.remat(one, prevent_cse=True) if self.remat else one
+        return [one(self, outputs, queries, keys[:, :t], values[:, :t]) for t in granularities]
+
+    def _head_of(self, image_shape: tuple[int, ...], features: jax.Array, train: bool) -> jax.Array:
+        """Features (B, patches, F) -> maps."""
+        patch = self.config.backbone.patch_size
+        grid = (image_shape[1] // patch, image_shape[2] // patch)
+        return self.head(features.reshape(features.shape[0], *grid, -1), train)
+
+    def _vit_features(self, images: jax.Array) -> jax.Array:
+        c: DenseConfig = self.config
+        out = self.backbone(images)
+        features, token = out.features, out.prefix[:, :1]
+        if c.mlp:
+            features, token = self.mlp(features), self.mlp(token) if c.class_token else token
+        if not c.class_token:
+            return features
+        return jnp.concatenate([jnp.broadcast_to(token, features.shape), features], axis=-1)
 
 
 class SegmentationModel(DenseModel):
@@ -190,7 +263,13 @@ class SegmentationModel(DenseModel):
     def setup(self) -> None:
         super().setup()
         c = self.config
-        self.head = SegmentationHead(c.num_classes, c.head_drop, self.dtype)
+        self.head: SegmentationHead | MaskTransformer
+        if c.head == "linear":
+            self.head = SegmentationHead(c.num_classes, c.head_drop, self.dtype)
+        else:
+            self.head = MaskTransformer(
+                c.num_classes, c.decoder_features, c.decoder_depth, c.head_drop, self.dtype
+            )
 
     def __call__(
         self,
@@ -202,8 +281,8 @@ class SegmentationModel(DenseModel):
         train: bool = False,
     ) -> SegmentationOutput:
         """Images (B, H, W, C) through one sub-network; arguments as AdaPerceiver's."""
-        out = self.backbone(images, num_tokens, width, depth, token_granularities, train)
-        return SegmentationOutput(self.predict(images, out.features, train))
+        maps = self.maps(images, num_tokens, width, depth, token_granularities, train)
+        return SegmentationOutput(resize_bilinear(maps, *images.shape[1:3]))
 
     def readouts(
         self,
@@ -211,8 +290,12 @@ class SegmentationModel(DenseModel):
         token_granularities: Sequence[int] | None = None,
         train: bool = False,
     ) -> SegmentationOutput:
-        """Logits (T, B, H, W, classes) of every granularity, for training."""
-        return SegmentationOutput(self.token_maps(images, token_granularities, train))
+        """Logits (T, B, H, W, classes) of every granularity of one pass."""
+
+        def read(maps: jax.Array) -> jax.Array:
+            return resize_bilinear(maps, *images.shape[1:3])
+
+        return SegmentationOutput(self.map_readouts(read, images, token_granularities, train))
 
 
 class DepthModel(DenseModel):
@@ -238,8 +321,8 @@ class DepthModel(DenseModel):
 
         The bins' expectation lies within [min_depth, max_depth] by itself; no clamp is needed.
         """
-        out = self.backbone(images, num_tokens, width, depth, token_granularities, train)
-        return DepthOutput(self.predict(images, out.features, train)[..., 0])
+        maps = self.maps(images, num_tokens, width, depth, token_granularities, train)
+        return DepthOutput(resize_bilinear(maps, *images.shape[1:3])[..., 0])
 
     def readouts(
         self,
@@ -247,5 +330,9 @@ class DepthModel(DenseModel):
         token_granularities: Sequence[int] | None = None,
         train: bool = False,
     ) -> DepthOutput:
-        """Depth (T, B, H, W) of every granularity, for training."""
-        return DepthOutput(self.token_maps(images, token_granularities, train)[..., 0])
+        """Depth (T, B, H, W) of every granularity of one pass."""
+
+        def read(maps: jax.Array) -> jax.Array:
+            return resize_bilinear(maps, *images.shape[1:3])[..., 0]
+
+        return DepthOutput(self.map_readouts(read, images, token_granularities, train))

@@ -13,15 +13,15 @@ from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.losses.classification import soft_cross_entropy
 from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViT
+from adaperceiver_jax.tasks.images import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import (
-    ImageSettings,
     OnceForAll,
     Parts,
     Targets,
     scores,
     smoothed,
 )
-from adaperceiver_jax.train.task import Batch, SubNetwork
+from adaperceiver_jax.train.task import Batch, SubNetwork, Sums, means
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Teacher:
     def constants(self) -> Any:
         return {}
 
-    def draw(self, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+    def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         labels = smoothed(batch["label"], self.num_classes, self.mixing.label_smoothing)
         images = self.images.normalise(batch["image"])
         images, labels = mix(images, labels, self.mixing, key)
@@ -95,6 +95,9 @@ class Teacher:
         images = self.images.normalise(batch["image"])
         out: Any = self.model.apply({"params": params}, images)
         return scores(out.logits, batch["label"])
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        return means(sums)
 
     def train_flops(self) -> float:
         return 3 * flops(self.model.config).total

@@ -17,7 +17,8 @@ from adaperceiver_jax.losses.distillation import feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.params import init_params, scale_kernels
-from adaperceiver_jax.train.task import Batch, SubNetwork
+from adaperceiver_jax.tasks.images import ImageSettings
+from adaperceiver_jax.train.task import Batch, SubNetwork, Sums, means
 
 Parts = dict[str, jax.Array]
 
@@ -46,19 +47,6 @@ class LossSettings:
             raise ValueError(f"config.loss.width_loss={self.width_loss}: must be at least 0")
         if self.temperature <= 0:
             raise ValueError(f"config.loss.temperature={self.temperature}: must be above 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """How pixels (0 to 255) become the model's input: (pixels / 255 - mean) / std."""
-
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-
-    def normalise(self, images: jax.Array) -> jax.Array:
-        """(B, H, W, C) uint8 -> float32."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 @struct.dataclass
@@ -122,7 +110,7 @@ class OnceForAll:
     def constants(self) -> Any:
         return {}
 
-    def draw(self, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+    def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         """Mixed images and labels, a width a sample, a granularity a depth."""
         c = self.model.config
         mix_key, width_key, token_key = jax.random.split(key, 3)
@@ -210,6 +198,9 @@ class OnceForAll:
         images = self.images.normalise(batch["image"])
         out: Any = self.model.apply({"params": params}, images, num_tokens=t, width=w, depth=l)
         return scores(out.logits, batch["label"])
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        return means(sums)
 
     def train_flops(self) -> float:
         """Three times the forward (the backward is two) at the mean of the trained widths."""

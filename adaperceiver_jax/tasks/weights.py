@@ -8,15 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from adaperceiver_jax.convert.files import PICKLED, SAFETENSORS
 from adaperceiver_jax.convert.hub import Pretrained, find_model, find_pretrained
 from adaperceiver_jax.convert.names import check_params
 from adaperceiver_jax.convert.recognise import find_in_file
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.vit import ViT
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.make import RunConfig, make_model
 from adaperceiver_jax.train.checkpoints import EMA, FOLDER, PARAMS, Checkpoints
 from adaperceiver_jax.train.loop import CONFIG
 from adaperceiver_jax.train.settings import from_config
@@ -97,7 +93,8 @@ def find_run(workdir: str | os.PathLike, weights: str = EMA, step: int | None = 
         config = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
-    model: nn.Module = ViT(config.vit) if config.task == "teacher" else AdaPerceiver(config.model)
+    trained: Any = make_model(config)
+    model = type(trained)(trained.config)  # computed as is usual, not as the run did
 
     def read() -> Any:
         checkpoints = Checkpoints(folder)

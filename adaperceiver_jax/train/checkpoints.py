@@ -229,8 +229,10 @@ class Checkpoints:
 
 
 def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:
-    """The metric of a checkpoint; of one that was not evaluated, less than any."""
-    return lambda metrics: metrics.get(metric, -math.inf)
+    """The metric of a checkpoint, '-NAME' its negative; of one that was not evaluated, less than
+    any."""
+    sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
+    return lambda metrics: sign * metrics[name] if name in metrics else -math.inf
 
 
 def _first_line(error: Exception) -> str:

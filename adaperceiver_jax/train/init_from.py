@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from adaperceiver_jax.convert.backbone import dense_backbone
 from adaperceiver_jax.convert.hub import find_pretrained
 from adaperceiver_jax.convert.timm import adaperceiver_blocks, is_vit
-from adaperceiver_jax.models.vit import ViT
+from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
 
 
@@ -70,7 +71,7 @@ def load_weights(path: str, model: nn.Module | None = None) -> Any:
     if model is not None and heads is not None:
         config = getattr(model.config, "backbone", model.config)
         wanted: dict[str, Any] = {"num_heads": heads}
-        if not isinstance(model, ViT):
+        if not isinstance(config, ViTConfig):
             wanted |= {"ffn_layer": "mlp", "act_layer": "gelu"}
         for key, value in wanted.items():
             if getattr(config, key) != value:
@@ -89,8 +90,9 @@ def initialise(
     Args:
       fresh: makes the model's fresh parameters.
       shapes: of the parameters, with shardings.
-      weights: nested dict of arrays, by the same names; or a ViT's, whose blocks are taken and
-        whose rest is not.
+      weights: nested dict of arrays, by the same names; for a dense model, also those of what it
+        stands on (of a distillation model the stream of features); for an AdaPerceiver a ViT's,
+        whose blocks are taken and whose rest is not.
       skip: patterns of paths ('write_head/.*') that may stay fresh.
       name: of the weights, for the error.
 
@@ -99,7 +101,7 @@ def initialise(
     ours = flatten_dict(shapes, sep="/")
     theirs = flatten_dict(weights, sep="/")
     left: list[str] = []
-    if is_vit(weights) and not is_vit(shapes):
+    if is_vit(weights) and not is_vit(shapes.get("backbone", shapes)):
         left = [path for path in theirs if not path.startswith("blocks/")]
         blocks = adaperceiver_blocks(weights, layer_scale="ls1" in shapes["blocks"])
         theirs = flatten_dict(blocks, sep="/")
@@ -110,6 +112,10 @@ def initialise(
                 "not; set config.model.qkv_bias and config.model.proj_bias to True"
             )
         skip = (*skip, "(?!blocks/).*")
+    if "backbone" in shapes and "backbone" not in weights:
+        backbone, passed_over = dense_backbone(unflatten_dict(theirs, sep="/"))
+        theirs = flatten_dict({"backbone": backbone}, sep="/")
+        left += passed_over
     report = Report([], {}, sorted(theirs.keys() - ours.keys()) + left)
     for path, shape in ours.items():
         if path not in theirs:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import math
-import operator
 import os
 import time
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.schedules import make_schedule
 from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.evaluation import evaluate
 from adaperceiver_jax.train.feed import Feed, open_data
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.interrupt import Interrupt
@@ -172,7 +172,8 @@ def train(
 
 
 def _best(task: Task) -> str:
-    return f"{sub_network_name(task.sub_networks()[0])}/{task.metric}"
+    sign, name = ("-", task.metric[1:]) if task.metric.startswith("-") else ("", task.metric)
+    return f"{sign}{sub_network_name(task.sub_networks()[0])}/{name}"
 
 
 @dataclasses.dataclass
@@ -306,21 +307,9 @@ class Run:
 
     def evaluate(self, state: TrainState) -> dict[str, float]:
         """Metrics of each sub-network over the validation images, by EMA weights."""
-        results = {}
-        names = self.task.sub_networks()
-        totals: list[Any] = [None] * len(names)
         batches = to_devices(self.feed.evaluation(), batch_sharding(self.programs.mesh))
         with contextlib.closing(batches):
-            for batch in batches:
-                for i, sub_network in enumerate(names):
-                    sums = self.programs.evaluate(state, self.constants, batch, sub_network)
-                    before = totals[i]
-                    totals[i] = sums if before is None else jax.tree.map(operator.add, before, sums)
-        for sub_network, sums in zip(names, jax.device_get(totals), strict=True):
-            count = sums.pop("count")
-            for metric, value in sums.items():
-                results[f"{sub_network_name(sub_network)}/{metric}"] = float(value / count)
-        return results
+            return evaluate(self.task, self.programs, state, self.constants, batches)
 
     def _look(self, keep: int) -> dict[str, float]:
         """The metrics of the newest step that is done, all but `keep`; NotFiniteError for any

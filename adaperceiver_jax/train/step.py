@@ -21,7 +21,7 @@ from adaperceiver_jax.optim.trainable import merge, split
 from adaperceiver_jax.train.metrics import BAD_IMAGES
 from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
 from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.task import Batch, SubNetwork, Task
+from adaperceiver_jax.train.task import COUNT, Batch, SubNetwork, Task
 
 Metrics = dict[str, jax.Array]
 
@@ -38,7 +38,7 @@ class Programs:
     """(state, constants, batch, number of the step, from 1) -> the next state, which takes the
     state's place in memory, and the step's metrics, still on the devices."""
     evaluate: Callable[[TrainState, Any, Batch, SubNetwork | None], Metrics]
-    """Sums over a batch, by EMA weights, and 'count'; samples of 'weight' 0 do not count."""
+    """Sums over a batch, by EMA weights, and COUNT; samples of 'weight' 0 do not count."""
     mesh: Mesh
     state: TrainState
     """The state's shapes and dtypes, with their shardings."""
@@ -127,7 +127,7 @@ def make_programs(
         params: Any, opt_state: Any, step: jax.Array, constants: Any, batch: Batch
     ) -> tuple[Any, Any, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
-        samples, shared = task.draw(batch, draw_key)
+        samples, shared = task.draw(batch, draw_key, step)
         trained, frozen = split(params, train_only)
         metrics, grads = loss_and_gradients(
             task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
@@ -164,8 +164,12 @@ def make_programs(
     ) -> Metrics:
         weight = batch["weight"]
         values = task.evaluate(state.ema_params(), constants, batch, sub_network)
-        sums = {name: jnp.where(weight > 0, value, 0).sum() for name, value in values.items()}
-        return {**sums, "count": weight.sum()}
+
+        def total(value: jax.Array) -> jax.Array:
+            counts = jnp.expand_dims(weight > 0, tuple(range(1, value.ndim)))
+            return jnp.where(counts, value, 0).sum(axis=0)
+
+        return {**{name: total(value) for name, value in values.items()}, COUNT: weight.sum()}
 
     return Programs(
         init=jax.jit(init, out_shardings=shardings),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 Batch = dict[str, jax.Array]
 """Arrays with a leading batch axis, as the data source names them."""
+Sums = Mapping[str, np.ndarray]
+COUNT = "count"
+"""The sum that says over how many images the others are."""
 SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
 
@@ -22,7 +27,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Of `evaluate`'s, the one that the best checkpoint has the most of."""
+        """Of `summarise`'s, what the best checkpoint has the most of; '-NAME': the least."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -38,8 +43,8 @@ class Task(Protocol):
     def constants(self) -> Any:
         """Arrays the loss needs and nobody trains, the teacher's parameters say; {} for none."""
 
-    def draw(self, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """A batch and a step's key -> (samples, shared).
+    def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+        """A batch, a step's key and its number, from 0 -> (samples, shared).
 
         All randomness of the step but dropout happens here, on the whole batch, so that cutting
         it into parts changes nothing. `samples` has a leading batch axis throughout, `shared`
@@ -57,7 +62,17 @@ class Task(Protocol):
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> dict[str, jax.Array]:
-        """One number a sample for each metric, (B,); their means are reported."""
+        """What is added up over the validation images, by name: an entry a sample, (B, ...). Whole
+        numbers add up exactly."""
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        """The metrics, from the sums of what `evaluate` gave over all images, and their COUNT."""
 
     def train_flops(self) -> float:
         """FLOPs an image costs in a training step, backward included."""
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """The mean over all images of what each image has one number of."""
+    count = float(sums[COUNT])
+    return {name: float(value) / count for name, value in sums.items() if name != COUNT}

@@ -1,0 +1,149 @@
+"""What segmentation and depth share: one pass of a frozen encoder, every granularity read out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from adaperceiver_jax.evaluate.flops import flops, readout_flops
+from adaperceiver_jax.models.config import check_granularities
+from adaperceiver_jax.models.dense import DenseModel
+from adaperceiver_jax.models.params import init_params, scale_kernels
+from adaperceiver_jax.models.vit import ViTConfig
+from adaperceiver_jax.tasks.images import ImageSettings
+from adaperceiver_jax.train.task import SubNetwork
+
+BACKBONES = ("adaperceiver", "vit")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseSettings:
+    """The model and loss of 'segment' and 'depth'."""
+
+    backbone: str = "adaperceiver"
+    """'adaperceiver' (config.model), or 'vit' (config.vit): a baseline."""
+    token_granularities: tuple[int, ...] = ()
+    """Token counts that are trained; () takes the model's. Beyond its maximum, positions are scaled
+    as config.model.rope_scale says."""
+    class_token: bool = False
+    """Of a ViT: joined to every patch's features."""
+    mlp: bool = False
+    """Of a ViT: an MLP over all tokens before that."""
+    head_drop: float = 0.0
+    num_classes: int = 150
+    """Of label maps."""
+    head: str = "linear"
+    """Of segmentation: 'linear', or 'segmenter', a mask transformer."""
+    decoder_features: int = 768
+    """Channels of the mask transformer."""
+    decoder_depth: int = 2
+    bins: int = 256
+    """Of depth, from min_depth to config.data.max_depth."""
+    min_depth: float = 0.001
+    sig_weight: float = 2.0
+    """Of the scale-invariant loss of depth."""
+    gradient_weight: float = 0.5
+    """Of the gradient loss of depth."""
+    warm_up: int = 100
+    """Steps in which the scale-invariant loss leaves out its variance."""
+    reference_axes: bool = False
+    """The gradient loss looks along batch and channel, as the reference's does."""
+    eigen_crop: bool = False
+    """Depth is evaluated within the Eigen crop."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, allowed: str) -> None:
+            if not good:
+                raise ValueError(f"config.dense.{name}={getattr(self, name)!r}: must be {allowed}")
+
+        check("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}")
+        for name in ("sig_weight", "gradient_weight", "warm_up"):
+            check(name, getattr(self, name) >= 0, "at least 0")
+        try:
+            check_granularities(self.token_granularities)
+        except ValueError as error:
+            raise ValueError(f"config.dense.{error}") from error
+        if self.token_granularities and self.backbone == "vit":
+            raise ValueError(
+                f"config.dense.token_granularities={self.token_granularities}: a ViT has none"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Trains a head on the patch features of every granularity: the token loss alone, full width
+    and depth."""
+
+    model: DenseModel
+    image_size: tuple[int, int]
+    """Height and width."""
+    settings: DenseSettings = DenseSettings()
+    images: ImageSettings = ImageSettings()
+    evaluated: tuple[SubNetwork, ...] = ()
+    """Sub-networks beside the whole model."""
+    init_scale: float = 1.0
+    """Factor on fresh kernels."""
+
+    def __post_init__(self) -> None:
+        c = self.model.config.backbone
+        if not isinstance(c, ViTConfig) and not (
+            c.token_granularities or self.settings.token_granularities
+        ):
+            raise ValueError(
+                "config.model.token_granularities=(): training reads out at each; name at least one"
+            )
+
+    @property
+    def granularities(self) -> tuple[int, ...] | None:
+        """That are trained; None: a ViT's only readout."""
+        c = self.model.config.backbone
+        if isinstance(c, ViTConfig):
+            return None
+        return self.settings.token_granularities or c.token_granularities
+
+    def init_params(self, key: jax.Array) -> Any:
+        return scale_kernels(init_params(self.model, key), self.init_scale)
+
+    def constants(self) -> Any:
+        return {}
+
+    def read_all(self, params: Any, images: jax.Array, read: Any, key: jax.Array) -> Any:
+        """`read` of every granularity's maps, (T, ...)."""
+        return self.model.apply(
+            {"params": params},
+            read,
+            images,
+            token_granularities=self.granularities,
+            train=True,
+            rngs={"dropout": key},
+            method="map_readouts",
+        )
+
+    def maps(self, params: Any, images: jax.Array, sub_network: SubNetwork | None) -> jax.Array:
+        """The head's maps of one sub-network, of pixels (B, H, W, C)."""
+        normalised = self.images.normalise(images)
+        maps: Any = self.model.apply(
+            {"params": params}, normalised, *(sub_network or ()), method="maps"
+        )
+        return maps
+
+    def sub_networks(self) -> tuple[SubNetwork | None, ...]:
+        c = self.model.config.backbone
+        if isinstance(c, ViTConfig):
+            return (None,)
+        whole = (c.max_latent_tokens, c.full_width, c.depth)
+        return (whole, *(s for s in self.evaluated if s != whole))
+
+    def train_flops(self) -> float:
+        """The encoder's forward once; forward and backward of all that is trained."""
+        config, size = self.model.config, self.image_size
+        if self.granularities is None:
+            cost = flops(config, image_size=size)
+            return cost.encoder + 3 * cost.head
+        most = self.granularities[-1]
+        encoder = flops(
+            config, most, image_size=size, token_granularities=self.granularities
+        ).encoder
+        return encoder + 3 * readout_flops(config, self.granularities, size)

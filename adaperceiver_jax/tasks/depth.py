@@ -1,0 +1,75 @@
+"""Depth from one image: scale-invariant and gradient losses, the usual errors image by image."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaperceiver_jax.evaluate.depth_metrics import (
+    EIGEN,
+    depth_errors,
+    depth_scores,
+    eigen_crop,
+)
+from adaperceiver_jax.losses.depth import gradient_loss, sig_loss
+from adaperceiver_jax.losses.once_for_all import weighted_mean
+from adaperceiver_jax.models.upsample import resize_bilinear
+from adaperceiver_jax.tasks.dense import Dense
+from adaperceiver_jax.train.task import Batch, SubNetwork, Sums
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depth(Dense):
+    """Depth maps (B, H, W) in metres, in which 0 does not count."""
+
+    inputs = ("image", "depth")
+    num_classes = None
+
+    @property
+    def metric(self) -> str:
+        return f"-{EIGEN if self.settings.eigen_crop else ''}rmse"
+
+    def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
+        samples = {"images": self.images.normalise(batch["image"]), "depth": batch["depth"]}
+        return samples, {"warm_up": step < self.settings.warm_up}
+
+    def loss(
+        self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Both losses over the batch's valid pixels, their means over the granularities."""
+        depth, s = samples["depth"], self.settings
+        most = self.model.config.max_depth
+
+        def read(maps: jax.Array) -> dict[str, jax.Array]:
+            predicted = resize_bilinear(maps, *depth.shape[1:])[..., 0]
+            return {
+                "sig": sig_loss(predicted, depth, shared["warm_up"], most),
+                "grad": gradient_loss(predicted, depth, s.reference_axes, most),
+            }
+
+        losses = self.read_all(params, samples["images"], read, key)
+        weights = np.ones(len(losses["sig"]), np.float32)
+        parts = {
+            "sig": s.sig_weight * weighted_mean(losses["sig"], weights),
+            "grad": s.gradient_weight * weighted_mean(losses["grad"], weights),
+        }
+        return parts["sig"] + parts["grad"], parts
+
+    def evaluate(
+        self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
+    ) -> dict[str, jax.Array]:
+        """Of each image its errors over the valid pixels, of the Eigen crop if so set."""
+        depth, valid = batch["depth"], batch["valid"]
+        maps = self.maps(params, batch["image"], sub_network)
+        predicted = resize_bilinear(maps, *depth.shape[1:])[..., 0]
+        if self.settings.eigen_crop:
+            valid = valid & jnp.asarray(eigen_crop(*depth.shape[1:]))
+        return depth_errors(predicted, depth, valid)
+
+    def summarise(self, sums: Sums) -> dict[str, float]:
+        """ValueError if the validation images have no valid pixel."""
+        return depth_scores(sums, self.settings.eigen_crop)

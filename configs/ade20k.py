@@ -1,0 +1,16 @@
+"""Semantic segmentation on ADE20K (paper D.3): a linear head on the feature-distilled model.
+
+python main.py --config=configs/ade20k.py --workdir=runs/ade20k \
+    --config.init_from=runs/features --config.data.dir=DIR
+python main.py --config=configs/ade20k.py:runlocal --workdir=/tmp/ade20k   # two minutes
+"""
+
+from configs import common, dense
+
+
+def get_config(arg: str = ""):
+    config = dense.ade20k()
+    dense.on_adaperceiver(config)
+    config.model.head_drop = 0.25
+    config.dense.token_granularities = (32, 64, 96, 128, 192, 256, 512)
+    return common.argument(config, arg, dense.tiny)
