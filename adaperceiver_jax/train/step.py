@@ -37,6 +37,11 @@ class Programs:
     update: Callable[[TrainState, Any, Batch, int], tuple[TrainState, Metrics]]
     """(state, constants, batch, number of the step, from 1) -> the next state, which takes the
     state's place in memory, and the step's metrics, still on the devices."""
+    gradients: Any
+    """The first program of an update, jitted: (params, optimizer state, step, constants, batch) ->
+    (gradients, optimizer state, metrics)."""
+    apply: Any
+    """The second, jitted: (state, gradients) -> (the next state, norm of the updates)."""
     evaluate: Callable[[TrainState, Any, Batch, SubNetwork | None], Metrics]
     """Sums over a batch, by EMA weights, and COUNT; samples of 'weight' 0 do not count."""
     mesh: Mesh
@@ -175,6 +180,8 @@ def make_programs(
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
         update=update,
+        gradients=gradients,
+        apply=apply,
         evaluate=evaluate,
         mesh=mesh,
         state=jax.tree.map(
