@@ -14,6 +14,7 @@ from adaperceiver_jax.convert.timm import config_from_timm
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.dense import (
+    DenseConfig,
     DenseModel,
     DepthConfig,
     DepthModel,
@@ -32,6 +33,9 @@ _HUB_KEYS = {
 }
 # What the reference's constructors do not know: written only where it says something.
 _OPTIONAL = ("max_width", "rope_scale", "fourier_bands", "num_classes", "output_feat_dim")
+# What dense models did not always have: likewise, so that folders stay what they were.
+_DECODER = ("decoder_features", "decoder_depth")
+_DENSE_OPTIONAL = ("class_token", "mlp", "head", *_DECODER)
 # Models the reference has no hub format for say in config.json which one they are.
 _KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "SegmentationModel": (SegmentationModel, SegmentationConfig),
@@ -75,10 +79,27 @@ def config_to_dict(model: nn.Module) -> dict[str, Any]:
     kind = type(model).__name__
     if kind not in _KINDS:
         raise ValueError(f"model={kind}: not a model of this package")
-    values = {f.name: getattr(model.config, f.name) for f in dataclasses.fields(model.config)}
-    if "backbone" in values:
-        values["backbone"] = _hub_config(values["backbone"])
-    return {_KIND_KEY: kind, **values}
+    if isinstance(model.config, DenseConfig):
+        return {_KIND_KEY: kind, **_dense_config(model.config)}
+    return {_KIND_KEY: kind, **_fields(model.config)}
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def _dense_config(config: DenseConfig) -> dict[str, Any]:
+    values = _fields(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    always = _DECODER if values.get("head") == "segmenter" else ()
+    for name in set(_DENSE_OPTIONAL) & values.keys() - set(always):
+        if values[name] == defaults[name]:
+            del values[name]
+    return {**values, "backbone": config_to_dict(_network(config.backbone))}
+
+
+def _network(config: AdaPerceiverConfig | ViTConfig) -> AdaPerceiver | ViT:
+    return ViT(config) if isinstance(config, ViTConfig) else AdaPerceiver(config)
 
 
 def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
@@ -96,7 +117,12 @@ def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
     if set(values) - names:
         raise ValueError(f"not a {kind}'s config: unknown keys {sorted(set(values) - names)}")
     if "backbone" in values:
-        values["backbone"] = _from_hub_config(values["backbone"])
+        backbone = model_from_dict(values["backbone"])
+        if not isinstance(backbone, AdaPerceiver | ViT):
+            raise ValueError(
+                f"backbone: a {type(backbone).__name__}; must be an AdaPerceiver or a ViT"
+            )
+        values["backbone"] = backbone.config
     return model(config(**values))
 
 
@@ -123,9 +149,12 @@ def for_reference(model: nn.Module) -> tuple[nn.Module, str]:
     be said where no adapter has an FFN; its own smaller widths are then no longer named.
     """
     if isinstance(model, DenseModel):
-        backbone, why = for_reference(AdaPerceiver(model.config.backbone))
+        backbone, why = for_reference(_network(model.config.backbone))
         config = dataclasses.replace(model.config, backbone=backbone.config)
-        return model.clone(config=config), why
+        head = getattr(config, "head", "linear")
+        said = [why] if why else []
+        said += [f"head={head}"] if head != "linear" else []
+        return model.clone(config=config), "; ".join(said)
     if not isinstance(model, AdaPerceiver):
         return model, ""
     c = model.config

@@ -143,6 +143,12 @@ class Preparation:
             image = jitter(image, rng, a.jitter)
         return self._finish(sample, {"image": image, **maps})
 
+    def own_size(self, sample: Sample) -> Sample:
+        """As `evaluate`, and the maps as they are, at their own size, under 'own_' + name."""
+        _, maps = self._open(sample)
+        own = dataclasses.replace(self, inputs=self._maps)._finish(sample, dict(maps))
+        return {**self.evaluate(sample), **{f"own_{name}": x for name, x in own.items()}}
+
     def evaluate(self, sample: Sample) -> Sample:
         """The same every time: the middle (as `Preprocessing` cuts it), or all of it, resized."""
         if _is_array(sample, self.size) and not self.augment.crop:

@@ -31,6 +31,19 @@ def eigen_crop(height: int, width: int) -> np.ndarray:
     return inside
 
 
+def eigen_crops(sizes: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """`eigen_crop` of images of several sizes (B, 2), padded to one shape -> (B, *shape) bool."""
+
+    def inside(side: int, edges: tuple[int, int], axis: int) -> jax.Array:
+        # half to even, as Python's round does
+        first, end = (jnp.round(edge * sizes[:, axis] / _NYU[axis]) for edge in edges)
+        place = jnp.arange(side)
+        return (place >= first[:, None]) & (place < end[:, None])
+
+    rows, columns = inside(shape[0], _ROWS, 0), inside(shape[1], _COLUMNS, 1)
+    return rows[:, :, None] & columns[:, None, :]
+
+
 def depth_errors(predicted: jax.Array, depth: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     """Of each image the `ERRORS` over its valid pixels, whether it has any (`IMAGES`), and what
     `POOLED` needs.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from adaperceiver_jax.evaluate.flops import flops, readout_flops
-from adaperceiver_jax.models.config import check_granularities
+from adaperceiver_jax.models.config import check_granularities, check_sub_network
 from adaperceiver_jax.models.dense import DenseModel
 from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViTConfig
@@ -128,6 +129,28 @@ class Dense:
             {"params": params}, normalised, *(sub_network or ()), method="maps"
         )
         return maps
+
+    def check_sub_networks(
+        self,
+        tokens: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
+    ) -> None:
+        """ValueError unless the model has all of these; None is not asked for."""
+        c = self.model.config.backbone
+        if isinstance(c, ViTConfig):
+            if tokens or widths or depths:
+                raise ValueError(
+                    f"tokens={tokens}, widths={widths}, depths={depths}: the backbone is a ViT, "
+                    "which has no sub-networks"
+                )
+            return
+        for t in tokens or ():
+            check_sub_network(c, num_tokens=t)
+        for w in widths or ():
+            check_sub_network(c, width=w)
+        for l in depths or ():
+            check_sub_network(c, depth=l)
 
     def sub_networks(self) -> tuple[SubNetwork | None, ...]:
         c = self.model.config.backbone

@@ -14,7 +14,9 @@ from adaperceiver_jax.evaluate.depth_metrics import (
     depth_errors,
     depth_scores,
     eigen_crop,
+    eigen_crops,
 )
+from adaperceiver_jax.evaluate.own_size import own_depth
 from adaperceiver_jax.losses.depth import gradient_loss, sig_loss
 from adaperceiver_jax.losses.once_for_all import weighted_mean
 from adaperceiver_jax.models.upsample import resize_bilinear
@@ -62,13 +64,24 @@ class Depth(Dense):
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> dict[str, jax.Array]:
+        return self.score(self.maps(params, batch["image"], sub_network), batch)
+
+    def score(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Of each image its errors over the valid pixels, of the Eigen crop if so set."""
         depth, valid = batch["depth"], batch["valid"]
-        maps = self.maps(params, batch["image"], sub_network)
         predicted = resize_bilinear(maps, *depth.shape[1:])[..., 0]
         if self.settings.eigen_crop:
             valid = valid & jnp.asarray(eigen_crop(*depth.shape[1:]))
         return depth_errors(predicted, depth, valid)
+
+    def score_own(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Likewise at each depth map's own size: 'own_depth' and 'own_valid', padded, and
+        'own_size'."""
+        depth, valid, sizes = batch["own_depth"], batch["own_valid"], batch["own_size"]
+        _, height, width = depth.shape
+        if self.settings.eigen_crop:
+            valid = valid & eigen_crops(sizes, (height, width))
+        return depth_errors(own_depth(maps, sizes, (height, width)), depth, valid)
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """ValueError if the validation images have no valid pixel."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaperceiver_jax.evaluate.own_size import own_classes
 from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
 from adaperceiver_jax.losses.once_for_all import weighted_mean
 from adaperceiver_jax.losses.segmentation import IGNORE, pixel_cross_entropy
@@ -61,9 +62,11 @@ class Segment(Dense):
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> dict[str, jax.Array]:
+        return self.score(self.maps(params, batch["image"], sub_network), batch)
+
+    def score(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         """Of each image the confusion matrix and the sum of its pixels' cross-entropy."""
         labels = batch["segmentation"].astype(jnp.int32)
-        maps = self.maps(params, batch["image"], sub_network)
 
         def score(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
             return logits.argmax(-1), pixel_cross_entropy(logits, labels).sum((-2, -1))
@@ -75,8 +78,18 @@ class Segment(Dense):
             "loss": loss.sum(0),
         }
 
+    def score_own(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """The confusion matrix at each label map's own size: 'own_segmentation', padded by 255, and
+        'own_size'."""
+        labels = batch["own_segmentation"].astype(jnp.int32)
+        _, height, width = labels.shape
+        predicted = own_classes(maps, batch["own_size"], (height, width))
+        return {"confusion": confusion_matrix(predicted, labels, self.num_classes)}
+
     def summarise(self, sums: Sums) -> dict[str, float]:
         """ValueError if the validation images have no labelled pixel."""
         confusion = sums["confusion"]
         scores = segmentation_scores(confusion)
-        return {**scores, "loss": float(sums["loss"]) / float(confusion.sum())}
+        if "loss" in sums:
+            scores["loss"] = float(sums["loss"]) / float(confusion.sum())
+        return scores

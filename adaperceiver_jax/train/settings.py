@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import re
@@ -271,6 +272,23 @@ def check_key(kind: type, name: str) -> None:
     else:
         hint = f"there is no section config.{section}"
     raise ValueError(f"config.{name}: there is no such key; {hint}")
+
+
+def with_key(kind: type, values: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
+    """A config's values with key 'a.b' set from text, as on a command line."""
+    check_key(kind, name)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return _with(values, name, value)
+
+
+def _with(values: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    section, dot, rest = name.partition(".")
+    if not dot:
+        return {**values, name: value}
+    return {**values, section: _with(values.get(section) or {}, rest, value)}
 
 
 def _keys(kind: type, above: str = "") -> Iterator[str]:

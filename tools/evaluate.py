@@ -1,0 +1,188 @@
+"""How right every sub-network of a dense model is over its validation images, and what it costs.
+
+python tools/evaluate.py runs/ade20k --tokens 32,64,96,128,192,256 --widths 416,624,832 \\
+    --depths 1-21 --out results/ade20k.csv --figures results/figures
+python tools/evaluate.py runs/nyuv2 --out results/nyuv2.csv --own-size --flip \\
+    --set dense.eigen_crop=True
+
+RUN is the folder of a 'segment' or 'depth' run; its config says which images. A line of the CSV is
+a sub-network at one resolution ('network': maps resized to what the network sees; 'own':
+predictions resized to each map's own size), with the GFLOPs of an image's encoder apart from the
+head's. Figures are those of the paper: the metric against the encoder's GFLOPs over widths and over
+depths, and against the token count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from adaperceiver_jax.convert.whole import write_bytes
+from adaperceiver_jax.data.pipeline import evaluation_batches
+from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate.dense_table import DensePoint, columns, csv_text, rows
+from adaperceiver_jax.tasks.dense_sweep import NETWORK, own_size_batches, sweep_dense
+from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_task
+from adaperceiver_jax.tasks.weights import WEIGHTS, find_run
+from adaperceiver_jax.train.feed import open_data, prepared
+from adaperceiver_jax.train.loop import CONFIG
+from adaperceiver_jax.train.settings import from_config, with_key
+
+
+def counts(text: str) -> list[int]:
+    """'32,64' -> [32, 64]; '1-3,7' -> [1, 2, 3, 7]."""
+    values: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r}: must read like 32,64 or 1-21")
+        values += range(int(first), int(last or first) + 1)
+    return values
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--tokens", type=counts, help="token counts, any (those that are trained)")
+    parser.add_argument("--widths", type=counts, help="widths (those of the config)")
+    parser.add_argument("--depths", type=counts, help="depths, 1-21 say (the whole)")
+    parser.add_argument("--own-size", action="store_true", help="score at each map's own size too")
+    parser.add_argument("--flip", action="store_true", help="average with the mirror image's maps")
+    parser.add_argument("--batch", type=int, help="images a call (config.evaluation.batch_size)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value of the run's config, data.dir=DIR say; may be given more than once",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV (only printed)")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="where figures go (none)")
+    parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0], help="(%(default)s)")
+    parser.add_argument("--step", type=int, help="of a checkpoint (the newest that is whole)")
+    return parser
+
+
+def read_config(run: Path, changes: Sequence[str]) -> RunConfig:
+    """The run's config with --set's changes; ValueError unless it is of a dense task."""
+    try:
+        values = json.loads((run / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{run}: not a run's folder: {error}") from error
+    for change in changes:
+        key, given, text = change.partition("=")
+        if not given:
+            raise ValueError(f"--set {change}: must read like data.dir=DIR")
+        values = with_key(RunConfig, values, key, text)
+    config = from_config(RunConfig, values)
+    if config.task not in DENSE:
+        raise ValueError(f"{run}: its task is {config.task!r}; must be {' or '.join(DENSE)}")
+    return config
+
+
+@contextlib.contextmanager
+def open_batches(config: RunConfig, task: Any, size: int, own: bool) -> Iterator[Any]:
+    """The validation images in batches, with a bar that says how far they are."""
+    opened = open_data(config.data)
+    prepare = prepared(config, task.inputs, task.num_classes)
+    source = opened.validation.source
+    if own:
+        batches: Any = own_size_batches(source, prepare.own_size, size, config.data.threads)
+    else:
+        batches = evaluation_batches(source, size, transform=prepare.evaluate)
+    try:
+        yield tqdm(batches, total=-(-len(source) // size), unit="batch", ncols=80)
+    finally:
+        batches.close()
+
+
+def evaluate(options: argparse.Namespace) -> list[DensePoint]:
+    """All points; ValueError for what cannot be."""
+    config = read_config(options.run, options.set)
+    task: Any = make_task(dataclasses.replace(config, init_from=""))
+    size = options.batch or config.evaluation.batch_size
+    if size < 1 or size % jax.local_device_count():
+        raise ValueError(
+            f"--batch={size}: must be a multiple of the {jax.local_device_count()} devices"
+        )
+    task.check_sub_networks(options.tokens, options.widths, options.depths)
+    params = find_run(options.run, options.weights, options.step).read()
+    with open_batches(config, task, size, options.own_size) as batches:
+        return sweep_dense(
+            task,
+            jax.device_put(params),
+            batches,
+            options.tokens,
+            options.widths,
+            options.depths,
+            own_size=options.own_size,
+            flip=options.flip,
+        )
+
+
+def table(points: Sequence[DensePoint]) -> str:
+    """A Markdown table."""
+    flat = rows(points)
+    names = columns(flat)
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in names) + " |" for row in flat]
+    return "\n".join(lines)
+
+
+def draw(points: Sequence[DensePoint], task: str, folder: Path) -> list[Path]:
+    """The figures that these points are enough for."""
+    points = [p for p in points if p.resolution == NETWORK and p.num_tokens is not None]
+    if not points:
+        return []
+    metric = next(n for n in ("miou", "rmse", "eigen_rmse") if n in points[0].scores)
+    drawn = []
+    for by in ("width", "depth"):
+        if len({getattr(p, by) for p in points}) > 1:
+            drawn.append(folder / f"{task}_{by}.png")
+            plot_tradeoff(points, metric, by, drawn[-1])
+    if len({p.num_tokens for p in points}) > 1:
+        drawn.append(folder / f"{task}_tokens.png")
+        plot_tokens(points, metric, drawn[-1])
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
+    try:
+        points = evaluate(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(table(points))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(options.out, csv_text(points).encode())
+        print(f"\n{options.out}: {len(points)} lines")
+    if options.figures:
+        task = "ade20k" if "miou" in points[0].scores else "nyuv2"
+        for path in draw(points, task, options.figures):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
