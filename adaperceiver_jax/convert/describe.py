@@ -33,7 +33,7 @@ _HUB_KEYS = {
 }
 # What the reference's constructors do not know: written only where it says something.
 _OPTIONAL = ("max_width", "rope_scale", "fourier_bands", "num_classes", "output_feat_dim")
-# What dense models did not always have: likewise, so that folders stay what they were.
+# What dense models did not always have: likewise, so that older folders are as they were.
 _DECODER = ("decoder_features", "decoder_depth")
 _DENSE_OPTIONAL = ("class_token", "mlp", "head", *_DECODER)
 # Models the reference has no hub format for say in config.json which one they are.
@@ -89,13 +89,12 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _dense_config(config: DenseConfig) -> dict[str, Any]:
-    values = _fields(config)
+    values = {**_fields(config), "backbone": config_to_dict(_network(config.backbone))}
+    silent = set(_DENSE_OPTIONAL)
+    if values.get("head") == "segmenter":
+        silent -= set(_DECODER)
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    always = _DECODER if values.get("head") == "segmenter" else ()
-    for name in set(_DENSE_OPTIONAL) & values.keys() - set(always):
-        if values[name] == defaults[name]:
-            del values[name]
-    return {**values, "backbone": config_to_dict(_network(config.backbone))}
+    return {k: v for k, v in values.items() if k not in silent or v != defaults[k]}
 
 
 def _network(config: AdaPerceiverConfig | ViTConfig) -> AdaPerceiver | ViT:
@@ -152,9 +151,8 @@ def for_reference(model: nn.Module) -> tuple[nn.Module, str]:
         backbone, why = for_reference(_network(model.config.backbone))
         config = dataclasses.replace(model.config, backbone=backbone.config)
         head = getattr(config, "head", "linear")
-        said = [why] if why else []
-        said += [f"head={head}"] if head != "linear" else []
-        return model.clone(config=config), "; ".join(said)
+        unsaid = [why, "" if head == "linear" else f"head={head}"]
+        return model.clone(config=config), "; ".join(filter(None, unsaid))
     if not isinstance(model, AdaPerceiver):
         return model, ""
     c = model.config

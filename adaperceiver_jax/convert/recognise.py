@@ -48,25 +48,46 @@ def find_in_file(path: Path, model: nn.Module | None = None) -> Pretrained:
 
 def recognise(state: State) -> nn.Module:
     """The model of these tensors: an AdaPerceiver of the paper's width, bare or under a
-    segmentation or depth head, or a policy network.
+    segmentation head (linear or a mask transformer) or a depth head, or a policy network.
 
     Sizes are the tensors'; what they do not tell (`ASSUMED`) is the paper's. ValueError for
     anything else.
     """
     if "mixer_block.norm1.weight" in state:
         return PolicyNetwork(_policy(state))
-    if "backbone.process_latents.token" in state and "head.conv_seg.weight" in state:
-        backbone = _adaperceiver(state, "backbone.")
-        kernel = state["head.conv_seg.weight"].shape  # (out, in, height, width)
-        if kernel[-1] == 1:
-            return SegmentationModel(SegmentationConfig(backbone=backbone, num_classes=kernel[0]))
-        return DepthModel(DepthConfig(backbone=backbone, bins=kernel[0]))
+    if "backbone.process_latents.token" in state:
+        if "head.cls_emb" in state:
+            return SegmentationModel(_segmenter(state))
+        if "head.conv_seg.weight" in state:
+            return _linear_head(state)
     if "process_latents.token" in state:
         return AdaPerceiver(_adaperceiver(state, ""))
-    if "blocks.0.attn.qkv.weight" in state:
-        raise ValueError(f"a ViT, whose heads no tensor tells; {_BY_MODEL}")
+    for prefix, what in (("", "a ViT"), ("backbone.", "a dense model on a ViT")):
+        if f"{prefix}blocks.0.attn.qkv.weight" in state:
+            raise ValueError(f"{what}, whose heads no tensor tells; {_BY_MODEL}")
     some = ", ".join(sorted(state)[:4])
     raise ValueError(f"not a model of this package (it holds {some}, ...), or {_BY_MODEL}")
+
+
+def _linear_head(state: State) -> SegmentationModel | DepthModel:
+    backbone = _adaperceiver(state, "backbone.")
+    kernel = _shape(state, "head.conv_seg.weight")  # (out, in, height, width)
+    if kernel[-1] == 1:
+        return SegmentationModel(SegmentationConfig(backbone=backbone, num_classes=kernel[0]))
+    return DepthModel(DepthConfig(backbone=backbone, bins=kernel[0]))
+
+
+def _segmenter(state: State) -> SegmentationConfig:
+    """The mask transformer's heads follow from its channels."""
+    _, classes, features = _shape(state, "head.cls_emb")
+    blocks = {int(name.split(".")[2]) for name in state if name.startswith("head.blocks.")}
+    return SegmentationConfig(
+        backbone=_adaperceiver(state, "backbone."),
+        num_classes=classes,
+        head="segmenter",
+        decoder_features=features,
+        decoder_depth=max(blocks, default=0) + 1,
+    )
 
 
 def _policy(state: State) -> PolicyConfig:

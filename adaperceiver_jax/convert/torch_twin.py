@@ -19,56 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
-
-
-class FFN(nn.Module):
-    """fc2(act(fc1(x))), or with a gate fc2(act(gate(x)) * fc1(x))."""
-
-    def __init__(self, features: int, hidden: int, out: int, kind: str = "mlp", act: str = "gelu"):
-        super().__init__()
-        self.fc1 = nn.Linear(features, hidden)
-        if kind == "swiglu":
-            self.gate = nn.Linear(features, hidden)
-        self.fc2 = nn.Linear(hidden, out)
-        self.act = ACTIVATIONS[act]
-
-    def forward(self, x: Tensor, hidden: int | None = None) -> Tensor:
-        """Uses the first `hidden` units only."""
-        y = self.fc1(x)
-        y = self.act(self.gate(x)) * y if hasattr(self, "gate") else self.act(y)
-        return F.linear(y[..., :hidden], self.fc2.weight[:, :hidden], self.fc2.bias)
-
-
-class Patches(nn.Module):
-    """A convolution whose stride is its size: (B, C, H, W) -> (B, patches, D), rows first."""
-
-    def __init__(self, channels: int, patch: int, features: int, bias: bool = True):
-        super().__init__()
-        self.proj = nn.Conv2d(channels, features, patch, patch, bias=bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class Scale(nn.Module):
-    """LayerScale."""
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class Parameters(nn.Module):
-    """A module that only holds one tensor, or one projection, by its name."""
-
-    def __init__(self, **parts: Any):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
+from adaperceiver_jax.convert.torch_twin_dense import Dense, ViT
+from adaperceiver_jax.convert.torch_twin_layers import FFN, Parameters, Patches, Scale
 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
@@ -251,34 +203,6 @@ class AdaPerceiver(nn.Module):
         return found
 
 
-class Dense(nn.Module):
-    """Segmentation or depth on an AdaPerceiver's features."""
-
-    def __init__(self, c: Mapping[str, Any]):
-        super().__init__()
-        self.c, features = c, c["backbone"]["output_feat_dim"]
-        self.backbone = AdaPerceiver(c["backbone"])
-        if c["model"] == "SegmentationModel":
-            parts = {"bn": nn.LayerNorm(features, 1e-6)}
-            self.head = Parameters(conv_seg=nn.Conv2d(features, c["num_classes"], 1), **parts)
-        else:
-            self.head = Parameters(conv_seg=nn.Conv2d(features, c["bins"], 3, padding=1))
-
-    def forward(self, images: Tensor, **sub_network: Any) -> dict[str, Tensor]:
-        x = self.backbone(images, **sub_network)["features"]
-        size, patch = images.shape[-2:], self.c["backbone"]["patch_size"]
-        grid = (size[0] // patch, size[1] // patch)
-        if self.c["model"] == "SegmentationModel":
-            x = self.head.bn(x).transpose(1, 2).unflatten(-1, grid)
-            logits = F.interpolate(self.head.conv_seg(x), size, mode="bilinear")
-            return {"logits": logits.movedim(1, -1)}
-        x = F.interpolate(x.transpose(1, 2).unflatten(-1, grid), scale_factor=4, mode="bilinear")
-        weights = F.relu(self.head.conv_seg(x)) + 0.1
-        bins = torch.linspace(self.c["min_depth"], self.c["max_depth"], self.c["bins"])
-        depth = torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), bins)
-        return {"depth": F.interpolate(depth[:, None], size, mode="bilinear")[:, 0]}
-
-
 class MixerBlock(nn.Module):
     """An MLP across patches, then one across channels."""
 
@@ -312,74 +236,11 @@ class Policy(nn.Module):
         return {f"{axis}_logits": head(h) for axis, head in heads.items()}
 
 
-class ViTBlock(nn.Module):
-    """Pre-norm block with a fused qkv."""
-
-    def __init__(self, c: Mapping[str, Any]):
-        super().__init__()
-        dim, eps = c["embed_dim"], c["norm_epsilon"]
-        self.heads = c["num_heads"]
-        self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
-        self.attn = Parameters(qkv=nn.Linear(dim, 3 * dim, c["qkv_bias"]), proj=nn.Linear(dim, dim))
-        self.mlp = FFN(dim, int(dim * c["mlp_ratio"]), dim)
-        scaled = c["layer_scale"]
-        self.ls1, self.ls2 = (Scale(dim) if scaled else nn.Identity() for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
-        y = F.scaled_dot_product_attention(*qkv.movedim(2, 0).transpose(2, 3))
-        x = x + self.ls1(self.attn.proj(y.transpose(1, 2).flatten(-2)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
-
-
-class ViT(nn.Module):
-    """timm's ViT: {'logits', 'features': patches after the norm before pooling}."""
-
-    def __init__(self, c: Mapping[str, Any]):
-        super().__init__()
-        self.c, dim = c, c["embed_dim"]
-        self.patch_embed = Patches(c["in_channels"], c["patch_size"], dim, not c["pre_norm"])
-        self.prefix = int(c["class_token"]) + c["reg_tokens"]
-        if c["class_token"]:
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if c["reg_tokens"]:
-            self.reg_token = nn.Parameter(torch.zeros(1, c["reg_tokens"], dim))
-        count = (c["image_size"] // c["patch_size"]) ** 2
-        count += 0 if c["no_embed_class"] else self.prefix
-        self.pos_embed = nn.Parameter(torch.zeros(1, count, dim))
-        norm = nn.LayerNorm(dim, c["norm_epsilon"])
-        self.norm_pre = nn.LayerNorm(dim, c["norm_epsilon"]) if c["pre_norm"] else nn.Identity()
-        self.blocks = nn.Sequential(*(ViTBlock(c) for _ in range(c["depth"])))
-        after = c["global_pool"] == "avg" if c["fc_norm"] is None else c["fc_norm"]
-        self.norm, self.fc_norm = (nn.Identity(), norm) if after else (norm, nn.Identity())
-        self.head = nn.Linear(dim, c["num_classes"]) if c["num_classes"] else None
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        names = ("cls_token", "reg_token")
-        tokens = [getattr(self, n).expand(len(images), -1, -1) for n in names if hasattr(self, n)]
-        x = self.patch_embed(images)
-        if self.c["no_embed_class"]:
-            x = torch.cat([*tokens, x + self.pos_embed], dim=1)
-        else:
-            x = torch.cat([*tokens, x], dim=1) + self.pos_embed
-        x = self.norm(self.blocks(self.norm_pre(x)))
-        features = x[:, self.prefix :]
-        found = {"features": features}
-        if self.head is not None:
-            pooled = x[:, 0] if self.c["global_pool"] == "token" else features.mean(1)
-            found["logits"] = self.head(self.fc_norm(pooled))
-        return found
-
-
-KINDS: dict[str, type[nn.Module]] = {
-    "": AdaPerceiver,
-    "SegmentationModel": Dense,
-    "DepthModel": Dense,
-    "PolicyNetwork": Policy,
-    "ViT": ViT,
-}
+KINDS: dict[str, type[nn.Module]] = {"": AdaPerceiver, "PolicyNetwork": Policy, "ViT": ViT}
 
 
 def twin(config: Mapping[str, Any]) -> nn.Module:
     """The model of a config.json, with made-up weights until load_state_dict."""
+    if "backbone" in config:
+        return Dense(config, twin(config["backbone"])).eval()
     return KINDS[config.get("model", "")](config).eval()

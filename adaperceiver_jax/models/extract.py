@@ -10,6 +10,7 @@ import jax
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
 from adaperceiver_jax.models.dense import DenseModel
+from adaperceiver_jax.models.vit import ViTConfig
 
 
 def extract_config(
@@ -35,8 +36,16 @@ def extract(
     """The sub-network (width, depth) as a model of its own, with its own copies of its weights.
 
     Takes an AdaPerceiver or a dense model around one. What it computes at its full width and
-    depth is what `model` computes at `width` and `depth`; it holds no larger ones.
+    depth is what `model` computes at `width` and `depth`; it holds no larger ones. Of a dense
+    model on a ViT there is only the whole.
     """
+    if isinstance(model, DenseModel) and isinstance(model.config.backbone, ViTConfig):
+        if width is not None or depth is not None:
+            raise ValueError(
+                f"width={width}, depth={depth}: the backbone of this {type(model).__name__} is a "
+                "ViT, which has no sub-networks"
+            )
+        return model, jax.tree.map(lambda p: p.copy(), params)
     if isinstance(model, DenseModel):
         inner, inner_params = extract(
             AdaPerceiver(model.config.backbone), params["backbone"], width, depth

@@ -1,0 +1,246 @@
+"""Pictures of what dense models predict: an image, and beside it what each budget sees in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaperceiver_jax.models.upsample import sample_bilinear
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL, NARROWEST = 3.2, 2.6
+"""Inches: the longer side of a panel, and the least room across that its title and legend need."""
+GAP, TITLE, ENTRY, BAR = 0.2, 0.46, 0.15, 0.6
+"""Inches: between panels, above each, of a legend's line, of the colour bar and its numbers."""
+DPI = 150
+PANELS = 5
+"""In a row; more go on below."""
+STRENGTH = 0.6
+"""Of a class's colour over the grey image."""
+LEVELS, LIGHTNESS = 16, (0.5, 0.93)
+"""Colours are chosen from so many levels of red, green and blue, neither dark nor white."""
+BAND = 16
+"""Rows of a class map that are made at once: scores of 150 classes at a photo's size are 7 GB."""
+ENTRIES, NAME, FILE = 10, 20, 30
+"""At most so many classes in a legend, letters of each, and letters of a file's name."""
+
+
+@functools.cache
+def palette(count: int) -> np.ndarray:
+    """Colours of the classes 0, 1, ..., (count, 3) uint8.
+
+    Class 0 is dark grey; each further one is, of a grid of colours, the farthest from all before
+    it, so a class has the same colour whatever the count.
+    """
+    axis = np.linspace(0, 255, LEVELS)
+    grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    light = _oklab(grid)[:, 0]
+    fits = (np.ptp(grid, axis=1) > 50) & (light > LIGHTNESS[0]) & (light < LIGHTNESS[1])
+    grid = np.concatenate([[(70, 70, 70)], grid[fits]])
+    places = _oklab(grid)
+    chosen, distance = [0], np.full(len(grid), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, ((places - places[chosen[-1]]) ** 2).sum(-1))
+        chosen.append(int(distance.argmax()))
+    return grid[chosen].round().astype(np.uint8)
+
+
+def _oklab(colours: np.ndarray) -> np.ndarray:
+    """sRGB, 0 to 255 -> Oklab (Ottosson, 2020), in which distances are as they are seen."""
+    c = colours / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    to_cones = np.array(
+        [
+            (0.4122214708, 0.5363325363, 0.0514459929),
+            (0.2119034982, 0.6806995451, 0.1073969566),
+            (0.0883024619, 0.2817188376, 0.6299787005),
+        ]
+    )
+    to_lab = np.array(
+        [
+            (0.2104542553, 0.7936177850, -0.0040720468),
+            (1.9779984951, -2.4285922050, 0.4505937099),
+            (0.0259040371, 0.7827717662, -0.8086757660),
+        ]
+    )
+    return np.cbrt(linear @ to_cones.T) @ to_lab.T
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def class_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """The likeliest class (h, w) at an image's own size: of logits (H, W, classes), bilinear."""
+    height, width = size
+    turned = logits.swapaxes(0, 1)
+
+    def band(rows: jax.Array) -> jax.Array:
+        near = sample_bilinear(turned, jnp.array([width, height]), jnp.arange(width), rows)
+        return near.argmax(-1).T
+
+    rows = jnp.arange(-(-height // BAND) * BAND).reshape(-1, BAND)
+    return jax.lax.map(band, rows).reshape(-1, width)[:height]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def depth_map(depth: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Metres (H, W) at an image's own size, bilinear."""
+    rows, columns = (jnp.arange(side) for side in size)
+    return sample_bilinear(depth[..., None], jnp.array(size), rows, columns)[..., 0]
+
+
+def shares(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Which part of the pixels each class has, (num_classes,)."""
+    return np.bincount(classes.ravel(), minlength=num_classes) / classes.size
+
+
+def percent(part: float) -> str:
+    """'12.3%'; '<0.1%' of what is there, but hardly."""
+    return "<0.1%" if 0 < part < 0.0005 else f"{100 * part:.1f}%"
+
+
+def overlay(image: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """The colour of each pixel's class over the image in grey.
+
+    Args:
+      image: (H, W, 3) uint8.
+      classes: (H, W), below num_classes.
+    """
+    grey = image.mean(-1, keepdims=True, dtype=np.float32)
+    mixed = (1 - STRENGTH) * grey + STRENGTH * palette(num_classes)[classes].astype(np.float32)
+    return mixed.round().astype(np.uint8)
+
+
+def draw_segmentation(
+    path: Path,
+    name: str,
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+    names: Sequence[str],
+) -> None:
+    """Writes a PNG: the image, then its classes in colour under each title, with their shares.
+
+    Args:
+      name: of the image.
+      image: (H, W, 3) uint8.
+      maps: (H, W) class numbers, one a title.
+      names: of the classes.
+    """
+    parts = [shares(classes, len(names)) for classes in maps]
+    order = np.argsort(-np.sum(parts, axis=0), kind="stable")  # the same in every legend
+    legends = [_entries(part, order, names) for part in parts]
+    lines = max(-(-len(legend) // 2) for legend in legends)
+    figure, panels = _panels(name, image, titles, below=lines * ENTRY + 0.1)
+    for axes, classes, legend in zip(panels, maps, legends, strict=True):
+        axes.imshow(overlay(image, classes, len(names)))
+        _add_legend(axes, legend, palette(len(names)) / 255)
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def draw_depth(
+    path: Path,
+    name: str,
+    image: np.ndarray,
+    maps: Sequence[np.ndarray],
+    titles: Sequence[str],
+) -> None:
+    """Writes a PNG: the image, then its depth in metres under each title, on one scale of colours.
+
+    Arguments as `draw_segmentation`'s; maps are (H, W) metres.
+    """
+    low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
+    figure, panels = _panels(name, image, titles, right=BAR)
+    for axes, depth in zip(panels, maps, strict=True):
+        shown = axes.imshow(depth, cmap="magma_r", vmin=low, vmax=high)  # near is bright
+    width, height = figure.get_size_inches()
+    box = ((width - BAR) / width, GAP / height, 0.12 / width, (height - GAP - TITLE) / height)
+    bar = figure.colorbar(shown, cax=figure.add_axes(box))
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.set_title("metres", fontsize=8)
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def _panels(
+    name: str, image: np.ndarray, titles: Sequence[str], below: float = 0.0, right: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure that shows the image, and an empty panel of its shape under each title.
+
+    below, right: inches to leave under each panel, and beside all of them.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = image.shape[:2]
+    tall, wide = (PANEL * side / max(height, width) for side in (height, width))
+    room = max(wide, NARROWEST)
+    columns = min(PANELS, 1 + len(titles))
+    rows = -(-(1 + len(titles)) // columns)
+    across = GAP + columns * (room + GAP) + right
+    down = rows * (TITLE + tall + below + GAP)
+    figure = Figure(figsize=(across, down))
+    panels = []
+    for i, title in enumerate((f"{_short(name, FILE)}\n{width} x {height}", *titles)):
+        left = GAP + i % columns * (room + GAP) + (room - wide) / 2
+        top = (i // columns) * (TITLE + tall + below + GAP) + TITLE
+        box = (left / across, (down - top - tall) / down, wide / across, tall / down)
+        axes = figure.add_axes(box)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=9, parse_math=False)
+        panels.append(axes)
+    panels[0].imshow(image)
+    return figure, panels[1:]
+
+
+def _entries(
+    part: np.ndarray, order: np.ndarray, names: Sequence[str]
+) -> list[tuple[int | None, str]]:
+    """A legend's classes, which may be None, and texts."""
+    there = [int(k) for k in order if part[k]]
+    shown = there if len(there) <= ENTRIES else there[: ENTRIES - 1]
+    entries: list[tuple[int | None, str]] = [
+        (k, f"{_short(names[k], NAME)} {percent(part[k])}") for k in shown
+    ]
+    rest = there[len(shown) :]
+    if rest:
+        entries.append((None, f"{len(rest)} more {percent(part[rest].sum())}"))
+    return entries
+
+
+def _add_legend(axes: Axes, entries: Sequence[tuple[int | None, str]], colours: np.ndarray) -> None:
+    """Below the panel, in two columns."""
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Patch(color=(0, 0, 0, 0)) if k is None else Patch(facecolor=colours[k]) for k, _ in entries
+    ]
+    legend = axes.legend(
+        handles,
+        ["" for _ in entries],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncol=2,
+        fontsize=8,
+        frameon=False,
+        handlelength=1,
+        handletextpad=0.5,
+        columnspacing=1,
+        labelspacing=0.3,
+        borderpad=0.3,
+    )
+    for text, (_, said) in zip(legend.get_texts(), entries, strict=True):
+        text.set_parse_math(False)  # a name may hold any letter
+        text.set_text(said)
+
+
+def _short(text: str, most: int) -> str:
+    """The text, its middle left out where it is longer."""
+    head = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[-(most - 1 - head) :]}"

@@ -1,0 +1,250 @@
+"""Segmentation and depth learned on rendered images, on 2 cores.
+
+python -m experiments.dense_scenes.run --workdir=runs/dense_scenes     # about half an hour
+
+Trains the small runs of configs/ade20k.py and nyuv2.py from fresh weights, then the paper's whole
+way in small (a teacher, features distilled from it, heads on the frozen model, heads on the frozen
+teacher), and what the paper leaves open; writes docs/dense_scenes.md and its figures. Called again,
+it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from adaperceiver_jax.convert.whole import write_bytes
+from adaperceiver_jax.data.pipeline import evaluation_batches
+from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate.dense_table import DensePoint, csv_text
+from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores
+from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
+from adaperceiver_jax.tasks.dense_sweep import sweep_dense
+from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.tasks.weights import find_run
+from adaperceiver_jax.train.feed import open_data, prepared
+from adaperceiver_jax.train.loop import train
+from adaperceiver_jax.train.settings import from_config
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+DEEP = "model.layer_scale=None,model.process_token_init=norm_randn"
+FROZEN = (
+    "train_only=('backbone/(write_head|output_latents|output_adapter)/.*', 'head/.*'),"
+    "init_skip=('head/.*',)"
+)
+ON_VIT = "train_only=('head/.*', 'mlp/.*'),init_skip=('head/.*', 'mlp/.*')"
+LONG = "length=3000 steps,data.train_count=20000,data.difficulty=0.15,log_every=200,ema=0.99"
+RUNS: dict[str, tuple[str, str]] = {
+    "segment": ("ade20k", "runlocal"),
+    "depth": ("nyuv2", "runlocal"),
+    "teacher": ("scratch", f"runlocal,task=teacher,{LONG},evaluation.sub_networks=()"),
+    "features": ("features", f"runlocal,teacher.path={{0}}/teacher/model,{LONG},{DEEP}"),
+    "segment_frozen": ("ade20k", f"runlocal,init_from={{0}}/features,{FROZEN}"),
+    "depth_frozen": ("nyuv2", f"runlocal,init_from={{0}}/features,{FROZEN}"),
+    "segment_vit": ("vit_ade20k", f"runlocal,init_from={{0}}/teacher,{ON_VIT}"),
+    "depth_vit": ("vit_nyuv2", f"runlocal,init_from={{0}}/teacher,{ON_VIT}"),
+    "segment_fixed_rope": ("ade20k", "runlocal,model.rope_scale=1.0"),
+    "segment_16_outputs": ("ade20k", "runlocal,model.patch_size=8"),
+    "segment_segmenter": ("ade20k", "runlocal,dense.head=segmenter"),
+}
+"""configs/NAME.py and its argument; {0} is the workdir."""
+
+
+def config_of(name: str, workdir: Path) -> RunConfig:
+    module, argument = RUNS[name]
+    config = importlib.import_module(f"configs.{module}").get_config(argument.format(workdir))
+    return from_config(RunConfig, config.to_dict())
+
+
+def command(name: str, workdir: str = "runs/dense_scenes") -> str:
+    """What a user would type."""
+    module, argument = RUNS[name]
+    quoted = f"configs/{module}.py:{argument.format(workdir)}"
+    return f'python main.py --config="{quoted}" --workdir={workdir}/{name}'
+
+
+def batches(config: RunConfig, task: Any) -> Any:
+    prepare = prepared(config, task.inputs, task.num_classes)
+    source = open_data(config.data).validation.source
+    return evaluation_batches(source, 128, transform=prepare.evaluate)
+
+
+def sweep(name: str, workdir: Path, tokens: Sequence[int] | None = TOKENS) -> list[DensePoint]:
+    """All tokens at full width and depth, and widths and depths at the trained tokens."""
+    config = config_of(name, workdir)
+    task: Any = make_task(config)
+    params = jax.device_put(find_run(workdir / name).read())
+    if config.trains_vit:
+        return sweep_dense(task, params, batches(config, task))
+    c = config.model
+    points = sweep_dense(
+        task, params, batches(config, task), tokens, c.widths, range(1, c.depth + 1)
+    )
+    write_bytes(workdir / f"{name}.csv", csv_text(points).encode())
+    return points
+
+
+def trivial(name: str, workdir: Path) -> dict[str, float]:
+    """What no network at all scores: the training images' commonest class, or their mean depth."""
+    config = config_of(name, workdir)
+    opened = open_data(config.data)
+    train_images, others = opened.train.source, opened.validation.source
+    if config.task == "segment":
+        classes = config.dense.num_classes
+        counts = np.zeros(classes, np.int64)
+        for i in range(0, len(train_images), 8):
+            counts += np.bincount(train_images[i]["segmentation"].ravel(), minlength=classes)
+        confusion = np.zeros((classes, classes), np.int64)
+        for i in range(len(others)):
+            seen = np.bincount(others[i]["segmentation"].ravel(), minlength=classes)
+            confusion[:, counts.argmax()] += seen
+        return segmentation_scores(confusion)
+    mean = np.mean([train_images[i]["depth"].mean() for i in range(0, len(train_images), 8)])
+    depth = np.stack([others[i]["depth"] for i in range(len(others))])
+    valid = (depth > 0) & (depth <= config.data.max_depth)
+    sums = jax.tree.map(
+        lambda x: np.asarray(x, np.float64).sum(),
+        depth_errors(np.full_like(depth, mean), depth, valid),
+    )
+    return depth_scores(sums)
+
+
+def at(points: Sequence[DensePoint], tokens: int | None = None, width=None, depth=None):
+    """The scores of one sub-network; None is the largest."""
+    wanted = {"num_tokens": tokens, "width": width, "depth": depth}
+    for name, value in wanted.items():
+        if value is None and points[0].num_tokens is not None:
+            wanted[name] = max(getattr(p, name) for p in points if p.tokens_are == "trained")
+    (point,) = (p for p in points if all(getattr(p, n) == v for n, v in wanted.items()))
+    return point.scores
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+def percent(x: float) -> str:
+    return f"{100 * x:.1f}"
+
+
+def summary(task: str, found: dict[str, Any], names: dict[str, str]) -> str:
+    """A row a run, beside the trivial baseline."""
+    keys = (
+        ("miou", "mean_accuracy", "accuracy")
+        if task == "segment"
+        else ("rmse", "rmse_pixels", "abs_rel", "log10", "delta1", "delta2", "delta3")
+    )
+    show = percent if task == "segment" else lambda x: f"{x:.3f}"
+    lines = [(label, *(show(found[name][key]) for key in keys)) for name, label in names.items()]
+    unit = " (%)" if task == "segment" else ""
+    return table(("", *(key + unit for key in keys)), lines)
+
+
+def token_table(task: str, runs: dict[str, tuple[str, list[DensePoint]]]) -> str:
+    """mIoU or RMSE over the token counts, at full width and depth."""
+    key, show = ("miou", percent) if task == "segment" else ("rmse", lambda x: f"{x:.3f}")
+    kinds = {p.num_tokens: p.tokens_are for _, points in runs.values() for p in points}
+    lines = []
+    for label, points in runs.values():
+        lines.append((label, *(show(at(points, t)[key]) for t in TOKENS)))
+    head = [f"{t}{'' if kinds[t] == 'trained' else '*'}" for t in TOKENS]
+    return table(("tokens", *head), lines)
+
+
+def grid_table(task: str, points: list[DensePoint], by: str) -> str:
+    key, show = ("miou", percent) if task == "segment" else ("rmse", lambda x: f"{x:.3f}")
+    values = sorted({getattr(p, by) for p in points})
+    trained = sorted({p.num_tokens for p in points if p.tokens_are == "trained"})
+    lines = [
+        (f"{t} tokens", *(show(at(points, t, **{by: v})[key]) for v in values)) for t in trained
+    ]
+    return table(("", *(f"{by} {v}" for v in values)), lines)
+
+
+def page(workdir: Path, minutes: float) -> str:
+    """docs/dense_scenes.md, from the runs' folders."""
+    points = {name: sweep(name, workdir) for name in RUNS if name not in ("teacher", "features")}
+    scores = {name: at(p) for name, p in points.items()}
+    scores |= {f"{name}_trivial": trivial(name, workdir) for name in ("segment", "depth")}
+    scores["segment_few"], scores["depth_few"] = (
+        at(points[n], 2) for n in ("segment_frozen", "depth_frozen")
+    )
+    for task, metric in (("segment", "miou"), ("depth", "rmse")):
+        for name in (task, f"{task}_frozen"):
+            for by in ("width", "depth"):
+                picture = DOCS / "figures" / f"scenes_{name}_by_{by}.png"
+                plot_tradeoff(points[name], metric, by, picture)
+            plot_tokens(points[name], metric, DOCS / "figures" / f"scenes_{name}_tokens.png")
+    segment_names = {
+        "segment_trivial": "the commonest class everywhere",
+        "segment": "**`:runlocal`**: fresh weights, all trained",
+        "segment_frozen": "the recipe: frozen, distilled encoder",
+        "segment_few": "the same, 2 tokens",
+        "segment_vit": "the baseline: frozen teacher (ViT)",
+        "segment_segmenter": "`:runlocal` with the mask transformer",
+        "segment_16_outputs": "`:runlocal` with 16 output tokens",
+    }
+    depth_names = {
+        "depth_trivial": "the mean depth everywhere",
+        "depth": "**`:runlocal`**: fresh weights, all trained",
+        "depth_frozen": "the recipe: frozen, distilled encoder",
+        "depth_few": "the same, 2 tokens",
+        "depth_vit": "the baseline: frozen teacher (ViT)",
+    }
+    over_tokens = {
+        "segment": ("`:runlocal`, 64 output tokens", points["segment"]),
+        "16": ("`:runlocal`, 16 output tokens", points["segment_16_outputs"]),
+        "segmenter": ("mask transformer", points["segment_segmenter"]),
+        "fixed": ("positions never scaled (`rope_scale=1`)", points["segment_fixed_rope"]),
+        "frozen": ("frozen encoder", points["segment_frozen"]),
+    }
+    depth_tokens = {
+        "depth": ("`:runlocal`", points["depth"]),
+        "frozen": ("frozen encoder", points["depth_frozen"]),
+    }
+    parts = {
+        "segment_table": summary("segment", scores, segment_names),
+        "depth_table": summary("depth", scores, depth_names),
+        "segment_tokens": token_table("segment", over_tokens),
+        "depth_tokens": token_table("depth", depth_tokens),
+        "segment_depths": grid_table("segment", points["segment"], "depth"),
+        "segment_widths": grid_table("segment", points["segment"], "width"),
+        "depth_depths": grid_table("depth", points["depth"], "depth"),
+        "commands": "\n".join(command(name) for name in RUNS),
+        "minutes": f"{minutes:.0f}",
+    }
+    text = (Path(__file__).parent / "page.md").read_text()
+    for name, value in parts.items():
+        text = text.replace("{" + name + "}", value)
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains what is not trained yet, evaluates, writes the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, default=Path("runs/dense_scenes"))
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)
+    began = time.perf_counter()
+    for name in RUNS:
+        config = config_of(name, options.workdir)
+        train(config, make_task(config), options.workdir / name)
+    text = page(options.workdir, (time.perf_counter() - began) / 60)
+    write_bytes(DOCS / "dense_scenes.md", text.encode())
+    print(DOCS / "dense_scenes.md")
+
+
+if __name__ == "__main__":
+    main()
