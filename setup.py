@@ -53,6 +53,7 @@ setup(
             "mypy>=2.4,<3",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",  # tests on all cores
+            "scikit-learn>=1.8,<2",  # its confusion matrix, to compare with
             "ruff>=0.17.5,<0.18",  # one minor version: formats differ between them
         ],
     },

@@ -112,7 +112,7 @@ def evaluate(options: argparse.Namespace) -> list[DensePoint]:
     """All points; ValueError for what cannot be."""
     config = read_config(options.run, options.set)
     task: Any = make_task(dataclasses.replace(config, init_from=""))
-    size = options.batch or config.evaluation.batch_size
+    size = config.evaluation.batch_size if options.batch is None else options.batch
     if size < 1 or size % jax.local_device_count():
         raise ValueError(
             f"--batch={size}: must be a multiple of the {jax.local_device_count()} devices"
@@ -122,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> list[DensePoint]:
     with open_batches(config, task, size, options.own_size) as batches:
         return sweep_dense(
             task,
-            jax.device_put(params),
+            params,
             batches,
             options.tokens,
             options.widths,
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_bytes(options.out, csv_text(points).encode())
         print(f"\n{options.out}: {len(points)} lines")
     if options.figures:
-        task = "ade20k" if "miou" in points[0].scores else "nyuv2"
+        task = "segment" if "miou" in points[0].scores else "depth"
         for path in draw(points, task, options.figures):
             print(path)
 

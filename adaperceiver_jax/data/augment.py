@@ -154,7 +154,7 @@ class Preparation:
         if _is_array(sample, self.size) and not self.augment.crop:
             return self._finish(sample, {})
         image, maps = self._open(sample)
-        image = decode(image, sample["name"])
+        image = decode(image, sample.get("name", "an image"))
         if self.augment.crop and not self._maps:
             cut = Preprocessing(image_size=self.size[0], crop=self.augment.evaluation_crop)
             return self._finish(sample, {"image": cut.pixels(image)})

@@ -12,7 +12,6 @@ from typing import Any
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.models.vit import ViTConfig
 
-
 COSTS = ("encoder_gflops", "head_gflops")
 
 

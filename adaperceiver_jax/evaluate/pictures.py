@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaperceiver_jax.models.dense import DepthOutput, SegmentationOutput
 from adaperceiver_jax.models.upsample import sample_bilinear
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL, NARROWEST = 3.2, 2.6
+PANEL, NARROWEST = 3.2, 3.0
 """Inches: the longer side of a panel, and the least room across that its title and legend need."""
 GAP, TITLE, ENTRY, BAR = 0.2, 0.46, 0.15, 0.6
 """Inches: between panels, above each, of a legend's line, of the colour bar and its numbers."""
@@ -26,12 +27,14 @@ PANELS = 5
 """In a row; more go on below."""
 STRENGTH = 0.6
 """Of a class's colour over the grey image."""
-LEVELS, LIGHTNESS = 16, (0.5, 0.93)
+LEVELS, LIGHTNESS = 16, (0.5, 0.9)
 """Colours are chosen from so many levels of red, green and blue, neither dark nor white."""
 BAND = 16
 """Rows of a class map that are made at once: scores of 150 classes at a photo's size are 7 GB."""
-ENTRIES, NAME, FILE = 10, 20, 30
-"""At most so many classes in a legend, letters of each, and letters of a file's name."""
+TOP, ENTRIES = 5, 10
+"""At most so many classes in a line of text, and in a legend."""
+LETTERS, TWO_COLUMNS = 30, 19
+"""At most so many of a name; and of every line of the legends that stand in two columns."""
 
 
 @functools.cache
@@ -75,9 +78,19 @@ def _oklab(colours: np.ndarray) -> np.ndarray:
     return np.cbrt(linear @ to_cones.T) @ to_lab.T
 
 
+def own_size(out: SegmentationOutput | DepthOutput, size: tuple[int, int]) -> np.ndarray:
+    """What was predicted of one image, at its own height and width: class numbers, or metres.
+
+    Logits are resized (bilinear), not the classes.
+    """
+    if isinstance(out, SegmentationOutput):
+        return np.asarray(_class_map(out.logits[0], size))
+    return np.asarray(_depth_map(out.depth[0], size))
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def class_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The likeliest class (h, w) at an image's own size: of logits (H, W, classes), bilinear."""
+def _class_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Logits (H, W, classes) -> the likeliest class (h, w)."""
     height, width = size
     turned = logits.swapaxes(0, 1)
 
@@ -90,8 +103,8 @@ def class_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def depth_map(depth: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Metres (H, W) at an image's own size, bilinear."""
+def _depth_map(depth: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """(H, W) -> (h, w)."""
     rows, columns = (jnp.arange(side) for side in size)
     return sample_bilinear(depth[..., None], jnp.array(size), rows, columns)[..., 0]
 
@@ -106,6 +119,19 @@ def percent(part: float) -> str:
     return "<0.1%" if 0 < part < 0.0005 else f"{100 * part:.1f}%"
 
 
+def largest(parts: np.ndarray, names: Sequence[str]) -> str:
+    """'81.2% cat, 7.0% dog, ...'"""
+    best = [k for k in np.argsort(-parts, kind="stable")[:TOP] if parts[k]]
+    return ", ".join(f"{percent(parts[k])} {names[k]}" for k in best)
+
+
+def summary(found: np.ndarray, classes: Sequence[str]) -> str:
+    """The largest of the classes, or without any the least, mean and most metres."""
+    if classes:
+        return largest(shares(found, len(classes)), classes)
+    return f"min {found.min():.3f}, mean {found.mean():.3f}, max {found.max():.3f}"
+
+
 def overlay(image: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
     """The colour of each pixel's class over the image in grey.
 
@@ -118,44 +144,57 @@ def overlay(image: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndar
     return mixed.round().astype(np.uint8)
 
 
-def draw_segmentation(
-    path: Path,
+def draw(
     name: str,
     image: np.ndarray,
     maps: Sequence[np.ndarray],
     titles: Sequence[str],
-    names: Sequence[str],
-) -> None:
-    """Writes a PNG: the image, then its classes in colour under each title, with their shares.
+    classes: Sequence[str],
+) -> bytes:
+    """A PNG: the image, and beside it, under each title, a map of classes or of metres.
 
     Args:
       name: of the image.
       image: (H, W, 3) uint8.
-      maps: (H, W) class numbers, one a title.
-      names: of the classes.
+      maps: (H, W) each: class numbers, or metres.
+      titles: one a map.
+      classes: their names; () where maps are of metres.
     """
-    parts = [shares(classes, len(names)) for classes in maps]
-    order = np.argsort(-np.sum(parts, axis=0), kind="stable")  # the same in every legend
-    legends = [_entries(part, order, names) for part in parts]
-    lines = max(-(-len(legend) // 2) for legend in legends)
-    figure, panels = _panels(name, image, titles, below=lines * ENTRY + 0.1)
-    for axes, classes, legend in zip(panels, maps, legends, strict=True):
-        axes.imshow(overlay(image, classes, len(names)))
-        _add_legend(axes, legend, palette(len(names)) / 255)
-    figure.savefig(path, format="png", dpi=DPI)
+    figure = (
+        _segmentation(name, image, maps, titles, classes)
+        if classes
+        else _depth(name, image, maps, titles)
+    )
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
 
 
-def draw_depth(
-    path: Path,
+def _segmentation(
     name: str,
     image: np.ndarray,
     maps: Sequence[np.ndarray],
     titles: Sequence[str],
-) -> None:
-    """Writes a PNG: the image, then its depth in metres under each title, on one scale of colours.
+    classes: Sequence[str],
+) -> Figure:
+    """Each class in its colour, and a legend of those that are there, with their shares."""
+    parts = [shares(labels, len(classes)) for labels in maps]
+    order = np.argsort(-np.sum(parts, axis=0), kind="stable")  # the same in every legend
+    legends = [_entries(part, order, classes) for part in parts]
+    longest = max(len(text) for legend in legends for _, text in legend)
+    columns = 2 if longest <= TWO_COLUMNS else 1
+    lines = -(-max(map(len, legends)) // columns)
+    figure, panels = _panels(name, image, titles, below=lines * ENTRY + 0.1)
+    for axes, labels, legend in zip(panels, maps, legends, strict=True):
+        axes.imshow(overlay(image, labels, len(classes)))
+        _add_legend(axes, legend, palette(len(classes)) / 255, columns)
+    return figure
 
-    Arguments as `draw_segmentation`'s; maps are (H, W) metres.
-    """
+
+def _depth(
+    name: str, image: np.ndarray, maps: Sequence[np.ndarray], titles: Sequence[str]
+) -> Figure:
+    """One scale of colours for all, and its bar."""
     low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
     figure, panels = _panels(name, image, titles, right=BAR)
     for axes, depth in zip(panels, maps, strict=True):
@@ -166,7 +205,7 @@ def draw_depth(
     bar.ax.invert_yaxis()
     bar.ax.tick_params(labelsize=8)
     bar.ax.set_title("metres", fontsize=8)
-    figure.savefig(path, format="png", dpi=DPI)
+    return figure
 
 
 def _panels(
@@ -187,7 +226,7 @@ def _panels(
     down = rows * (TITLE + tall + below + GAP)
     figure = Figure(figsize=(across, down))
     panels = []
-    for i, title in enumerate((f"{_short(name, FILE)}\n{width} x {height}", *titles)):
+    for i, title in enumerate((f"{_short(name, LETTERS)}\n{width} x {height}", *titles)):
         left = GAP + i % columns * (room + GAP) + (room - wide) / 2
         top = (i // columns) * (TITLE + tall + below + GAP) + TITLE
         box = (left / across, (down - top - tall) / down, wide / across, tall / down)
@@ -206,7 +245,7 @@ def _entries(
     there = [int(k) for k in order if part[k]]
     shown = there if len(there) <= ENTRIES else there[: ENTRIES - 1]
     entries: list[tuple[int | None, str]] = [
-        (k, f"{_short(names[k], NAME)} {percent(part[k])}") for k in shown
+        (k, f"{_short(names[k], LETTERS)} {percent(part[k])}") for k in shown
     ]
     rest = there[len(shown) :]
     if rest:
@@ -214,8 +253,10 @@ def _entries(
     return entries
 
 
-def _add_legend(axes: Axes, entries: Sequence[tuple[int | None, str]], colours: np.ndarray) -> None:
-    """Below the panel, in two columns."""
+def _add_legend(
+    axes: Axes, entries: Sequence[tuple[int | None, str]], colours: np.ndarray, columns: int
+) -> None:
+    """Below the panel."""
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
@@ -226,7 +267,7 @@ def _add_legend(axes: Axes, entries: Sequence[tuple[int | None, str]], colours: 
         ["" for _ in entries],
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
-        ncol=2,
+        ncol=columns,
         fontsize=8,
         frameon=False,
         handlelength=1,

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver, Encoded
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.dense_heads import (
+    HEAD_DIM,
     DepthHead,
     MaskTransformer,
     SegmentationHead,
@@ -94,6 +95,11 @@ class SegmentationConfig(DenseConfig):
         for name in ("decoder_features", "decoder_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.decoder_features > HEAD_DIM and self.decoder_features % HEAD_DIM:
+            raise ValueError(
+                f"decoder_features={self.decoder_features}: must be a multiple of {HEAD_DIM}, one "
+                "attention head's channels, or less than that"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

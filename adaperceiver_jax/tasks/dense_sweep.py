@@ -97,9 +97,10 @@ def sweep_dense(
     whole_vit = isinstance(config.backbone, ViTConfig)
     task.check_sub_networks(tokens, widths, depths)
     predict = _vit_maps(task, flip) if whole_vit else _all_maps(task, tokens, widths, depths, flip)
-    place = NamedSharding(Mesh(np.array(jax.local_devices()), "data"), P("data"))
+    mesh = Mesh(np.array(jax.local_devices()), "data")
+    params = jax.device_put(params, NamedSharding(mesh, P()))
     for batch in batches:
-        arrays = jax.device_put(batch, place)
+        arrays = jax.device_put(batch, NamedSharding(mesh, P("data")))
         for sub_network, maps in predict(params, arrays["image"]):
             for kind, sums in zip(kinds, score(maps, arrays), strict=True):
                 totals[sub_network, kind].add(sums)

@@ -153,6 +153,8 @@ def make_model(config: RunConfig) -> nn.Module:
 
 def make_task(config: RunConfig) -> Task:
     """The task; loads the teacher."""
+    if config.task in DENSE:
+        check_unmixed(config.mixing)
     model: Any = make_model(config)
     if config.task == "teacher":
         return Teacher(
@@ -162,7 +164,6 @@ def make_task(config: RunConfig) -> Task:
             init_scale=config.init_scale,
         )
     if config.task in DENSE:
-        check_unmixed(config.mixing)
         task = Segment if config.task == "segment" else Depth
         return task(
             model=model,

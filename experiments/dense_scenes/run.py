@@ -42,12 +42,18 @@ FROZEN = (
     "init_skip=('head/.*',)"
 )
 ON_VIT = "train_only=('head/.*', 'mlp/.*'),init_skip=('head/.*', 'mlp/.*')"
-LONG = "length=3000 steps,data.train_count=20000,data.difficulty=0.15,log_every=200,ema=0.99"
+LONG = "data.train_count=20000,data.difficulty=0.15,log_every=200,ema=0.99"
 RUNS: dict[str, tuple[str, str]] = {
     "segment": ("ade20k", "runlocal"),
     "depth": ("nyuv2", "runlocal"),
-    "teacher": ("scratch", f"runlocal,task=teacher,{LONG},evaluation.sub_networks=()"),
-    "features": ("features", f"runlocal,teacher.path={{0}}/teacher/model,{LONG},{DEEP}"),
+    "teacher": (
+        "scratch",
+        f"runlocal,task=teacher,length=3000 steps,{LONG},evaluation.sub_networks=()",
+    ),
+    "features": (
+        "features",
+        f"runlocal,teacher.path={{0}}/teacher/model,length=1200 steps,{LONG},{DEEP}",
+    ),
     "segment_frozen": ("ade20k", f"runlocal,init_from={{0}}/features,{FROZEN}"),
     "depth_frozen": ("nyuv2", f"runlocal,init_from={{0}}/features,{FROZEN}"),
     "segment_vit": ("vit_ade20k", f"runlocal,init_from={{0}}/teacher,{ON_VIT}"),
@@ -82,7 +88,7 @@ def sweep(name: str, workdir: Path, tokens: Sequence[int] | None = TOKENS) -> li
     """All tokens at full width and depth, and widths and depths at the trained tokens."""
     config = config_of(name, workdir)
     task: Any = make_task(config)
-    params = jax.device_put(find_run(workdir / name).read())
+    params = find_run(workdir / name).read()
     if config.trains_vit:
         return sweep_dense(task, params, batches(config, task))
     c = config.model

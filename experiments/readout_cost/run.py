@@ -77,7 +77,7 @@ def make_step(task: Classify) -> Any:
 
     def step(params: Any, batch: dict[str, jax.Array]) -> Any:
         draw_key, key = jax.random.split(jax.random.key(0))
-        samples, shared = task.draw(batch, draw_key)
+        samples, shared = task.draw(batch, draw_key, 0)
         return loss_and_gradients(task, params, {}, {}, samples, shared, key)
 
     return jax.jit(step)

@@ -1,5 +1,6 @@
 """Hub folders: saved and loaded whole, and everything else refused by name."""
 
+import dataclasses
 import json
 import shutil
 
@@ -39,6 +40,55 @@ def test_a_hub_config_holds_only_what_the_reference_knows():
     assert keys >= {"mask_token_grans", "mat_dims", "img_size", "ls_init_values", "num_classes"}
     assert not keys & {"max_width", "rope_scale", "fourier_bands", "model"}
     assert "output_feat_dim" not in describe.config_to_dict(MODELS["classification"])
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("segmentation", {"num_classes"}),
+        ("depth", {"bins", "min_depth", "max_depth"}),
+        ("segmenter", {"num_classes", "head", "decoder_features", "decoder_depth"}),
+        ("vit segmentation", {"num_classes", "class_token", "mlp"}),
+        ("vit depth", {"bins", "min_depth", "max_depth"}),
+    ],
+)
+def test_a_dense_config_holds_only_what_says_something(name, keys):
+    config = describe.config_to_dict(MODELS[name])
+    assert set(config) == {"model", "backbone", "head_drop"} | keys
+    assert config["backbone"].get("model") == ("ViT" if name.startswith("vit") else None)
+
+
+def test_a_dense_config_says_whatever_is_not_as_usual():
+    c = MODELS["segmentation"].config
+    usual = dataclasses.replace(c, head="segmenter")
+    values = describe.config_to_dict(ap.SegmentationModel(usual))
+    assert (values["decoder_features"], values["decoder_depth"]) == (768, 2)
+    for change in (dict(head="segmenter"), dict(decoder_features=64), dict(decoder_depth=3)):
+        model = ap.SegmentationModel(dataclasses.replace(c, **change))
+        assert describe.model_from_dict(describe.config_to_dict(model)) == model
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c.pop("model"), "not an AdaPerceiver's config: unknown keys"),
+        (lambda c: c.update(model="PolicyNetwork"), "not a PolicyNetwork's config: unknown keys"),
+        (lambda c: c.update(width=3), r"not a ViT's config: unknown keys \['width'\]"),
+        (lambda c: c.update(global_pool="avg"), "backbone: a ViT whose last norm comes after"),
+    ],
+)
+def test_a_backbone_that_is_none_is_refused(edit, message):
+    values = json.loads(describe.config_text(MODELS["vit depth"]))
+    edit(values["backbone"])
+    with pytest.raises(ValueError, match=message):
+        describe.model_from_dict(values)
+
+
+def test_a_model_that_gives_no_patches_is_no_backbone():
+    values = json.loads(describe.config_text(MODELS["vit depth"]))
+    values["backbone"] = describe.config_to_dict(MODELS["policy"])
+    with pytest.raises(ValueError, match="backbone: a PolicyNetwork; must be an AdaPerceiver or"):
+        describe.model_from_dict(values)
 
 
 @pytest.fixture

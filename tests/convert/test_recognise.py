@@ -57,10 +57,16 @@ def test_other_ffn_ratios_hold_as_many_hidden_units():
     [
         ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=9)),
         ap.DepthModel(ap.DepthConfig(backbone=DENSE, bins=32)),
+        ap.SegmentationModel(
+            ap.SegmentationConfig(
+                backbone=DENSE, num_classes=9, head="segmenter", decoder_features=192,
+                decoder_depth=3,
+            )
+        ),
         MODELS["policy"],
     ],
-    ids=lambda model: type(model).__name__,
-)
+    ids=["segmentation", "depth", "segmenter", "policy"],
+)  # fmt: skip
 def test_heads_and_policies(model):
     assert recognise(Shapes(model)) == model
 
@@ -70,7 +76,11 @@ def test_heads_and_policies(model):
     [
         ("classification", "an AdaPerceiver of 24 channels, not the paper's 832.*--model"),
         ("segmentation", "an AdaPerceiver of 24 channels"),
+        ("segmenter", "an AdaPerceiver of 24 channels"),
         ("vit", "a ViT, whose heads no tensor tells; .*--model"),
+        ("vit segmentation", "a dense model on a ViT, whose heads no tensor tells; .*--model"),
+        ("vit segmenter", "a dense model on a ViT, whose heads no tensor tells; .*--model"),
+        ("vit depth", "a dense model on a ViT, whose heads no tensor tells; .*--model"),
     ],
 )
 def test_what_its_tensors_do_not_tell_must_be_given(name, message, tmp_path):

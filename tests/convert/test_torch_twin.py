@@ -1,5 +1,6 @@
 """What is exported loads in PyTorch, strictly, and gives the same outputs there."""
 
+import dataclasses
 import json
 
 import jax
@@ -87,6 +88,24 @@ def test_every_vit(name, tmp_path):
     assert_same_outputs(model, params, in_pytorch(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("variant", "joined"),
+    [
+        ("deit3", dict(class_token=True)),
+        ("deit3", dict(mlp=True)),
+        ("clip", dict(class_token=True, mlp=True)),
+        ("so150m", {}),
+        ("so150m", dict(mlp=True)),
+    ],
+)
+def test_every_way_to_join_a_vits_tokens(variant, joined, tmp_path):
+    backbone = ap.ViTConfig(**(VIT | VITS[variant] | dict(num_classes=None)))
+    model = ap.DepthModel(ap.DepthConfig(backbone=backbone, bins=4, **joined))
+    params = random_params(model)
+    ap.save_pretrained(model, params, tmp_path)
+    assert_same_outputs(model, params, in_pytorch(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["classification", "distillation", "segmentation", "depth"])
 def test_a_shallower_sub_network_is_an_ordinary_model(name, tmp_path):
     model = MODELS[name]
@@ -145,6 +164,14 @@ def test_what_else_the_reference_cannot_say():
         ap.SegmentationConfig(backbone=BACKBONE.replace(rope_scale=2.0), num_classes=3)
     )
     assert for_reference(dense)[1] == "rope_scale=2.0"
+    segmenter = ap.SegmentationModel(dataclasses.replace(dense.config, head="segmenter"))
+    assert for_reference(segmenter)[1] == "rope_scale=2.0; head=segmenter"
+    assert for_reference(MODELS["segmenter"]) == (MODELS["segmenter"], "head=segmenter")
+
+
+@pytest.mark.parametrize("name", ["vit segmentation", "vit depth"])
+def test_nothing_of_a_dense_vit_changes_for_the_reference(name):
+    assert for_reference(MODELS[name]) == (MODELS[name], "")
 
 
 @pytest.mark.slow

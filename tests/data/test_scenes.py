@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from adaperceiver_jax.data.augment import AugmentSettings, Preparation
 from adaperceiver_jax.data.rendering import SHAPES, TEXTURES, Scene, render
 from adaperceiver_jax.data.scenes import CLASSES, MAX_DISTRACTORS, Scenes
 
@@ -229,3 +230,11 @@ def test_bad_arguments_are_named(arguments, message):
 def test_an_index_out_of_bounds_is_named(index):
     with pytest.raises(IndexError, match=f"index={index}: .* count=5"):
         Scenes(5)[index]
+
+
+def test_scenes_are_cut_for_evaluation_too():
+    """They have no name, which only errors need."""
+    augment = AugmentSettings(crop=(0.5, 1.0))
+    preparation = Preparation(size=(16, 16), augment=augment)
+    out = preparation.evaluate(Scenes(1, 32)[0])
+    assert out["image"].shape == (16, 16, 3)

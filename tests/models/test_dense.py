@@ -1,11 +1,14 @@
 """The dense heads against formulas of their own."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.models import dense
+from adaperceiver_jax.models.dense_heads import MaskTransformer
+from adaperceiver_jax.models.vit import ViTBlock
 from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
@@ -27,11 +30,6 @@ def linear_matrix(old: int, new: int) -> np.ndarray:
 def bilinear(x, height, width):
     x = np.einsum("ij,...jkc->...ikc", linear_matrix(x.shape[-3], height), x)
     return np.einsum("ij,...kjc->...kic", linear_matrix(x.shape[-2], width), x)
-
-
-def test_bilinear_resizing():
-    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
-    np.testing.assert_allclose(dense.resize_bilinear(x, 12, 7), bilinear(x, 12, 7), **CLOSE)
 
 
 def features(model, params, images):
@@ -97,3 +95,117 @@ def test_readouts_are_every_granularitys_own_prediction(kind):
     for ours, t in zip(many, BACKBONE.token_granularities, strict=True):
         (one,) = jax.tree.leaves(run(model, params, images, num_tokens=t))
         np.testing.assert_allclose(ours, one, **CLOSE)
+
+
+VIT = ap.ViTConfig(
+    embed_dim=12, depth=2, num_heads=2, patch_size=4, image_size=12, num_classes=None
+)
+
+
+def layer_norm(x, p, epsilon=1e-6):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+    return x * p["scale"] + p["bias"]
+
+
+@pytest.mark.parametrize("class_token", [False, True])
+@pytest.mark.parametrize("mlp", [False, True])
+def test_on_a_vit(class_token, mlp):
+    """The class token comes first, each token through the MLP before."""
+    config = ap.SegmentationConfig(backbone=VIT, num_classes=3, class_token=class_token, mlp=mlp)
+    model = ap.SegmentationModel(config)
+    params, images = random_params(model), random_images(VIT, size=(12, 20))
+    out = run(ap.ViT(VIT), params["backbone"], images)
+    tokens = np.concatenate([out.prefix, out.features], axis=1)
+    if mlp:
+        p = params["mlp"]
+        hidden = tokens @ p["fc1"]["kernel"] + p["fc1"]["bias"]
+        tokens = np.asarray(jax.nn.gelu(hidden, approximate=False)) @ p["fc2"]["kernel"]
+        tokens = tokens + p["fc2"]["bias"]
+    x = tokens[:, 1:]
+    if class_token:
+        x = np.concatenate([np.repeat(tokens[:, :1], 15, axis=1), x], axis=-1)
+    x, head = layer_norm(x.reshape(2, 3, 5, -1), params["head"]["bn"]), params["head"]["conv_seg"]
+    want = bilinear(x @ head["kernel"][0, 0] + head["bias"], 12, 20)
+    np.testing.assert_allclose(run(model, params, images).logits, want, **CLOSE)
+    (readout,) = run(model, params, images, "readouts").logits
+    np.testing.assert_allclose(readout, want, **CLOSE)
+
+
+def test_the_mask_transformer():
+    """Against its definition, its blocks apart, which are a ViT's."""
+    head = MaskTransformer(num_classes=3, features=8, depth=2)
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 6)).astype(np.float32)
+    shapes = jax.eval_shape(lambda: head.init(jax.random.key(0), x))["params"]
+    rng = np.random.default_rng(1)
+    p = jax.tree.map(lambda s: 0.5 * rng.standard_normal(s.shape).astype(np.float32), shapes)
+    tokens = x.reshape(2, 15, 6) @ p["proj_dec"]["kernel"] + p["proj_dec"]["bias"]
+    tokens = np.concatenate([tokens, np.repeat(p["cls_emb"], 2, axis=0)], axis=1)
+    sizes = ap.ViTConfig(embed_dim=8, depth=2, num_heads=1, num_classes=None)
+    for i in range(2):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
+        tokens = np.asarray(ViTBlock(sizes).apply({"params": block}, tokens, None)[0])
+    tokens = layer_norm(tokens, p["decoder_norm"])
+    patches = tokens[:, :15] @ p["proj_patch"]["kernel"]
+    classes = tokens[:, 15:] @ p["proj_classes"]["kernel"]
+    cosines = np.einsum("bpc,bkc->bpk", patches, classes)
+    cosines = cosines / np.linalg.norm(patches, axis=-1)[..., None]
+    cosines = cosines / np.linalg.norm(classes, axis=-1)[:, None]
+    want = layer_norm(cosines, p["mask_norm"]).reshape(2, 3, 5, 3)
+    np.testing.assert_allclose(head.apply({"params": p}, x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_readouts_through_any_function_of_the_maps_recomputed_or_not():
+    config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)
+    images = random_images(BACKBONE)
+    params = random_params(ap.SegmentationModel(config))
+
+    def loss(params, remat):
+        model = ap.SegmentationModel(config, remat=remat)
+        read = lambda maps: (maps**2).mean((1, 2, 3))  # noqa: E731
+        squares = model.apply({"params": params}, read, images, method="map_readouts")
+        assert squares.shape == (len(BACKBONE.token_granularities), 2)
+        return squares.sum(), squares
+
+    results = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, r) for r in (0, 1)]
+    (plain, squares), (again, same) = results
+    np.testing.assert_allclose(squares, same, rtol=1e-6)
+    maps = [
+        run(ap.SegmentationModel(config), params, images, "maps", num_tokens=t)
+        for t in BACKBONE.token_granularities
+    ]
+    np.testing.assert_allclose(squares, [(m**2).mean((1, 2, 3)) for m in maps], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": BACKBONE, "class_token": True}, "class_token=True: is for a ViT"),
+        ({"backbone": BACKBONE, "mlp": True}, "mlp=True: is for a ViT"),
+        (
+            {
+                "backbone": dataclasses.replace(VIT, class_token=False, global_pool="avg"),
+                "class_token": True,
+            },
+            "class_token=True: the backbone, a ViT, has none",
+        ),
+        (
+            {"backbone": dataclasses.replace(VIT, global_pool="avg")},
+            "last norm comes after pooling",
+        ),
+        ({"backbone": BACKBONE, "head": "dpt"}, "head='dpt': must be one of linear, segmenter"),
+        ({"backbone": BACKBONE, "decoder_features": 200}, "must be a multiple of 64, one"),
+        ({"backbone": BACKBONE, "decoder_depth": 0}, "decoder_depth=0: must be at least 1"),
+        ({"backbone": BACKBONE, "head_drop": 1.0}, r"head_drop=1.0: must be in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_says_so(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ap.SegmentationConfig(num_classes=3, **fields)
+
+
+def test_a_vit_has_no_sub_networks():
+    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=VIT, num_classes=3))
+    with pytest.raises(ValueError, match="the backbone is a ViT, which has no sub-networks"):
+        run(model, random_params(model), random_images(VIT), num_tokens=4)

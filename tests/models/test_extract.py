@@ -84,9 +84,12 @@ def test_everything_is_the_model_itself():
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole_params, params))
 
 
-def test_a_dense_model_is_cut_through_its_backbone():
+@pytest.mark.parametrize("head", ["linear", "segmenter"])
+def test_a_dense_model_is_cut_through_its_backbone(head):
     backbone = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=backbone, num_classes=3))
+    model = ap.SegmentationModel(
+        ap.SegmentationConfig(backbone=backbone, num_classes=5, head=head, decoder_features=8)
+    )
     params, images = random_params(model), random_images(backbone)
     small, small_params = ap.extract(model, params, width=8, depth=2)
     ours = run(small, small_params, images).logits
@@ -98,3 +101,27 @@ def test_what_has_no_sub_networks_is_refused():
     vit = ap.ViT(ap.ViTConfig())
     with pytest.raises(ValueError, match="ViT"):
         ap.extract(vit, {}, width=8)
+
+
+@pytest.mark.parametrize("arguments", [dict(width=8), dict(depth=1), dict(width=12, depth=2)])
+def test_a_dense_model_on_a_vit_has_no_sub_networks(arguments):
+    model, params = dense_vit()
+    with pytest.raises(ValueError, match=r"of this DepthModel is a ViT, which has no sub-networks"):
+        ap.extract(model, params, **arguments)
+
+
+def test_the_whole_of_a_dense_model_on_a_vit_is_itself():
+    model, params = dense_vit()
+    whole, whole_params = ap.extract(model, params)
+    assert whole == model
+    for a, b in zip(jax.tree.leaves(whole_params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.shares_memory(np.asarray(a), np.asarray(b))
+
+
+def dense_vit():
+    vit = ap.ViTConfig(
+        embed_dim=12, depth=2, num_heads=2, num_classes=None, image_size=8, patch_size=4
+    )
+    model = ap.DepthModel(ap.DepthConfig(backbone=vit, bins=4, class_token=True, mlp=True))
+    return model, random_params(model)

@@ -12,8 +12,12 @@ from flax import struct
 import adaperceiver_jax as ap
 from adaperceiver_jax.optim.optimizer import clip_by_global_norm
 from adaperceiver_jax.tasks.classify import Classify
+from adaperceiver_jax.tasks.dense import DenseSettings
+from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.distill import Distill
+from adaperceiver_jax.tasks.images import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import LossSettings
+from adaperceiver_jax.tasks.segment import Segment
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import loss_and_gradients, make_programs
@@ -110,7 +114,7 @@ def test_a_whole_update_is_the_optimizer_applied_to_the_references_gradients(
     optimizer, clip = gradient_descent(0.5), 0.7
 
     class Drawn(type(task)):
-        def draw(self, batch, key):
+        def draw(self, batch, key, step):
             return drawn
 
     same = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
@@ -135,3 +139,57 @@ def test_a_whole_update_is_the_optimizer_applied_to_the_references_gradients(
         np.testing.assert_array_equal(ours, ema)
 
     jax.tree_util.tree_map_with_path(check, state.params, state.ema, before, updates)
+
+
+DENSE = ap.AdaPerceiverConfig(
+    **{**SIZES, "num_classes": None}, output_feat_dim=40, use_output_ffn=True
+)
+AS_THEY_ARE = ImageSettings(mean=(0.0,) * 3, std=(1 / 255,) * 3)
+"""The goldens' images are normalised already."""
+COMPUTED = {"kept": {}, "recomputed": {"remat": True}}
+
+
+def dense_step(task, golden, batch, step=1000, parts=1):
+    """Metrics and gradients by the trainer's own path, from a batch as the data gives it."""
+
+    @jax.jit
+    def run(params, batch):
+        samples, shared = task.draw(batch, jax.random.key(0), step)
+        key = jax.random.key(1)
+        return loss_and_gradients(task, params, {}, {}, samples, shared, key, parts)
+
+    return run(golden.params(task.model), {"image": golden.images, **batch})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("computed", COMPUTED)
+def test_a_step_of_segmentation(goldens, computed, parts):
+    golden = read(goldens / "train_segmentation")
+    config = ap.SegmentationConfig(backbone=DENSE, num_classes=9)
+    model = ap.SegmentationModel(config, **COMPUTED[computed])
+    task = Segment(model=model, image_size=(32, 32), images=AS_THEY_ARE)
+    batch = {"segmentation": golden.arrays["labels"].astype(np.int32)}
+    assert (batch["segmentation"] == 255).any()
+    metrics, gradients = dense_step(task, golden, batch, parts=parts)
+    np.testing.assert_allclose(metrics["loss"], golden.arrays["loss.token"], **LOSSES)
+    assert_gradients(model, gradients, golden)
+
+
+@pytest.mark.parametrize("computed", COMPUTED)
+def test_a_step_of_depth(goldens, computed):
+    golden = read(goldens / "train_depth")
+    cases, depth = golden.cases, golden.arrays["depth"][:, 0]
+    bounds = {name: cases[name] for name in ("bins", "min_depth", "max_depth")}
+    model = ap.DepthModel(ap.DepthConfig(backbone=DENSE, **bounds), **COMPUTED[computed])
+    settings = DenseSettings(reference_axes=True)
+    task = Depth(model=model, image_size=(32, 32), settings=settings, images=AS_THEY_ARE)
+    assert ((depth <= 0) | (depth > 10)).any()
+    metrics, gradients = dense_step(task, golden, {"depth": depth})
+    for name in ("sig", "grad"):
+        np.testing.assert_allclose(metrics[name], golden.arrays[f"loss.{name}"], **LOSSES)
+    total = golden.arrays["loss.sig"] + golden.arrays["loss.grad"]
+    np.testing.assert_allclose(metrics["loss"], total, **LOSSES)
+    assert_gradients(model, gradients, golden)
+    for step, name in ((99, "sig_warmup"), (100, "sig")):
+        metrics, _ = dense_step(task, golden, {"depth": depth}, step)
+        np.testing.assert_allclose(metrics["sig"], golden.arrays[f"loss.{name}"], **LOSSES)

@@ -23,7 +23,7 @@ BATCH = {
 
 def drawn(settings, keys=20):
     draw = jax.jit(Classify(model=MODEL, settings=settings).draw)
-    return [draw(BATCH, jax.random.key(n)) for n in range(keys)]
+    return [draw(BATCH, jax.random.key(n), 0) for n in range(keys)]
 
 
 def test_each_sample_draws_one_of_the_trained_widths_and_each_depth_a_granularity():

@@ -13,6 +13,7 @@ from tests.convert.test_names import MODELS
 from tests.small_models import random_params, run
 from tools import export as tool
 
+ALL = ["segmentation", "depth", "policy", "vit", "dense", "segmenter", "vit depth"]
 ALONE = """
 import sys
 for name in ("adaperceiver_jax", "flax", "orbax"):
@@ -50,7 +51,7 @@ def test_any_batch_through_one_program(sources, name, tmp_path, said):
     assert about["model"]["depth"] == 1
 
 
-@pytest.mark.parametrize("name", ["segmentation", "depth", "policy", "vit", "dense"])
+@pytest.mark.parametrize("name", ALL)
 def test_every_model(sources, name, tmp_path, said):
     said(tool, sources / name, tmp_path / "out", "--batch", "2", "--platforms", "cpu")
     model = MODELS[name]

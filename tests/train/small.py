@@ -52,7 +52,7 @@ def config_dict(name: str = "scratch", changes: dict | None = None):
     config = importlib.import_module(f"configs.{name}").get_config("runlocal")
     for key, value in {**SMALL, **(changes or {})}.items():
         set_key(config, key, str(value))
-    if config.model.output_feat_dim is not None:
+    if config.task == "distill" and config.model.output_feat_dim is not None:
         config.model.output_feat_dim = config.vit.embed_dim
     return config
 

@@ -6,7 +6,7 @@ import pytest
 from tests.train.small import ROOT, config_dict, rows, run
 
 NAMES = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "__init__")
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "dense", "__init__")
 )
 
 
@@ -29,8 +29,8 @@ def test_two_steps(tmp_path, name):
     assert np.isfinite(list(result.metrics.values())).all()
     first, second = rows(tmp_path)
     config = config_dict(name, changes)
-    names = {"token"} if config.task != "teacher" else {"label"}
-    if config.task != "teacher":
+    names = {"teacher": {"label"}, "depth": {"sig", "grad"}}.get(config.task, {"token"})
+    if config.task in ("distill", "classify"):
         names |= {"depth"} if config.loss.depths else set()
         names |= {"feature_token"} if config.loss.features else set()
     assert names <= set(first)

@@ -180,3 +180,56 @@ def test_a_run_starts_from_a_vit(tmp_path, capsys):
     params = ap.from_pretrained(tmp_path / "run" / "model")[1]
     ours, theirs = params["blocks"]["ffn"], random_params(vit)["blocks"]["mlp"]
     np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
+
+
+DENSE = ap.SegmentationModel(
+    ap.SegmentationConfig(
+        backbone=ap.AdaPerceiverConfig(
+            **{**TINY, "num_classes": None}, output_feat_dim=6, use_output_ffn=True
+        ),
+        num_classes=3,
+    )
+)
+STREAM = ("output_latents", "write_head", "output_adapter")
+
+
+def test_a_dense_model_takes_the_stream_of_features_of_a_distilled_one():
+    both = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, output_feat_dim=6))
+    weights = random_params(both)
+    fresh = jax.tree.map(jnp.zeros_like, random_params(DENSE))
+    params, report = initialise(lambda: fresh, shapes(DENSE), weights, ("head/.*",), "w")
+    for name, mine in params["backbone"].items():
+        assert_same(mine, weights[f"{name}_feat" if name in STREAM else name])
+    assert all(path.startswith("head/") for path in report.fresh)
+    assert set(STREAM) <= set(report.unused)
+    # and so gives its features
+    images = np.zeros((1, 16, 16, 3), np.float32)
+    want = both.apply({"params": weights}, images).features
+    backbone = ap.AdaPerceiver(DENSE.config.backbone)
+    got = backbone.apply({"params": params["backbone"]}, images).features
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_dense_model_on_a_classifier_says_what_is_missing(weights):
+    with pytest.raises(ValueError, match=r"backbone/output_\w+/\S+ \(missing there\)"):
+        initialise(never, shapes(DENSE), weights, ("head/.*",), "w")
+
+
+def test_a_dense_model_on_a_vit_takes_all_but_its_head():
+    vit = ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4)
+    config = ap.SegmentationConfig(
+        backbone=dataclasses.replace(vit, num_classes=None), num_classes=3, mlp=True
+    )
+    model, weights = ap.SegmentationModel(config), random_params(ap.ViT(vit))
+    fresh = jax.tree.map(jnp.zeros_like, random_params(model))
+    skip = ("head/.*", "mlp/.*")
+    params, report = initialise(lambda: fresh, shapes(model), weights, skip, "w")
+    assert_same(params["backbone"], {k: v for k, v in weights.items() if k != "head"})
+    assert "head" in report.unused
+
+
+def test_a_dense_model_goes_on_from_a_dense_model():
+    weights = random_params(DENSE)
+    params, report = initialise(never, shapes(DENSE), weights, (), "w")
+    assert_same(params, weights)
+    assert not report.fresh

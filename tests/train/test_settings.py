@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.loop import Plan, make_plan
 from adaperceiver_jax.train.settings import (
     EvaluationSettings,
@@ -12,6 +12,7 @@ from adaperceiver_jax.train.settings import (
     check_key,
     from_config,
     steps_of,
+    with_key,
 )
 
 
@@ -87,6 +88,17 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"evaluation": {"sub_networks": ((256, 833, 21),)}}, r"sub_networks: .*833"),
         ({"evaluation": {"sub_networks": ((256, 832, 22),)}}, r"sub_networks: .*22"),
         ({"data": {"image_size": 225}}, r"config.data.image_size=225: must be a multiple"),
+        ({"data": {"image_width": 225}}, r"config.data.image_width=225: must be a multiple"),
+        ({"task": "depth", "accumulate": 2}, r"config.accumulate=2: the loss of depth is one of"),
+        (
+            {
+                "task": "segment",
+                "dense": {"backbone": "vit"},
+                "evaluation": {"sub_networks": ((1, 1, 1),)},
+            },
+            r"config.evaluation.sub_networks=.*: a ViT has none",
+        ),
+        ({"dense": {"backbone": "swin"}}, r"config.dense.backbone='swin': must be one of adap"),
         ({"loss": {"temperature": 0.0}}, r"config.loss.temperature=0.0: must be above 0"),
         ({"loss": {"width_loss": -1.0}}, r"config.loss.width_loss=-1.0: must be at least 0"),
     ],
@@ -94,6 +106,36 @@ def test_a_plan_counts_in_steps_and_never_in_none():
 def test_a_wrong_value_is_an_error_that_names_it(values, message):
     with pytest.raises(ValueError, match=message):
         from_config(RunConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"mixing": {"mixup": 0.8}},
+            r"config.mixing.mixup=0.8: label and depth",
+        ),
+        ({}, r"config.dense and config.model: backbone with num_classes=1000"),
+        ({"dense": {"backbone": "vit"}}, r"config.vit.num_classes=1000: a ViT under a dense head"),
+        (
+            {"model": {"num_classes": None, "output_feat_dim": 8}, "dense": {"mlp": True}},
+            r"mlp=True: is for a ViT",
+        ),
+    ],
+)
+def test_a_dense_task_that_cannot_be_says_so(values, message):
+    with pytest.raises(ValueError, match=message):
+        make_task(from_config(RunConfig, {"task": "segment", **values}))
+
+
+def test_a_key_is_set_from_text():
+    values = {"data": {"dir": "a", "seed": 1}, "seed": 2}
+    changed = with_key(RunConfig, values, "data.dir", "/b")
+    assert changed == {"data": {"dir": "/b", "seed": 1}, "seed": 2}
+    assert with_key(RunConfig, {}, "dense.eigen_crop", "True") == {"dense": {"eigen_crop": True}}
+    assert values["data"]["dir"] == "a"
+    with pytest.raises(ValueError, match=r"config.data.dirr: there is no such key"):
+        with_key(RunConfig, values, "data.dirr", "b")
 
 
 def test_what_is_left_out_keeps_its_default_and_the_rest_is_read():

@@ -1,0 +1,278 @@
+"""Dense tasks: what a step learns from, what it costs, how it is evaluated."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores, eigen_crop
+from adaperceiver_jax.evaluate.flops import flops, readout_flops
+from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
+from adaperceiver_jax.losses.segmentation import segmentation_cross_entropy
+from adaperceiver_jax.tasks.dense import DenseSettings
+from adaperceiver_jax.tasks.depth import Depth
+from adaperceiver_jax.tasks.segment import Segment
+from adaperceiver_jax.train.evaluation import evaluate
+from adaperceiver_jax.train.settings import MeshSettings
+from adaperceiver_jax.train.sharding import make_mesh
+from adaperceiver_jax.train.step import loss_and_gradients, make_programs
+from tests.small_models import TINY, random_params, run
+from tests.train.small import gradient_descent
+
+BACKBONE = ap.AdaPerceiverConfig(
+    **{**TINY, "num_classes": None}, output_feat_dim=6, use_output_ffn=True
+)
+CLASSES = 5
+HEADS = ("backbone/(write_head|output_latents|output_adapter)/.*", "head/.*")
+
+
+def segment(settings=None, evaluated=(), **model):
+    config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=CLASSES)
+    return Segment(
+        model=ap.SegmentationModel(config, **model),
+        image_size=(16, 16),
+        settings=settings or DenseSettings(),
+        evaluated=evaluated,
+    )
+
+
+def depth(settings=None, **model):
+    config = ap.DepthConfig(backbone=BACKBONE, bins=8)
+    return Depth(
+        model=ap.DepthModel(config, **model),
+        image_size=(16, 16),
+        settings=settings or DenseSettings(),
+    )
+
+
+def make_batch(count=4, seed=0, ignored=0.3):
+    rng = np.random.default_rng(seed)
+    shape = (count, 16, 16)
+    labels = rng.integers(0, CLASSES, shape)
+    # Of very different numbers of labelled pixels.
+    share = np.linspace(0, 2 * ignored, count)[:, None, None]
+    true = rng.uniform(0.5, 9.0, shape).astype(np.float32)
+    valid = rng.random(shape) >= share
+    return {
+        "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+        "segmentation": np.where(valid, labels, 255).astype(np.uint8),
+        "depth": np.where(valid, true, 0).astype(np.float32),
+        "valid": valid,
+    }
+
+
+def step(task, params, batch, parts=1, number=1000):
+    @jax.jit
+    def of(params, batch):
+        samples, shared = task.draw(batch, jax.random.key(0), number)
+        key = jax.random.key(1)
+        return loss_and_gradients(task, params, {}, {}, samples, shared, key, parts)
+
+    return of(params, {name: batch[name] for name in ("image", *task.inputs)})
+
+
+def test_the_loss_by_bands_is_the_whole_maps_cross_entropy_over_all_granularities():
+    task, batch = segment(DenseSettings(token_granularities=(2, 5, 32))), make_batch()
+    params = random_params(task.model)
+    metrics, _ = step(task, params, batch)
+    images = task.images.normalise(jnp.asarray(batch["image"]))
+    out = run(task.model, params, images, "readouts", token_granularities=(2, 5, 32))
+    each = segmentation_cross_entropy(out.logits, batch["segmentation"].astype(np.int32))
+    assert np.ptp(each) > 1e-3
+    np.testing.assert_allclose(metrics["loss"], each.mean(), rtol=1e-5)
+
+
+def test_parts_of_a_batch_add_up_whatever_is_labelled_in_each():
+    task, batch = segment(), make_batch()
+    params = random_params(task.model)
+    (whole, gradients), (parts, sums) = (step(task, params, batch, n) for n in (1, 4))
+    np.testing.assert_allclose(whole["loss"], parts["loss"], rtol=1e-5)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(gradients))
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(sums), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("make", [segment, depth])
+def test_a_batch_with_nothing_that_counts_teaches_nothing(make):
+    task, batch = make(), make_batch()
+    batch |= {"segmentation": np.full((4, 16, 16), 255, np.uint8)}
+    batch |= {"depth": np.zeros((4, 16, 16), np.float32)}
+    metrics, gradients = step(task, random_params(task.model), batch)
+    assert float(metrics["loss"]) == pytest.approx(0, abs=1e-5)
+    assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("make", [segment, depth])
+def test_one_image_with_nothing_that_counts_changes_nothing(make):
+    """Its pixels are no part of the batch's loss."""
+    task, batch = make(), make_batch(3)
+    batch["segmentation"][2], batch["depth"][2] = 255, 0
+    params = random_params(task.model)
+    with_it, _ = step(task, params, batch)
+    without, _ = step(task, params, {name: x[:2] for name, x in batch.items()})
+    np.testing.assert_allclose(with_it["loss"], without["loss"], rtol=1e-5)
+
+
+def test_the_warm_up_is_counted_in_steps():
+    task, batch = depth(DenseSettings(warm_up=7)), make_batch()
+    params = random_params(task.model)
+    losses = [float(step(task, params, batch, number=n)[0]["sig"]) for n in (0, 6, 7, 8)]
+    assert losses[0] == losses[1] < losses[2] == losses[3]
+
+
+def test_losses_are_weighted_as_the_settings_say():
+    batch = make_batch()
+    params = random_params(depth().model)
+    one, _ = step(depth(), params, batch)
+    other, _ = step(depth(DenseSettings(sig_weight=1.0, gradient_weight=3.0)), params, batch)
+    np.testing.assert_allclose(other["sig"], one["sig"] / 2, rtol=1e-6)
+    np.testing.assert_allclose(other["grad"], 6 * one["grad"], rtol=1e-6)
+
+
+def test_depth_beyond_the_bins_does_not_count():
+    task, batch = depth(), make_batch()
+    params = random_params(task.model)
+    far = {**batch, "depth": np.where(batch["depth"] > 8, 10.5, batch["depth"])}
+    none = {**batch, "depth": np.where(batch["depth"] > 8, 0, batch["depth"])}
+    a, b = (step(task, params, x)[0]["loss"] for x in (far, none))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def counted_flops(task, batch, patterns):
+    """XLA's count of a training step's first program, an image."""
+    programs = make_programs(
+        task,
+        gradient_descent(0.1),
+        make_mesh(MeshSettings(data=1)),
+        seed=0,
+        clip=1.0,
+        ema=0.9,
+        train_only=patterns,
+    )
+    state = programs.state
+    lowered = programs.gradients.lower(state.params, state.opt_state, state.step, {}, batch)
+    return lowered.compile().cost_analysis()["flops"] / len(batch["image"])
+
+
+def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
+    """A step costs the encoder's forward and three times what is trained, by XLA's count."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    backbone = BACKBONE.replace(
+        embed_dim=192, depth=8, max_latent_tokens=64, token_granularities=(16, 64), ffn_ratio=4.0
+    )
+    backbone = backbone.replace(image_size=32, output_feat_dim=32, use_embed_ffn=False)
+    config = ap.SegmentationConfig(backbone=backbone, num_classes=3)
+    model = ap.SegmentationModel(config, unroll=8)
+    task = Segment(model=model, image_size=(32, 32))
+    batch = {
+        "image": np.zeros((2, 32, 32, 3), np.uint8),
+        "segmentation": np.zeros((2, 32, 32), np.uint8),
+    }
+    frozen, whole = (counted_flops(task, batch, p) for p in (HEADS, ()))
+    encoder = flops(config, 64).encoder
+    heads = readout_flops(config, (16, 64))
+    assert task.train_flops() == encoder + 3 * heads
+    # the trained parts need no gradient of the patches and latents that they read
+    assert encoder + 2 * heads < frozen < 1.05 * task.train_flops()
+    assert whole > frozen + 1.6 * encoder
+
+
+class Fixed(Segment):
+    """Scores what it is given, not what it sees."""
+
+    def maps(self, params, images, sub_network):
+        return jax.nn.one_hot(images[..., 0] % CLASSES, CLASSES)
+
+
+def batches_of(arrays, size):
+    """As the pipeline gives them: the last is filled up."""
+    count = len(arrays["image"])
+    for first in range(0, count, size):
+        index = np.minimum(np.arange(first, first + size), count - 1)
+        weight = (np.arange(first, first + size) < count).astype(np.float32)
+        yield {**{name: x[index] for name, x in arrays.items()}, "weight": weight}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_confusion_adds_up_over_devices_and_uneven_last_batches(devices, monkeypatch):
+    if devices == 1:
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
+    arrays = make_batch(21)
+    plain = segment()
+    task = Fixed(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+    programs = make_programs(
+        task,
+        gradient_descent(0.1),
+        make_mesh(MeshSettings(data=devices)),
+        seed=0,
+        clip=1.0,
+        ema=0.9,
+    )
+    assert programs.mesh.size == devices
+    state = programs.begin(random_params(task.model))
+    found = evaluate(task, programs, state, {}, batches_of(arrays, 8))
+    predicted, labels = arrays["image"][..., 0] % CLASSES, arrays["segmentation"]
+    counted = labels != 255
+    counts = np.zeros((CLASSES, CLASSES), np.int64)
+    np.add.at(counts, (labels[counted], predicted[counted]), 1)
+    want = {f"t16_w24_l3/{name}": value for name, value in segmentation_scores(counts).items()}
+    assert {name: found[name] for name in want} == want
+
+
+@pytest.mark.parametrize("eigen", [False, True])
+def test_depth_is_evaluated_over_the_images_that_have_any(eigen):
+    task = depth(DenseSettings(eigen_crop=eigen))
+    arrays = make_batch(5)
+    arrays["depth"][3], arrays["valid"][3] = 0, False
+    programs = make_programs(
+        task,
+        gradient_descent(0.1),
+        make_mesh(MeshSettings(data=8)),
+        seed=0,
+        clip=1.0,
+        ema=0.9,
+    )
+    state = programs.begin(random_params(task.model))
+    found = evaluate(task, programs, state, {}, batches_of(arrays, 8))
+    params = random_params(task.model)
+    images = task.images.normalise(jnp.asarray(arrays["image"]))
+    valid = arrays["valid"] & (eigen_crop(16, 16) if eigen else True)
+    errors = depth_errors(run(task.model, params, images).depth, arrays["depth"], valid)
+    sums = {name: np.asarray(x, np.float64).sum() for name, x in errors.items()}
+    assert sums["images"] == 4
+    want = {f"t16_w24_l3/{name}": x for name, x in depth_scores(sums, eigen).items()}
+    assert found == pytest.approx(want, rel=1e-4)
+    assert task.metric.removeprefix("-") in depth_scores(sums, eigen)
+
+
+def test_sub_networks_are_evaluated_as_themselves():
+    task, batch = segment(evaluated=((4, 8, 2),)), make_batch()
+    params = random_params(task.model)
+    assert task.sub_networks() == ((16, 24, 3), (4, 8, 2))
+    images = task.images.normalise(jnp.asarray(batch["image"]))
+    for t, w, l in task.sub_networks():
+        evaluated = jax.jit(task.evaluate, static_argnums=3)(params, {}, batch, (t, w, l))
+        logits = run(task.model, params, images, num_tokens=t, width=w, depth=l).logits
+        loss = segmentation_cross_entropy(logits, batch["segmentation"].astype(np.int32))
+        scores = task.summarise({n: np.asarray(x).sum(0) for n, x in evaluated.items()})
+        assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+        counted = batch["segmentation"] != 255
+        right = (np.asarray(logits).argmax(-1) == batch["segmentation"])[counted].mean()
+        assert scores["accuracy"] == pytest.approx(right, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backbone": "swin"}, "config.dense.backbone='swin': must be one of adaperceiver, vit"),
+        ({"sig_weight": -1.0}, "config.dense.sig_weight=-1.0: must be at least 0"),
+        ({"token_granularities": (4, 2)}, r"config.dense.token_granularities=\(4, 2\): must be as"),
+        ({"token_granularities": (4,), "backbone": "vit"}, "a ViT has none"),
+    ],
+)
+def test_settings_that_cannot_be_say_so(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DenseSettings(**settings)

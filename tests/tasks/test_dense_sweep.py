@@ -1,0 +1,156 @@
+"""A sweep scores each sub-network as if it were run alone."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.data.augment import Preparation
+from adaperceiver_jax.evaluate.dense_table import csv_text, kind_of_tokens, read_csv
+from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
+from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense
+from adaperceiver_jax.tasks.segment import Segment
+from tests.models.test_dense import bilinear
+from tests.small_models import random_params, run
+from tests.tasks.test_dense import BACKBONE, CLASSES, batches_of, depth, make_batch, segment
+
+
+def scores_alone(task, params, arrays, sub_network, flip=False):
+    images = task.images.normalise(jnp.asarray(arrays["image"]))
+    names = ("num_tokens", "width", "depth")
+    chosen = dict(zip(names, sub_network, strict=True))
+    logits = run(task.model, params, images, **chosen).logits
+    if flip:
+        mirrored = run(task.model, params, images[:, :, ::-1], **chosen).logits
+        logits = (logits + mirrored[:, :, ::-1]) / 2
+    counts = confusion_matrix(logits.argmax(-1), arrays["segmentation"], CLASSES)
+    return segmentation_scores(np.asarray(counts).sum(0))
+
+
+VARIANTS = {
+    "block": {},
+    "no mask": {"block_mask": "none"},
+    "causal": {"block_mask": "causal"},
+    "beyond the maximum": {"max_latent_tokens": 8},
+    "beyond it, never scaled": {"max_latent_tokens": 8, "rope_scale": 1.0},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_sub_network_is_scored_as_if_run_alone(variant):
+    backbone = BACKBONE.replace(**VARIANTS[variant])
+    config = ap.SegmentationConfig(backbone=backbone, num_classes=CLASSES)
+    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    params, arrays = random_params(task.model), make_batch(11)
+    tokens, widths, depths = (4, 5, 16, 20), (8, 24), (1, 3)
+    points = sweep_dense(task, params, batches_of(arrays, 8), tokens, widths, depths)
+    found = {(p.num_tokens, p.width, p.depth): p for p in points}
+    assert set(found) == set(itertools.product(tokens, widths, depths))
+    for sub_network in [(4, 8, 1), (5, 24, 3), (16, 24, 1), (20, 8, 3), (4, 24, 3)]:
+        want = scores_alone(task, params, arrays, sub_network)
+        assert found[sub_network].scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
+        assert found[sub_network].scores["miou"] == pytest.approx(want["miou"], abs=2e-3)
+        cost = ap.flops(config, *sub_network)
+        assert found[sub_network].encoder_gflops == cost.encoder / 1e9
+        assert found[sub_network].head_gflops == cost.head / 1e9
+        assert cost.encoder + cost.head == cost.total
+    assert len({p.scores["loss"] for p in points}) > 8
+
+
+def test_mirror_images_are_averaged():
+    task = segment()
+    params, arrays = random_params(task.model), make_batch(8)
+    (point,) = sweep_dense(task, params, batches_of(arrays, 8), (4,), (24,), flip=True)
+    want = scores_alone(task, params, arrays, (4, 24, 3), flip=True)
+    assert point.scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
+    (plain,) = sweep_dense(task, params, batches_of(arrays, 8), (4,), (24,))
+    assert plain.scores["loss"] != pytest.approx(point.scores["loss"], rel=1e-4)
+
+
+class Ragged:
+    """Images and maps of any size."""
+
+    sizes = ((20, 33), (16, 16), (9, 40), (31, 8), (130, 20))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        image = rng.integers(0, 256, (*self.sizes[i], 3), np.uint8)
+        labels = rng.integers(0, CLASSES, self.sizes[i]).astype(np.uint8)
+        true = rng.uniform(0.5, 9, self.sizes[i]).astype(np.float32)
+        return {"image": image, "segmentation": labels, "depth": true, "name": str(i)}
+
+
+@pytest.mark.parametrize("make", [segment, depth])
+def test_maps_of_many_sizes_are_scored_at_their_own(make):
+    task = make()
+    params = random_params(task.model)
+    prepare = Preparation(size=(16, 16), inputs=task.inputs, num_classes=task.num_classes)
+    batches = own_size_batches(Ragged(), prepare.own_size, 8)
+    own = sweep_dense(task, params, batches, (16,), (24,), own_size=True)[1]
+    assert own.resolution == "own"
+    counts, rmse = np.zeros((CLASSES, CLASSES), np.int64), []
+    for i in range(len(Ragged())):
+        sample = Ragged()[i]
+        pixels = prepare.evaluate(sample)["image"]
+        images = task.images.normalise(jnp.asarray(pixels[None]))
+        (maps,) = np.asarray(run(task.model, params, images, "maps"))
+        resized = bilinear(maps, *sample["segmentation"].shape)
+        np.add.at(counts, (sample["segmentation"], resized.argmax(-1)), 1)
+        rmse.append(np.sqrt(((resized[..., 0] - sample["depth"]) ** 2).mean()))
+    if make is segment:
+        want = segmentation_scores(counts)
+        assert own.scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
+        assert own.scores["miou"] == pytest.approx(want["miou"], abs=2e-3)
+    else:
+        assert own.scores["rmse"] == pytest.approx(np.mean(rmse), rel=1e-4)
+
+
+def test_each_process_takes_its_own_images_and_their_sums_are_exact(monkeypatch):
+    counts = []
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(jax, "process_count", lambda: 3)
+        prepare = Preparation(size=(16, 16), inputs=("image", "segmentation"))
+        batches = list(own_size_batches(Ragged(), prepare.own_size, 2))
+        counts.append(sum(int(b["weight"].sum()) for b in batches))
+    assert counts == [2, 2, 1]
+    sums = {"confusion": np.array([[2**40 + 1, 5]], np.int64), "loss": np.float64(0.1)}
+
+    def gather(mine):  # three processes with the same sums
+        assert mine.dtype == np.uint8  # JAX would cut 64 bits to 32
+        return np.stack([mine] * 3)
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+    total = over_processes(sums)
+    np.testing.assert_array_equal(total["confusion"], [[3 * (2**40 + 1), 15]])
+    assert total["loss"] == pytest.approx(0.3, rel=1e-15)
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path):
+    task = segment()
+    params, arrays = random_params(task.model), make_batch(8)
+    points = sweep_dense(task, params, batches_of(arrays, 8), (4, 5), (24,))
+    (tmp_path / "points.csv").write_text(csv_text(points))
+    for ours, want in zip(read_csv(tmp_path / "points.csv"), points, strict=True):
+        assert ours.scores == want.scores
+        assert ours.encoder_gflops == pytest.approx(want.encoder_gflops, rel=1e-5)
+        assert (ours.num_tokens, ours.tokens_are) == (want.num_tokens, want.tokens_are)
+
+
+def test_kinds_of_token_counts():
+    kinds = [kind_of_tokens(t, (4, 8, 16)) for t in (2, 4, 6, 16, 17)]
+    assert kinds == ["extrapolated", "trained", "interpolated", "trained", "extrapolated"]
+
+
+def test_what_is_not_there_is_refused():
+    task = segment()
+    with pytest.raises(ValueError, match=r"width=25: must be in 1\.\.24"):
+        sweep_dense(task, {}, [], (4,), (25,))
+    with pytest.raises(ValueError, match="batches: held no images"):
+        sweep_dense(task, {}, [])

@@ -1,0 +1,104 @@
+"""tools/evaluate.py: a run's sub-networks over its validation images."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from tests.train.small import PLAIN, run
+from tools import evaluate as tool
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    changes = {**PLAIN, "length": "2 steps", "evaluation.every": "2 steps"}
+    for name in ("ade20k", "nyuv2", "vit_nyuv2"):
+        result = run(root / name, name, changes)
+        (root / f"{name}.txt").write_text(repr(result.metrics))
+    run(root / "scratch", "scratch", changes)
+    return root
+
+
+def metrics(runs, name):
+    return eval((runs / f"{name}.txt").read_text())
+
+
+def lines(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
+    options = ["--tokens", "2-4", "--widths", "6,12", "--depths", "1,2", "--own-size"]
+    out = tmp_path / "results" / "ade.csv"
+    text = said(tool, runs / "ade20k", *options, "--out", out, "--figures", tmp_path / "figures")
+    found = lines(out)
+    assert len(found) == 3 * 2 * 2 * 2
+    assert text.count("network |") == text.count("own |") == len(found) / 2
+    (whole,) = (
+        row
+        for row in found
+        if [row[n] for n in ("num_tokens", "width", "depth", "resolution")]
+        == ["4", "12", "2", "network"]
+    )
+    want = metrics(runs, "ade20k")
+    for name in ("miou", "mean_accuracy", "accuracy"):
+        # the sweep's program sums in another order, which may turn a pixel
+        assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)
+    assert float(whole["loss"]) == pytest.approx(want["t4_w12_l2/loss"], rel=1e-4)
+    kinds = {row["num_tokens"]: row["tokens_are"] for row in found}
+    assert kinds == {"2": "trained", "3": "interpolated", "4": "trained"}
+    assert 0 < float(whole["encoder_gflops"]) != float(whole["head_gflops"]) > 0
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert drawn == ["segment_depth.png", "segment_tokens.png", "segment_width.png"]
+    for path in (tmp_path / "figures").iterdir():
+        assert Image.open(path).size[0] > 600
+
+
+def test_depth_and_the_eigen_crop(runs, tmp_path, said):
+    said(tool, runs / "nyuv2", "--out", tmp_path / "a.csv")
+    options = ["--set", "dense.eigen_crop=True", "--flip"]
+    said(tool, runs / "nyuv2", *options, "--out", tmp_path / "b.csv")
+    plain, cropped = lines(tmp_path / "a.csv"), lines(tmp_path / "b.csv")
+    want = metrics(runs, "nyuv2")
+    assert len(plain) == 4  # two token counts, two widths
+    (whole,) = (r for r in plain if (r["num_tokens"], r["width"]) == ("4", "12"))
+    for name in ("rmse", "rmse_pixels", "abs_rel", "delta1"):
+        assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)
+    assert "eigen_rmse" in cropped[0]
+    assert "rmse" not in cropped[0]
+
+
+def test_a_vit_is_one_line(runs, tmp_path, said):
+    said(tool, runs / "vit_nyuv2", "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    (row,) = lines(tmp_path / "a.csv")
+    assert (row["num_tokens"], row["tokens_are"]) == ("", "whole")
+    want = metrics(runs, "vit_nyuv2")
+    assert float(row["rmse"]) == pytest.approx(want["whole/rmse"], rel=1e-3)
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("scratch", (), "its task is 'classify'; must be segment or depth"),
+        ("ade20k", ("--widths", "13"), "width=13: must be in 1..12"),
+        ("ade20k", ("--tokens", "0"), "num_tokens=0: must be at least 1"),
+        ("ade20k", ("--batch", "0"), "--batch=0: must be a multiple of the"),
+        ("ade20k", ("--set", "dense.eigen"), "--set dense.eigen: must read like"),
+        ("ade20k", ("--set", "dense.eigen=1"), "did you mean config.dense.eigen_crop"),
+        ("ade20k", ("--set", "data.dir=/nowhere"), "there is no such folder"),
+        ("vit_nyuv2", ("--tokens", "4"), "the backbone is a ViT, which has no sub-networks"),
+        ("nothing", (), "not a run's folder"),
+    ],
+)
+def test_refusals(runs, refused, name, options, message):
+    assert message in refused(tool, runs / name, *options)
+
+
+def test_lists_of_counts():
+    assert tool.counts("32,64") == [32, 64]
+    assert tool.counts("1-3, 7") == [1, 2, 3, 7]
+    with pytest.raises(Exception, match="must read like 32,64 or 1-21"):
+        tool.counts("a")

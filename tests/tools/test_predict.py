@@ -1,0 +1,426 @@
+"""tools/predict.py: its tables and pictures against the model's own outputs; what it refuses."""
+
+import dataclasses
+import functools
+import io
+import itertools
+import json
+import re
+import shutil
+
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.data.geometry import resize
+from adaperceiver_jax.data.scenes import CLASSES
+from adaperceiver_jax.evaluate import pictures
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.settings import CheckpointSettings
+from adaperceiver_jax.train.state import TrainState
+from tests.convert.test_names import MODELS
+from tests.small_models import random_params, run
+from tests.train import small
+from tools import predict as tool
+
+ROW = re.compile(r"^(\S+) +(\d+|-) +(\d+|-) +(\d+|-)  +(.*)$", re.MULTILINE)
+
+
+def photo(seed, height=24, width=48):
+    """A smooth image of its own."""
+    few = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three files of different sizes."""
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for seed, path in enumerate(paths):
+        photo(seed, 24 + 6 * seed).save(path)
+    return paths
+
+
+def rows(text):
+    """[(image, (tokens, width, depth), rest)] of a table."""
+    found = [(m[1], (m[2], m[3], m[4]), m[5]) for m in ROW.finditer(text)]
+    assert found
+    return found
+
+
+def percents(text):
+    """'60.1% class 2, 39.9% class 0' -> {'class 2': 60.1, 'class 0': 39.9}, in that order."""
+    return {name: float(x) for x, name in re.findall(r"([\d.]+)% ([^,]+)", text)}
+
+
+@functools.cache
+def weights(name, seed=0):
+    return random_params(MODELS[name], seed)
+
+
+def output(name, pixels, seed=0, **sub_network):
+    """What MODELS[name] makes of normalised pixels (H, W, 3)."""
+    return run(MODELS[name], weights(name, seed), pixels[None], **sub_network)
+
+
+def whole(image, height=16, width=16):
+    """All of the image as the model is shown it, normalised as is usual."""
+    resized = np.asarray(resize(image, (height, width)), np.float32)
+    usual = ap.Preprocessing()
+    return ((resized / 255 - np.array(usual.mean)) / np.array(usual.std)).astype(np.float32)
+
+
+def bilinear(x, height, width):
+    """(h, w, ...) -> (height, width, ...): half-pixel centres, edges repeated."""
+    for axis, new in enumerate((height, width)):
+        old = x.shape[axis]
+        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        high = np.minimum(low + 1, old - 1)
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+def assert_same_classes(text, probabilities):
+    """The first five by probability, in order, each to the digits that are printed."""
+    got, best = percents(text), np.argsort(-probabilities)[:5]
+    assert list(got) == [f"class {k}" for k in best]
+    np.testing.assert_allclose(list(got.values()), 100 * probabilities[best], atol=0.06)
+
+
+def softmax(logits):
+    e = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return e / e.sum()
+
+
+def test_a_row_an_image_and_budget(sources, images, said):
+    budgets = ("--num-tokens", 4, 32, "--width", 8, "--depth", 1)
+    text = said(tool, *images, "--checkpoint", sources / "classification", *budgets)
+    table = rows(text)
+    wanted = [(4, 8, 1), (32, 8, 1)]  # 32 is more than was trained
+    assert [row[0] for row in table] == [str(path) for path in images for _ in wanted]
+    for i, (_, sizes, rest) in enumerate(table):
+        tokens, width, depth = wanted[i % 2]
+        assert sizes == (str(tokens), str(width), str(depth))
+        pixels = ap.Preprocessing(image_size=16)(Image.open(images[i // 2]))
+        out = output("classification", pixels, num_tokens=tokens, width=width, depth=depth)
+        assert_same_classes(rest, softmax(out.logits[0]))
+    assert len({rest for *_, rest in table}) == len(table)
+
+
+def test_a_vit_and_the_size_of_its_images(sources, images, said):
+    text = said(tool, images[0], "--checkpoint", sources / "vit", "--image-size", 32)
+    ((_, sizes, rest),) = rows(text)
+    assert sizes == ("-", "-", "-")
+    pixels = ap.Preprocessing(image_size=32)(Image.open(images[0]))
+    assert_same_classes(rest, softmax(output("vit", pixels).logits[0]))
+
+
+def test_tau_says_where_each_image_left(sources, images, said):
+    pixels = np.stack([ap.Preprocessing(image_size=16)(Image.open(path)) for path in images])
+    model = MODELS["classification"]
+    reads = dict(method="readouts", readout_tokens=np.full(3, 4), token_granularities=(2, 4))
+    readouts = run(model, weights("classification"), pixels, **reads)
+    probabilities = np.array([[softmax(x) for x in each] for each in readouts.depth_logits])
+    by_depth = probabilities.max(-1).T
+    first = np.sort(by_depth[:, 0])
+    tau = round(float(first[-2:].mean()), 4)  # one image leaves after the first block
+    enough = by_depth >= tau
+    left = np.where(enough.any(1), enough.argmax(1) + 1, 3)
+    assert np.abs(by_depth - tau).min() > 1e-3
+    assert len(set(left)) > 1
+    options = ("--checkpoint", sources / "classification", "--num-tokens", 4, "--tau", tau)
+    table = rows(said(tool, *images, *options))
+    assert [sizes for _, sizes, _ in table] == [("4", "24", str(depth)) for depth in left]
+    for i, (depth, (*_, rest)) in enumerate(zip(left, table, strict=True)):
+        assert_same_classes(rest, probabilities[depth - 1, i])
+
+
+def panel(picture, k, height=24, width=48):
+    """The pixels of panel k of a picture of an image 48 wide, one for each of the image's."""
+    cell = round(pictures.DPI * pictures.PANEL) // width
+    step, gap = pictures.PANEL + pictures.GAP, pictures.GAP
+    left, top = (round(pictures.DPI * x) for x in (gap + k * step, pictures.TITLE))
+    part = np.asarray(picture.convert("RGB"))[top:, left:][: cell * height, : cell * width]
+    return part[cell // 2 :: cell, cell // 2 :: cell]
+
+
+def test_class_maps_are_drawn_at_the_images_own_size(images, tmp_path, said):
+    model, seed = MODELS["segmentation"], 11  # these weights see three classes
+    ap.save_pretrained(model, random_params(model, seed), tmp_path / "model")
+    out = tmp_path / "new" / "out"
+    budgets = [dict(num_tokens=2, depth=1), dict(num_tokens=16, depth=1)]
+    text = said(
+        tool, images[0], "--checkpoint", tmp_path / "model", "--out", out,
+        *("--num-tokens", 2, 16, "--depth", 1),
+    )  # fmt: skip
+    assert [path.name for path in out.iterdir()] == ["a_segment.png"]
+    picture = Image.open(out / "a_segment.png")
+    assert picture.width == round(pictures.DPI * (pictures.GAP + 3 * (pictures.PANEL + 0.2)))
+    image = Image.open(images[0])
+    np.testing.assert_array_equal(panel(picture, 0), np.asarray(image))
+    grey = np.asarray(image, np.float64).mean(-1, keepdims=True)
+    maps = []
+    for k, (budget, (_, sizes, rest)) in enumerate(zip(budgets, rows(text), strict=True)):
+        assert sizes == (str(budget["num_tokens"]), "24", "1")
+        logits = np.asarray(output("segmentation", whole(image), seed, **budget).logits[0])
+        maps.append(bilinear(logits, 24, 48).argmax(-1))
+        gflops, _, classes = rest.partition("  ")
+        flops = ap.flops(model.config, **budget).total
+        assert float(gflops) == pytest.approx(flops / 1e9, rel=0.006)
+        part = 100 * np.bincount(maps[-1].ravel(), minlength=3) / maps[-1].size
+        got = percents(classes)
+        assert list(got) == [f"class {c}" for c in np.argsort(-part) if part[c] > 0]
+        for name, percent in got.items():  # a pixel may be on the line between two classes
+            assert percent == pytest.approx(part[int(name[-1])], abs=0.15)
+        colours = 0.4 * grey + 0.6 * pictures.palette(3)[maps[-1]]
+        wrong = (np.abs(panel(picture, k + 1) - colours) > 1).any(-1)
+        assert wrong.mean() < 0.003
+    assert (maps[0] != maps[1]).mean() > 0.01
+    assert len(np.unique(maps)) == 3
+
+
+def test_depth_has_one_scale_of_colours_for_all_budgets(sources, images, tmp_path, said):
+    budgets = [dict(num_tokens=2, depth=depth) for depth in (1, 3)]
+    text = said(
+        tool, images[0], "--checkpoint", sources / "depth", "--out", tmp_path / "out",
+        *("--num-tokens", 2, "--depth", 1, 3, "--image-size", 20, 32),
+    )  # fmt: skip
+    image = Image.open(images[0])
+    maps = [
+        bilinear(np.asarray(output("depth", whole(image, 20, 32), **budget).depth[0]), 24, 48)
+        for budget in budgets
+    ]
+    for budget, metres, (_, _, rest) in zip(budgets, maps, rows(text), strict=True):
+        got = [float(x) for x in re.findall(r"(?:min|mean|max) ([\d.]+)", rest)]
+        np.testing.assert_allclose(got, [metres.min(), metres.mean(), metres.max()], atol=6e-4)
+        flops = ap.flops(MODELS["depth"].config, **budget, image_size=(20, 32)).total
+        assert float(rest.split()[0]) == pytest.approx(flops / 1e9, rel=0.006)
+    picture = Image.open(tmp_path / "out" / "a_depth.png")
+    low, high = np.min(maps), np.max(maps)
+    assert maps[0].max() - maps[0].min() < 0.99 * (high - low)  # alone it would be drawn otherwise
+    for k, metres in enumerate(maps):
+        shade = matplotlib.colormaps["magma_r"]((metres - low) / (high - low))
+        np.testing.assert_allclose(panel(picture, k + 1), 255 * shade[..., :3], atol=12)
+
+
+def test_no_picture_is_written_over_another_or_over_an_image(sources, tmp_path, said):
+    """Two images of one name, and one that is called as a picture would be."""
+    for seed, name in enumerate(("x.png", "other/X.jpg", "x_depth.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(seed).save(tmp_path / name)
+    inputs = [tmp_path / name for name in ("x.png", "other/X.jpg", "x_depth.png")]
+    before = [path.read_bytes() for path in inputs]
+    text = said(tool, *inputs, "--checkpoint", sources / "depth", "--out", tmp_path)
+    assert [path.read_bytes() for path in inputs] == before
+    made = {path.name for path in tmp_path.glob("*.png")} - {"x.png", "x_depth.png"}
+    assert made == {"x_2_depth.png", "X_3_depth.png", "x_depth_depth.png"}
+    assert all(str(tmp_path / name) in text for name in made)
+    assert len({(tmp_path / name).read_bytes() for name in made}) == 3
+
+
+def test_an_old_picture_stays_if_a_new_one_fails(sources, images, tmp_path, monkeypatch, refused):
+    old = tmp_path / "out" / "a_depth.png"
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+
+    def fails(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(tool.pictures, "draw", fails)
+    arguments = ("--checkpoint", sources / "depth", "--out", old.parent)
+    assert refused(tool, images[0], *arguments) == "OSError: no room"
+    assert [path.read_bytes() for path in old.parent.iterdir()] == [b"old"]
+
+
+def test_many_budgets_go_on_below_and_names_may_be_anything():
+    image = np.zeros((30, 40, 3), np.uint8)
+    names = ["_hidden", "$x$", "a very long name of a class that has no end", *"defghijklm"]
+    maps = [np.arange(1200).reshape(30, 40) % 13, np.zeros((30, 40), int)]
+    one = Image.open(io.BytesIO(pictures.draw("$a$.png", image, maps * 2, ["t"] * 4, names)))
+    two = Image.open(io.BytesIO(pictures.draw("$a$.png", image, maps * 3, ["t"] * 6, names)))
+    assert two.width == one.width
+    assert two.height == pytest.approx(2 * one.height, abs=1)
+
+
+def test_a_class_has_its_colour_whatever_the_image():
+    colours = pictures.palette(150).astype(int)
+    np.testing.assert_array_equal(pictures.palette(11), colours[:11])
+    apart = np.abs(colours[:20, None] - colours[None, :20]).sum(-1) + 999 * np.eye(20)
+    assert apart.min() > 60
+    assert len({tuple(colour) for colour in colours}) == 150
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """What a run leaves, of whole images, normalised in its own way."""
+    folder = tmp_path / "run"
+    changes = {
+        "images.mean": (0.2, 0.3, 0.4),
+        "images.std": (0.1, 0.2, 0.3),
+        "model.num_classes": len(CLASSES),
+    }
+    config = small.run_config("scratch", changes)
+    model = ap.AdaPerceiver(config.model)
+    params, ema = (random_params(model, seed) for seed in range(2))
+    ap.save_pretrained(model, ema, folder / "model")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    checkpoints = Checkpoints(folder, CheckpointSettings())
+    checkpoints.save(TrainState(jnp.int32(1), params, ema, {"m": jnp.ones(2)}), 1, {}, None)
+    checkpoints.close()
+    return folder
+
+
+def test_a_runs_images_are_prepared_as_it_evaluated(trained, images, tmp_path, said):
+    model, params = ap.from_pretrained(trained / "model")
+    image, mean, std = Image.open(images[1]), (0.2, 0.3, 0.4), (0.1, 0.2, 0.3)
+    cut = ap.Preprocessing(image_size=16, crop=0.5, mean=mean, std=std)(image)
+    squeezed = np.asarray(resize(image, (16, 16)), np.float32) / 255
+    squeezed = ((squeezed - mean) / std).astype(np.float32)
+    cutting = shutil.copytree(trained, tmp_path / "cutting")
+    config = json.loads((cutting / "config.json").read_text())
+    config["augment"] |= {"crop": [0.3, 1.0], "evaluation_crop": 0.5}
+    (cutting / "config.json").write_text(json.dumps(config))
+    seen = []
+    for folder, pixels in ((trained, squeezed), (trained / "model", squeezed), (cutting, cut)):
+        ((_, sizes, rest),) = rows(said(tool, images[1], "--checkpoint", folder))
+        assert sizes == ("4", "12", "2")
+        want = softmax(run(model, params, pixels[None]).logits[0])
+        got = percents(rest)
+        assert list(got) == [CLASSES[k] for k in np.argsort(-want)[:5]]
+        np.testing.assert_allclose(list(got.values()), 100 * np.sort(want)[:-6:-1], atol=0.06)
+        seen.append(rest)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_the_names_of_classes(tmp_path):
+    config = small.run_config("ade20k")
+    eleven = dataclasses.replace(MODELS["segmentation"].config, num_classes=11)
+    model = ap.SegmentationModel(eleven)
+    assert tool.class_names("segment", model, config, None) == ("background", *CLASSES)
+    numbers = tuple(f"class {k}" for k in range(3))
+    assert tool.class_names("segment", MODELS["segmentation"], config, None) == numbers
+    assert tool.class_names("segment", MODELS["segmentation"], None, None) == numbers
+    (tmp_path / "names.txt").write_bytes("\ufeffcat \r\nd\u00f6g\r\nowl, barn\r\n\n".encode())
+    names = tool.class_names("segment", MODELS["segmentation"], config, tmp_path / "names.txt")
+    assert names == ("cat", "d\u00f6g", "owl, barn")
+
+
+def test_budgets_are_all_combinations_in_order():
+    given = ["x.png", "--checkpoint", "x", "--num-tokens", "4", "8", "--depth", "1", "2"]
+    options = tool.make_parser().parse_args([*given, "--width", "24", "8"])
+    budgets = tool.make_budgets(MODELS["depth"].config, (16, 16), options)
+    want = list(itertools.product((4, 8), (24, 8), (1, 2)))
+    assert [tuple(budget.chosen.values()) for budget in budgets] == want
+    assert [budget.sizes for budget in budgets] == [tuple(map(str, sizes)) for sizes in want]
+    (whole,) = tool.make_budgets(
+        MODELS["depth"].config, (16, 16), tool.make_parser().parse_args(given[:3])
+    )
+    assert whole.chosen == {}
+    assert whole.sizes == ("16", "24", "3")
+    assert whole.title.startswith("16 tokens, width 24, depth 3\n0.00")
+
+
+def test_timms_models_look_as_timm_does():
+    name = "vit_base_patch16_clip_384.laion2b_ft_in1k"
+    timm = ap.timm_model(name)
+    for given in (name, f"timm/{name}"):
+        options = tool.make_parser().parse_args(["x.png", "--checkpoint", given])
+        found = tool.find_view("classify", ap.ViT(timm.config), None, options)
+        assert found == ((384, 384), timm.preprocessing)
+        assert found[1].squash
+        assert found[1].mean != ap.Preprocessing().mean or found[1].interpolation == "bicubic"
+
+
+def test_a_turned_photo_is_shown_upright(sources, images, tmp_path, said):
+    image = Image.open(images[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    plain = tmp_path / "plain.png"
+    image.transpose(Image.Transpose.ROTATE_90).save(plain)
+    options = ("--checkpoint", sources / "depth", "--depth", 1, "--out", tmp_path / "out")
+    text = said(tool, images[0], tmp_path / "turned.png", plain, *options)
+    upright, turned, lying = (rest for *_, rest in rows(text))
+    assert upright == turned != lying
+    a, b = (Image.open(tmp_path / "out" / f"{name}_depth.png") for name in ("a", "turned"))
+    np.testing.assert_array_equal(panel(a, 1), panel(b, 1))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "message"),
+    [
+        ("classification", "--task segment", r"classification is for classify \(AdaPerceiver\)$"),
+        ("segmentation", "--task classify", r"segmentation is for segment \(SegmentationModel\)$"),
+        ("depth", "--task segment", r"--task=segment: .*depth is for depth \(DepthModel\)$"),
+        ("dense", "", r"dense: does none of .* \(AdaPerceiver without classes\)$"),
+        ("policy", "", r"policy: does none of classify, segment, depth \(PolicyNetwork"),
+        ("classification", "--num-tokens 4 0", "num_tokens=0: must be at least 1$"),
+        ("segmentation", "--num-tokens -3", "num_tokens=-3: must be at least 1$"),
+        ("segmentation", "--width 24 25", r"width=25: must be in 1\.\.24"),
+        ("depth", "--depth 0", r"depth=0: must be in 1\.\.3$"),
+        ("depth", "--depth 1 4", r"depth=4: must be in 1\.\.3$"),
+        ("vit", "--depth 1", "num_tokens, width, depth: a ViTConfig has no sub-networks"),
+        ("vit", "--num-tokens 0", "num_tokens, width, depth: a ViTConfig has no sub-networks"),
+        ("vit", "--tau 0.5", r"--tau=0\.5: only an AdaPerceiver exits early, not ViT$"),
+        ("segmentation", "--tau 0.5", r"--tau=0\.5: only an .* not SegmentationModel$"),
+        ("classification", "--tau 0.5 --depth 2", r"--tau=0\.5: decides the depth; .* --depth"),
+        ("classification", "--tau 1.5", r"--tau=1\.5: must be a probability, 0 to 1"),
+        ("classification", "--tau nan", "--tau=nan: must be a probability, 0 to 1"),
+        ("depth", "--image-size 30", "--image-size=30: must be multiples of the patch, 4; .*: 32$"),
+        ("depth", "--image-size 0 16", "--image-size=0 16: must be multiples.* nearest: 4 16$"),
+        ("depth", "--image-size 8 8 8", "--image-size=8 8 8: must be a height and"),
+        ("classification", "--image-size 8 16", "--image-size=8 16: .*square; give one number"),
+        ("classification", "--labels {tmp}/names.txt", r"names\.txt: has 2 names for 5 classes"),
+        ("segmentation", "--labels {tmp}/none.txt", r"No such file.*none\.txt"),
+        ("depth", "--labels {tmp}/names.txt", r"names\.txt: for depth there are no classes$"),
+        ("nowhere", "", "not a checkpoint folder"),
+        ("depth", "--step 3", "step=3: only for a run's folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    sources, images, tmp_path, refused, checkpoint, options, message
+):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    given = options.format(tmp=tmp_path).split()
+    out = tmp_path / "out"
+    text = refused(
+        tool, images[0], "--checkpoint", sources / checkpoint, *given, "--out", out
+    )  # fmt: skip
+    assert re.search(message, text), text
+    assert "\n" not in text
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.png", r"text\.png: cannot be decoded: is no image"),
+        ("short.png", r"short\.png: cannot be decoded: is cut short"),
+        ("none.png", r"No such file.*none\.png"),
+        ("folder", r"Is a directory.*folder"),
+    ],
+)
+def test_a_bad_image_is_named_before_anything_is_computed(
+    sources, images, tmp_path, refused, capsys, name, message
+):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "short.png").write_bytes(images[0].read_bytes()[:600])
+    (tmp_path / "folder").mkdir()
+    out, bad = tmp_path / "out", tmp_path / name
+    text = refused(tool, images[0], bad, "--checkpoint", sources / "depth", "--out", out)
+    assert re.search(message, text), text
+    assert "\n" not in text
+    assert capsys.readouterr().out == ""
+    assert not out.exists()
+
+
+def test_a_model_of_grey_images_is_refused(images, tmp_path, refused):
+    model = ap.ViT(dataclasses.replace(MODELS["vit"].config, in_channels=1))
+    ap.save_pretrained(model, random_params(model), tmp_path / "grey")
+    text = refused(tool, images[0], "--checkpoint", tmp_path / "grey")
+    assert "grey: its images have 1 channels, not 3" in text
