@@ -131,6 +131,17 @@ def depth_table() -> None:
     table(("tokens", "depth 1", "depth 7", "depth 14", "depth 21"), lines)
 
 
+def untrained_table() -> None:
+    """Token counts between and beyond the trained ones: the x axes of figures 12 and 14."""
+    tokens = (8, 16, 24, 48, 80, 112, 160, 224, 320, 384, 512, 768, 1024)
+    lines = []
+    for task, sizes in SIZES.items():
+        costs = [ap.flops(dense(task, BACKBONE), t, image_size=sizes[14]) for t in tokens]
+        lines.append((task, *(c.encoder / 1e9 for c in costs)))
+    print("## Token counts that are not trained: encoder GFLOPs, width 832, depth 21\n")
+    table(("", *(f"{t} tokens" for t in tokens)), lines)
+
+
 def paper_tables() -> None:
     """The reference's counter, against what the paper prints."""
     lines: list[Sequence[object]] = []
@@ -204,6 +215,7 @@ def main() -> None:
     for task in SIZES:
         task_table(task)
     depth_table()
+    untrained_table()
     paper_tables()
     print(EXPLANATION, end="")
 
