@@ -137,8 +137,9 @@ def over_processes(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return sums
     total = {}
     for name in sorted(sums):
-        value = np.ascontiguousarray(sums[name])
-        each = np.asarray(multihost_utils.process_allgather(value.reshape(-1).view(np.uint8)))
+        value = np.asarray(sums[name])
+        flat = np.ascontiguousarray(value).reshape(-1)
+        each = np.asarray(multihost_utils.process_allgather(flat.view(np.uint8)))
         total[name] = each.view(value.dtype).reshape(-1, *value.shape).sum(0)
     return total
 
