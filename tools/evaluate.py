@@ -29,14 +29,17 @@ from tqdm import tqdm
 
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.data.pipeline import evaluation_batches
-from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff, tradeoff
 from adaperceiver_jax.evaluate.dense_table import DensePoint, columns, csv_text, rows
 from adaperceiver_jax.tasks.dense_sweep import NETWORK, own_size_batches, sweep_dense
-from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_task
+from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_model, make_task
 from adaperceiver_jax.tasks.weights import WEIGHTS, find_run
 from adaperceiver_jax.train.feed import open_data, prepared
 from adaperceiver_jax.train.loop import CONFIG
 from adaperceiver_jax.train.settings import from_config, with_key
+
+FREE = ("block_mask", "rope_scale")
+"""Of the model, what an evaluation may set otherwise."""
 
 
 def counts(text: str) -> list[int]:
@@ -46,6 +49,8 @@ def counts(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise argparse.ArgumentTypeError(f"{text!r}: must read like 32,64 or 1-21")
+        if int(first) > int(last or first):
+            raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} runs backwards")
         values += range(int(first), int(last or first) + 1)
     return values
 
@@ -81,15 +86,40 @@ def read_config(run: Path, changes: Sequence[str]) -> RunConfig:
         values = json.loads((run / CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{run}: not a run's folder: {error}") from error
+    own = from_config(RunConfig, values)
     for change in changes:
         key, given, text = change.partition("=")
         if not given:
             raise ValueError(f"--set {change}: must read like data.dir=DIR")
         values = with_key(RunConfig, values, key, text)
     config = from_config(RunConfig, values)
-    if config.task not in DENSE:
-        raise ValueError(f"{run}: its task is {config.task!r}; must be {' or '.join(DENSE)}")
+    if own.task not in DENSE:
+        raise ValueError(f"{run}: its task is {own.task!r}; must be {' or '.join(DENSE)}")
+    check_same_model(own, config)
     return config
+
+
+def check_same_model(own: RunConfig, changed: RunConfig) -> None:
+    """ValueError if the weights would not mean what they were trained to.
+
+    The mask and the scale of positions are what may be otherwise.
+    """
+    if changed.task != own.task:
+        raise ValueError(f"--set task={changed.task}: the run's is {own.task!r}")
+    free = {name: getattr(changed.model, name) for name in FREE}
+    as_own = dataclasses.replace(own, model=own.model.replace(**free))
+    before, now = (make_model(config).config for config in (as_own, changed))
+    if before == now:
+        return
+    different = [
+        f"{field.name}={getattr(now, field.name)}"
+        for field in dataclasses.fields(now)
+        if getattr(now, field.name) != getattr(before, field.name)
+    ]
+    raise ValueError(
+        f"--set makes another model of the run's ({', '.join(different)[:200]}); of the model only "
+        f"{' and '.join('model.' + name for name in FREE)} may be set"
+    )
 
 
 @contextlib.contextmanager
@@ -155,7 +185,7 @@ def draw(points: Sequence[DensePoint], task: str, folder: Path) -> list[Path]:
     metric = next(n for n in ("miou", "rmse", "eigen_rmse") if n in points[0].scores)
     drawn = []
     for by in ("width", "depth"):
-        if len({getattr(p, by) for p in points}) > 1:
+        if len({getattr(p, by) for p in tradeoff(points, by)}) > 1:
             drawn.append(folder / f"{task}_{by}.png")
             plot_tradeoff(points, metric, by, drawn[-1])
     if len({p.num_tokens for p in points}) > 1:

@@ -120,7 +120,7 @@ class Preparation:
     def train(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augmented by `rng`, which is the sample's own."""
         a = self.augment
-        if not a.pictures and _is_array(sample, self.size):
+        if not a.pictures and self._is_made(sample):
             flip = a.flip and rng.random() >= 0.5
             return self._finish(sample, {n: _mirrored(sample[n]) for n in self._of(sample) if flip})
         image, maps = self._open(sample)
@@ -151,7 +151,7 @@ class Preparation:
 
     def evaluate(self, sample: Sample) -> Sample:
         """The same every time: the middle (as `Preprocessing` cuts it), or all of it, resized."""
-        if _is_array(sample, self.size) and not self.augment.crop:
+        if self._is_made(sample) and not self.augment.crop:
             return self._finish(sample, {})
         image, maps = self._open(sample)
         image = decode(image, sample.get("name", "an image"))
@@ -160,6 +160,13 @@ class Preparation:
             return self._finish(sample, {"image": cut.pixels(image)})
         maps = {name: resize_map(x, self.size) for name, x in maps.items()}
         return self._finish(sample, {"image": resize(image, self.size), **maps})
+
+    def _is_made(self, sample: Sample) -> bool:
+        """Whether image and maps are arrays of the size that is wanted."""
+        return all(
+            isinstance(sample[n], np.ndarray) and sample[n].shape[:2] == self.size
+            for n in self._of(sample)
+        )
 
     def _of(self, sample: Sample) -> list[str]:
         """The names of what has a height and a width."""
@@ -228,10 +235,6 @@ def check_label(label: int, num_classes: int | None, name: str) -> None:
             f"{name}: its label is {label}; must be {allowed}. Do the model's classes fit "
             "the data set?"
         )
-
-
-def _is_array(sample: Sample, size: tuple[int, int]) -> bool:
-    return isinstance(sample["image"], np.ndarray) and sample["image"].shape[:2] == size
 
 
 def _mirrored(x: np.ndarray) -> np.ndarray:

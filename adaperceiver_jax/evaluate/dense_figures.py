@@ -17,16 +17,21 @@ COLOURS = {"trained": "tab:blue", "interpolated": "tab:green", "extrapolated": "
 MARKS = "ov^sDP*X"
 
 
+def tradeoff(points: Sequence[DensePoint], by: str) -> list[DensePoint]:
+    """Those of trained token counts, over `by`, 'width' or 'depth', the other at its largest."""
+    other = "depth" if by == "width" else "width"
+    most = max(getattr(p, other) for p in points)
+    return [p for p in points if getattr(p, other) == most and p.tokens_are == "trained"]
+
+
 def plot_tradeoff(
     points: Sequence[DensePoint], metric: str, by: str, path: Path, title: str = ""
 ) -> None:
     """A metric against the encoder's GFLOPs: colour is tokens, shape `by`, 'width' or 'depth'.
 
-    Figures 4 and 5 (width) and 11 and 13 (depth) of the paper; the other axis is at its largest.
+    Figures 4 and 5 (width) and 11 and 13 (depth) of the paper, of `tradeoff`'s points.
     """
-    other = "depth" if by == "width" else "width"
-    most = max(getattr(p, other) for p in points)
-    points = [p for p in points if getattr(p, other) == most and p.tokens_are == "trained"]
+    points = tradeoff(points, by)
     tokens = sorted({p.num_tokens or 0 for p in points})
     values = sorted({getattr(p, by) for p in points})
     figure, axes, plt = _start(metric, title)

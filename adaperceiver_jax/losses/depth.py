@@ -21,13 +21,14 @@ def sig_loss(
 ) -> jax.Array:
     """sqrt(var(g) + 0.15 mean(g)^2) with g = log(pred + eps) - log(depth + eps), (B, H, W) -> ().
 
-    The variance is over n - 1; during the warm-up it is left out.
+    The variance is over n - 1; during the warm-up it is left out. Of one pixel it is 0, as the loss
+    is of none.
     """
     valid = valid_depth(depth, max_depth)
     g = jnp.log(jnp.where(valid, pred, 1) + EPSILON) - jnp.log(jnp.where(valid, depth, 1) + EPSILON)
-    count = jnp.maximum(valid.sum(), 2)
-    mean = jnp.where(valid, g, 0).sum() / count
-    variance = jnp.where(valid, (g - mean) ** 2, 0).sum() / (count - 1)
+    count = valid.sum()
+    mean = jnp.where(valid, g, 0).sum() / jnp.maximum(count, 1)
+    variance = jnp.where(valid, (g - mean) ** 2, 0).sum() / jnp.maximum(count - 1, 1)
     squared = jnp.where(warm_up, 0.0, variance) + 0.15 * mean**2
     return jnp.sqrt(jnp.maximum(squared, 1e-12))  # a finite gradient where all is right
 

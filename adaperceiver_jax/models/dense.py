@@ -26,6 +26,7 @@ from adaperceiver_jax.models.upsample import resize_bilinear
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 
 T = TypeVar("T")
+MOST_CLASSES = 255
 SEGMENTATION_HEADS = ("linear", "segmenter")
 
 
@@ -88,8 +89,11 @@ class SegmentationConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: must be at least 1")
+        if not 1 <= self.num_classes <= MOST_CLASSES:
+            raise ValueError(
+                f"num_classes={self.num_classes}: must be in 1..{MOST_CLASSES}; in label maps "
+                f"{MOST_CLASSES} is what does not count"
+            )
         if self.head not in SEGMENTATION_HEADS:
             raise ValueError(f"head={self.head!r}: must be one of {', '.join(SEGMENTATION_HEADS)}")
         for name in ("decoder_features", "decoder_depth"):

@@ -36,8 +36,9 @@ class Conv(nn.Module):
             window_strides=(1, 1),
             padding="SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
         )
-        return y.astype(jnp.float32) + bias
+        return y + bias
 
 
 class SegmentationHead(nn.Module):

@@ -40,6 +40,8 @@ def own_size_batches(
 
     prepare: `Preparation.own_size`. The last batch is filled up; 'weight' is 0 for a filler.
     """
+    if len(source) < jax.process_count():
+        raise ValueError(f"{len(source)} images for {jax.process_count()} processes: too few")
     mine = range(jax.process_index(), len(source), jax.process_count())
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(mine), batch_size):

@@ -95,15 +95,35 @@ def task_table(task: str) -> None:
             ratio = huge.encoder / cost.encoder
             with_adapter = cost.encoder + cost.by_part["write"] + cost.by_part["head"]
             both = huge.encoder / with_adapter
-            lines.append(("AdaPerceiver", t, w, cost.encoder / 1e9, cost.head / 1e9, ratio, both))
+            lines.append(
+                (
+                    f"AdaPerceiver, {size[0]} x {size[1]}",
+                    t,
+                    w,
+                    cost.encoder / 1e9,
+                    cost.head / 1e9,
+                    ratio,
+                    both,
+                )
+            )
     for name in VITS:
         config = vit_config(name)
         at = SIZES[task][config.patch_size]
         cost = ap.flops(dense(task, config, True), image_size=at)
         ratio = huge.encoder / cost.encoder
-        lines.append((name, "-", "-", cost.encoder / 1e9, cost.head / 1e9, ratio, ratio))
+        lines.append(
+            (
+                f"{name}, {at[0]} x {at[1]}",
+                "-",
+                "-",
+                cost.encoder / 1e9,
+                cost.head / 1e9,
+                ratio,
+                ratio,
+            )
+        )
     outputs = size[0] * size[1] // 14**2
-    print(f"## {task}: {size[0]} x {size[1]}, {outputs} output tokens, depth 21\n")
+    print(f"## {task}: {outputs} output tokens, depth 21\n")
     table(
         (
             "model",

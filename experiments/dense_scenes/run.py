@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ RUNS: dict[str, tuple[str, str]] = {
     ),
     "features": (
         "features",
-        f"runlocal,teacher.path={{0}}/teacher/model,length=1200 steps,{LONG},{DEEP}",
+        f"runlocal,teacher.path={{0}}/teacher/model,length=800 steps,{LONG},{DEEP}",
     ),
     "segment_frozen": ("ade20k", f"runlocal,init_from={{0}}/features,{FROZEN}"),
     "depth_frozen": ("nyuv2", f"runlocal,init_from={{0}}/features,{FROZEN}"),
@@ -177,7 +176,7 @@ def grid_table(task: str, points: list[DensePoint], by: str) -> str:
     return table(("", *(f"{by} {v}" for v in values)), lines)
 
 
-def page(workdir: Path, minutes: float) -> str:
+def page(workdir: Path) -> str:
     """docs/dense_scenes.md, from the runs' folders."""
     points = {name: sweep(name, workdir) for name in RUNS if name not in ("teacher", "features")}
     scores = {name: at(p) for name, p in points.items()}
@@ -227,7 +226,6 @@ def page(workdir: Path, minutes: float) -> str:
         "segment_widths": grid_table("segment", points["segment"], "width"),
         "depth_depths": grid_table("depth", points["depth"], "depth"),
         "commands": "\n".join(command(name) for name in RUNS),
-        "minutes": f"{minutes:.0f}",
     }
     text = (Path(__file__).parent / "page.md").read_text()
     for name, value in parts.items():
@@ -243,11 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/dense_scenes"))
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
-    began = time.perf_counter()
     for name in RUNS:
         config = config_of(name, options.workdir)
-        train(config, make_task(config), options.workdir / name)
-    text = page(options.workdir, (time.perf_counter() - began) / 60)
+        if not train(config, make_task(config), options.workdir / name).finished:
+            return  # asked to stop
+    text = page(options.workdir)
     write_bytes(DOCS / "dense_scenes.md", text.encode())
     print(DOCS / "dense_scenes.md")
 

@@ -1,15 +1,9 @@
 """Several processes of jax.distributed: together they see what one sees."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import said_by_processes
+
 IMAGES, SIZE, STEPS = 30, 12, 5  # two epochs
 PROGRAM = """
 import json
@@ -52,30 +46,9 @@ if __name__ == "__main__":
 
 def seen_by(count, tmp_path):
     """What each of so many processes has on its device."""
-    program = tmp_path / "program.py"
     sizes = {"IMAGES": IMAGES, "SIZE": SIZE, "STEPS": STEPS}
-    program.write_text("\n".join(f"{k} = {v}" for k, v in sizes.items()) + PROGRAM)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, str(place), str(count), str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=180) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * count, said
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+    text = "\n".join(f"{k} = {v}" for k, v in sizes.items()) + PROGRAM
+    return said_by_processes(text, count, tmp_path, timeout=180)
 
 
 @pytest.mark.slow

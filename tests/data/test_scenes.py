@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
+from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.rendering import SHAPES, TEXTURES, Scene, render
 from adaperceiver_jax.data.scenes import CLASSES, MAX_DISTRACTORS, Scenes
 
@@ -230,6 +231,15 @@ def test_bad_arguments_are_named(arguments, message):
 def test_an_index_out_of_bounds_is_named(index):
     with pytest.raises(IndexError, match=f"index={index}: .* count=5"):
         Scenes(5)[index]
+
+
+def test_a_map_of_another_size_than_its_image_is_refused():
+    preparation = Preparation(size=(16, 16), inputs=("image", "segmentation"))
+    sample = Scenes(1, 16)[0]
+    sample["segmentation"] = sample["segmentation"][:8, :8]
+    for prepare in (preparation.evaluate, lambda s: preparation.train(s, np.random.default_rng(0))):
+        with pytest.raises(BadImageError, match="its segmentation is 8 x 8, the image 16 x 16"):
+            prepare(sample)
 
 
 def test_scenes_are_cut_for_evaluation_too():

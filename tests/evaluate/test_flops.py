@@ -1,5 +1,7 @@
 """FLOPs against XLA's own count of the unrolled forward."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -93,6 +95,37 @@ def test_dense_models(kind, size):
     assert ours.total == pytest.approx(xla, rel=0.02)
     encoder = ap.flops(backbone, num_tokens=512, image_size=size).by_part
     assert ours.by_part == {**encoder, "task_head": ours.by_part["task_head"]}
+
+
+DENSE_ON = {
+    "mask transformer": ap.SegmentationConfig(
+        backbone=FEATURES.replace(num_classes=None, depth=2), num_classes=150, head="segmenter"
+    ),
+    "ViT": ap.SegmentationConfig(
+        backbone=ap.ViTConfig(depth=2, num_classes=None),
+        num_classes=150,
+        class_token=True,
+        mlp=True,
+    ),
+    "ViT's patches": ap.SegmentationConfig(
+        backbone=ap.ViTConfig(depth=2, num_classes=None), num_classes=150
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DENSE_ON)
+def test_other_dense_models(name):
+    """A head's blocks are a loop, of which XLA counts one turn, so there is one."""
+    config = dataclasses.replace(DENSE_ON[name], decoder_depth=1)
+    model = ap.SegmentationModel(config, unroll=2)
+    size = 518 if name == "mask transformer" else 512
+    ours = ap.flops(config, image_size=size)
+    assert ours.total == pytest.approx(counted_by_xla(model, (1, size, size, 3)), rel=0.03)
+    assert ours.encoder + ours.head == ours.total
+    if name == "mask transformer":  # each further block is a block more
+        more = ap.flops(DENSE_ON[name], image_size=size).total - ours.total
+        tokens, d = 37 * 37 + 150, 768
+        assert more == 24 * tokens * d * d + 4 * tokens * tokens * d
 
 
 def test_policy_network():

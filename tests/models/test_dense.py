@@ -98,7 +98,7 @@ def test_readouts_are_every_granularitys_own_prediction(kind):
 
 
 VIT = ap.ViTConfig(
-    embed_dim=12, depth=2, num_heads=2, patch_size=4, image_size=12, num_classes=None
+    embed_dim=12, depth=2, reg_tokens=1, num_heads=2, patch_size=4, image_size=12, num_classes=None
 )
 
 
@@ -121,7 +121,7 @@ def test_on_a_vit(class_token, mlp):
         hidden = tokens @ p["fc1"]["kernel"] + p["fc1"]["bias"]
         tokens = np.asarray(jax.nn.gelu(hidden, approximate=False)) @ p["fc2"]["kernel"]
         tokens = tokens + p["fc2"]["bias"]
-    x = tokens[:, 1:]
+    x = tokens[:, 2:]  # behind class token and register
     if class_token:
         x = np.concatenate([np.repeat(tokens[:, :1], 15, axis=1), x], axis=-1)
     x, head = layer_norm(x.reshape(2, 3, 5, -1), params["head"]["bn"]), params["head"]["conv_seg"]
@@ -194,6 +194,7 @@ def test_readouts_through_any_function_of_the_maps_recomputed_or_not():
             {"backbone": dataclasses.replace(VIT, global_pool="avg")},
             "last norm comes after pooling",
         ),
+        ({"backbone": BACKBONE, "num_classes": 256}, r"num_classes=256: must be in 1\.\.255"),
         ({"backbone": BACKBONE, "head": "dpt"}, "head='dpt': must be one of linear, segmenter"),
         ({"backbone": BACKBONE, "decoder_features": 200}, "must be a multiple of 64, one"),
         ({"backbone": BACKBONE, "decoder_depth": 0}, "decoder_depth=0: must be at least 1"),
@@ -202,7 +203,7 @@ def test_readouts_through_any_function_of_the_maps_recomputed_or_not():
 )
 def test_what_cannot_be_says_so(fields, message):
     with pytest.raises(ValueError, match=message):
-        ap.SegmentationConfig(num_classes=3, **fields)
+        ap.SegmentationConfig(**{"num_classes": 3, **fields})
 
 
 def test_a_vit_has_no_sub_networks():

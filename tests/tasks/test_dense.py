@@ -15,7 +15,7 @@ from adaperceiver_jax.losses.segmentation import segmentation_cross_entropy
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.segment import Segment
-from adaperceiver_jax.train.evaluation import evaluate
+from adaperceiver_jax.train.evaluation import Totals, evaluate
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import loss_and_gradients, make_programs
@@ -130,6 +130,37 @@ def test_losses_are_weighted_as_the_settings_say():
     other, _ = step(depth(DenseSettings(sig_weight=1.0, gradient_weight=3.0)), params, batch)
     np.testing.assert_allclose(other["sig"], one["sig"] / 2, rtol=1e-6)
     np.testing.assert_allclose(other["grad"], 6 * one["grad"], rtol=1e-6)
+
+
+def test_dropout_before_the_head_is_drawn_from_the_steps_key():
+    plain, batch = segment(), make_batch()
+    config = dataclasses.replace(plain.model.config, head_drop=0.5)
+    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    params = random_params(task.model)
+    samples, shared = task.draw(batch, jax.random.key(0), 0)
+    losses = [
+        float(task.loss(params, {}, samples, shared, jax.random.key(k))[0]) for k in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+    assert losses[0] != float(plain.loss(params, {}, samples, shared, jax.random.key(0))[0])
+
+
+def test_how_deep_depth_counts_is_the_models_to_say():
+    near = ap.DepthConfig(backbone=BACKBONE, bins=8, max_depth=5.0)
+    task = Depth(model=ap.DepthModel(near), image_size=(16, 16))
+    params, batch = random_params(task.model), make_batch()
+    cut = {**batch, "depth": np.where(batch["depth"] > 5, 0, batch["depth"])}
+    a, b = (step(task, params, x)[0]["loss"] for x in (batch, cut))
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_sums_of_batches_are_exact_beyond_32_bits():
+    totals = Totals()
+    for _ in range(3):
+        totals.add({"confusion": jnp.full((2, 2), 2**30 + 1, jnp.int32), "loss": jnp.float32(0.1)})
+    sums = totals.sums()
+    assert sums["confusion"].tolist() == [[3 * 2**30 + 3] * 2] * 2
+    assert float(sums["loss"]) == pytest.approx(3 * float(np.float32(0.1)), rel=1e-15)
 
 
 def test_depth_beyond_the_bins_does_not_count():

@@ -10,10 +10,12 @@ import pytest
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.evaluate.dense_table import csv_text, kind_of_tokens, read_csv
+from adaperceiver_jax.evaluate.depth_metrics import eigen_crop
 from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
+from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense
 from adaperceiver_jax.tasks.segment import Segment
-from tests.models.test_dense import bilinear
+from tests.models.test_dense import VIT, bilinear
 from tests.small_models import random_params, run
 from tests.tasks.test_dense import BACKBONE, CLASSES, batches_of, depth, make_batch, segment
 
@@ -60,6 +62,21 @@ def test_each_sub_network_is_scored_as_if_run_alone(variant):
     assert len({p.scores["loss"] for p in points}) > 8
 
 
+def test_mirror_images_are_averaged_on_a_vit():
+    config = ap.SegmentationConfig(backbone=VIT, num_classes=CLASSES)
+    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    params, arrays = random_params(task.model), make_batch(8)
+    (point,) = sweep_dense(task, params, batches_of(arrays, 8), flip=True)
+    images = task.images.normalise(jnp.asarray(arrays["image"]))
+    maps, mirrored = (run(task.model, params, x, "maps") for x in (images, images[:, :, ::-1]))
+    resized = bilinear(np.asarray(maps + mirrored[:, :, ::-1]) / 2, 16, 16)
+    log_probs = resized - np.log(np.exp(resized).sum(-1, keepdims=True))
+    labels, counted = arrays["segmentation"], arrays["segmentation"] != 255
+    picked = np.take_along_axis(log_probs, np.where(counted, labels, 0)[..., None], -1)[..., 0]
+    assert point.scores["loss"] == pytest.approx(-picked[counted].mean(), rel=1e-4)
+    assert (point.num_tokens, point.tokens_are) == (None, "whole")
+
+
 def test_mirror_images_are_averaged():
     task = segment()
     params, arrays = random_params(task.model), make_batch(8)
@@ -86,7 +103,11 @@ class Ragged:
         return {"image": image, "segmentation": labels, "depth": true, "name": str(i)}
 
 
-@pytest.mark.parametrize("make", [segment, depth])
+def cropped_depth():
+    return depth(DenseSettings(eigen_crop=True))
+
+
+@pytest.mark.parametrize("make", [segment, depth, cropped_depth])
 def test_maps_of_many_sizes_are_scored_at_their_own(make):
     task = make()
     params = random_params(task.model)
@@ -102,13 +123,17 @@ def test_maps_of_many_sizes_are_scored_at_their_own(make):
         (maps,) = np.asarray(run(task.model, params, images, "maps"))
         resized = bilinear(maps, *sample["segmentation"].shape)
         np.add.at(counts, (sample["segmentation"], resized.argmax(-1)), 1)
-        rmse.append(np.sqrt(((resized[..., 0] - sample["depth"]) ** 2).mean()))
+        inside = np.ones(sample["depth"].shape, bool)
+        if make is cropped_depth:
+            inside = eigen_crop(*sample["depth"].shape)
+        rmse.append(np.sqrt(((resized[..., 0] - sample["depth"])[inside] ** 2).mean()))
     if make is segment:
         want = segmentation_scores(counts)
         assert own.scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
         assert own.scores["miou"] == pytest.approx(want["miou"], abs=2e-3)
     else:
-        assert own.scores["rmse"] == pytest.approx(np.mean(rmse), rel=1e-4)
+        name = "rmse" if make is depth else "eigen_rmse"
+        assert own.scores[name] == pytest.approx(np.mean(rmse), rel=1e-4)
 
 
 def test_each_process_takes_its_own_images_and_their_sums_are_exact(monkeypatch):

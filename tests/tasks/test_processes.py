@@ -1,15 +1,9 @@
 """Several processes count as one does, to the last pixel."""
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import said_by_processes
+
 PROGRAM = """
 import json
 import sys
@@ -50,39 +44,11 @@ if __name__ == "__main__":
 """
 
 
-def scored_by(count: int, tmp_path: Path) -> list[dict]:
-    """What each of so many processes, with a device each, reports."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    started = [
-        subprocess.Popen(
-            [sys.executable, program, str(place), str(count), str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=400) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * count, said
-    return [json.loads(out.splitlines()[-1]) for out, _ in said]
-
-
 @pytest.mark.slow
 def test_two_processes_report_what_one_does(tmp_path):
     """Whole numbers exactly; the loss, a sum of fractions, to rounding."""
-    (alone,) = scored_by(1, tmp_path)
-    for part in scored_by(2, tmp_path):
+    (alone,) = said_by_processes(PROGRAM, 1, tmp_path, timeout=400)
+    for part in said_by_processes(PROGRAM, 2, tmp_path, timeout=400):
         for name, value in alone["trained"].items():
             if not name.endswith("loss"):
                 assert part["trained"][name] == value, name

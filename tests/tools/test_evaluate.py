@@ -89,6 +89,9 @@ def test_a_vit_is_one_line(runs, tmp_path, said):
         ("ade20k", ("--set", "dense.eigen"), "--set dense.eigen: must read like"),
         ("ade20k", ("--set", "dense.eigen=1"), "did you mean config.dense.eigen_crop"),
         ("ade20k", ("--set", "data.dir=/nowhere"), "there is no such folder"),
+        ("nyuv2", ("--set", "data.max_depth=5"), "another model of the run's (max_depth=5.0)"),
+        ("ade20k", ("--set", "model.depth=1"), "only model.block_mask and model.rope_scale may"),
+        ("ade20k", ("--set", "task=depth"), "--set task=depth: the run's is 'segment'"),
         ("vit_nyuv2", ("--tokens", "4"), "the backbone is a ViT, which has no sub-networks"),
         ("nothing", (), "not a run's folder"),
     ],
@@ -97,8 +100,17 @@ def test_refusals(runs, refused, name, options, message):
     assert message in refused(tool, runs / name, *options)
 
 
+def test_without_the_mask_and_with_too_few_points_for_a_figure(runs, tmp_path, said):
+    options = ["--tokens", "3", "--depths", "1,2", "--set", "model.block_mask=none"]
+    said(tool, runs / "ade20k", *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    assert {row["tokens_are"] for row in lines(tmp_path / "a.csv")} == {"interpolated"}
+    assert not (tmp_path / "f").exists()
+
+
 def test_lists_of_counts():
     assert tool.counts("32,64") == [32, 64]
     assert tool.counts("1-3, 7") == [1, 2, 3, 7]
     with pytest.raises(Exception, match="must read like 32,64 or 1-21"):
         tool.counts("a")
+    with pytest.raises(Exception, match="5-3 runs backwards"):
+        tool.counts("1,5-3")

@@ -1,0 +1,41 @@
+"""Running a program in several processes of jax.distributed, a CPU device each."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def said_by_processes(text: str, count: int, folder: Path, timeout: float) -> list:
+    """The JSON that each prints last.
+
+    The program is called with the port to meet at, the number of processes and its own.
+    """
+    program = folder / "program.py"
+    program.write_text(text)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    started = [
+        subprocess.Popen(
+            [sys.executable, program, str(port), str(count), str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * count, said
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
