@@ -278,7 +278,12 @@ class SegmentationModel(DenseModel):
             self.head = SegmentationHead(c.num_classes, c.head_drop, self.dtype)
         else:
             self.head = MaskTransformer(
-                c.num_classes, c.decoder_features, c.decoder_depth, c.head_drop, self.dtype
+                c.num_classes,
+                c.decoder_features,
+                c.decoder_depth,
+                c.head_drop,
+                self.dtype,
+                self.remat,
             )
 
     def __call__(

@@ -67,6 +67,7 @@ class MaskTransformer(nn.Module):
     depth: int
     head_drop: float = 0.0
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -83,7 +84,7 @@ class MaskTransformer(nn.Module):
         classes = jnp.broadcast_to(classes, (batch, *classes.shape[1:]))
         x = jnp.concatenate([x.reshape(batch, height * width, dim), classes], axis=1)
         blocks = nn.scan(
-            ViTBlock,
+            nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.depth,

@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -79,14 +80,21 @@ def programs_of(config: RunConfig, mesh: Mesh) -> tuple[Any, Any, tuple, tuple]:
     return programs.gradients, programs.apply, first, (state, grads)
 
 
-def allotted(program: Any, arguments: tuple) -> tuple[float, float, float, float]:
-    """GiB of arguments and of what is made on the way, their sum, and seconds of compilation."""
+def allotted(program: Any, arguments: tuple) -> str:
+    """GiB of arguments, of what is made on the way and their sum, and seconds of compilation, as
+    cells of a table; or what the compiler says of a program that does not fit."""
     began = time.perf_counter()
-    memory = program.lower(*arguments).compile().memory_analysis()
+    try:
+        memory = program.lower(*arguments).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        needs = re.search(r"required for HLO temporaries \(([\d.]+)G\)", str(error))
+        if needs is None:
+            raise
+        return f"- | {needs[1]}: does not fit | - | -"
     seconds = time.perf_counter() - began
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     held, made = memory.argument_size_in_bytes / GIB, (memory.temp_size_in_bytes + results) / GIB
-    return held, made, held + made, seconds
+    return f"{held:.2f} | {made:.2f} | {held + made:.2f} | {seconds:.0f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,11 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("gradients", gradients, first),
             ("update", apply, second),
         ):
-            held, made, total, seconds = allotted(program, shapes)
-            print(
-                f"| {label} | {what} | {held:.2f} | {made:.2f} | {total:.2f} | {seconds:.0f} |",
-                flush=True,
-            )
+            print(f"| {label} | {what} | {allotted(program, shapes)} |", flush=True)
 
 
 if __name__ == "__main__":
