@@ -161,7 +161,7 @@ def dense_step(task, golden, batch, step=1000, parts=1):
     return run(golden.params(task.model), {"image": golden.images, **batch})
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("computed", COMPUTED)
 def test_a_step_of_segmentation(goldens, computed, parts):
     golden = read(goldens / "train_segmentation")

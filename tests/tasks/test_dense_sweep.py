@@ -41,7 +41,12 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+FAST = ("block", "no mask")
+
+
+@pytest.mark.parametrize(
+    "variant", [v if v in FAST else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+)
 def test_each_sub_network_is_scored_as_if_run_alone(variant):
     backbone = BACKBONE.replace(**VARIANTS[variant])
     config = ap.SegmentationConfig(backbone=backbone, num_classes=CLASSES)
