@@ -7,6 +7,8 @@ python main.py --config=configs/vit_nyuv2.py:runlocal --workdir=/tmp/vit_nyuv2  
 vit: 'b' (B/16), 'l' (L/14) or 'h' (H/14, the default). As the reference has them: an MLP over all
 tokens, the class token joined to each patch; without them: --config.dense.mlp=False
 --config.dense.class_token=False. A patch of 16 divides 608, not 602.
+
+Hardware, hours, RMSE: not run at full size yet.
 """
 
 from configs import common, dense

@@ -59,6 +59,18 @@ def test_every_command_that_documents_give_is_understood(monkeypatch):
     assert tried > 8
 
 
+def test_every_command_that_evaluates_or_predicts_is_understood():
+    command = re.compile(r"^python tools/(evaluate|predict)\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
+    found = []
+    documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py"))
+    for document in documents:
+        for name, rest in command.findall(document.read_text()):
+            arguments = shlex.split(re.sub(r"\\+\n", " ", rest))
+            found.append(importlib.import_module(f"tools.{name}").make_parser())
+            found[-1].parse_args(arguments)
+    assert len(found) >= 7
+
+
 def test_every_command_that_prepares_data_is_understood():
     command = re.compile(r"^python tools/prepare_data\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
     tool = importlib.import_module("tools.prepare_data")
