@@ -27,6 +27,10 @@ class DensePoint:
     """'trained', 'interpolated' (between two trained counts), 'extrapolated' or 'whole' (a ViT)."""
     resolution: str
     """'network': maps resized to what the network sees; 'own': predictions resized to theirs."""
+    mask: str
+    """Among the latents: 'block', 'causal' or 'none'; '' for a ViT."""
+    flip: bool
+    """Whether maps were averaged with those of the mirror image."""
     scores: Mapping[str, float]
     encoder_gflops: float
     """Of one image, up to the last block."""
@@ -90,6 +94,8 @@ def read_csv(path: Path) -> list[DensePoint]:
                     **sizes,
                     tokens_are=row["tokens_are"],
                     resolution=row["resolution"],
+                    mask=row["mask"],
+                    flip=row["flip"] == "True",
                     scores=scores,
                     encoder_gflops=float(row["encoder_gflops"]),
                     head_gflops=float(row["head_gflops"]),

@@ -109,13 +109,17 @@ def sweep_dense(
     if not totals:
         raise ValueError("batches: held no images")
     return [
-        _point(task, sub_network, kind, over_processes(total.sums()))
+        _point(task, sub_network, kind, flip, over_processes(total.sums()))
         for (sub_network, kind), total in totals.items()
     ]
 
 
 def _point(
-    task: Any, sub_network: SubNetwork | None, kind: str, sums: dict[str, np.ndarray]
+    task: Any,
+    sub_network: SubNetwork | None,
+    kind: str,
+    flip: bool,
+    sums: dict[str, np.ndarray],
 ) -> DensePoint:
     config = task.model.config
     trained = trained_granularities(config, task.settings.token_granularities)
@@ -127,6 +131,8 @@ def _point(
         depth=depth,
         tokens_are="whole" if tokens is None else kind_of_tokens(tokens, trained),
         resolution=kind,
+        mask=getattr(config.backbone, "mask", ""),
+        flip=flip,
         scores=task.summarise(sums),
         encoder_gflops=encoder,
         head_gflops=head,

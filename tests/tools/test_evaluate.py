@@ -66,6 +66,7 @@ def test_depth_and_the_eigen_crop(runs, tmp_path, said):
     (whole,) = (r for r in plain if (r["num_tokens"], r["width"]) == ("4", "12"))
     for name in ("rmse", "rmse_pixels", "abs_rel", "delta1"):
         assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)
+    assert ([row["flip"] for row in (plain[0], cropped[0])]) == ["False", "True"]
     assert "eigen_rmse" in cropped[0]
     assert "rmse" not in cropped[0]
 
@@ -103,7 +104,8 @@ def test_refusals(runs, refused, name, options, message):
 def test_without_the_mask_and_with_too_few_points_for_a_figure(runs, tmp_path, said):
     options = ["--tokens", "3", "--depths", "1,2", "--set", "model.block_mask=none"]
     said(tool, runs / "ade20k", *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
-    assert {row["tokens_are"] for row in lines(tmp_path / "a.csv")} == {"interpolated"}
+    found = lines(tmp_path / "a.csv")
+    assert {(row["tokens_are"], row["mask"]) for row in found} == {("interpolated", "none")}
     assert not (tmp_path / "f").exists()
 
 
