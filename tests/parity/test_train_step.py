@@ -175,7 +175,7 @@ def test_a_step_of_segmentation(goldens, computed, parts):
     assert_gradients(model, gradients, golden)
 
 
-@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize("computed", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_a_step_of_depth(goldens, computed):
     golden = read(goldens / "train_depth")
     cases, depth = golden.cases, golden.arrays["depth"][:, 0]

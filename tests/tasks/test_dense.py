@@ -188,6 +188,7 @@ def counted_flops(task, batch, patterns):
     return lowered.compile().cost_analysis()["flops"] / len(batch["image"])
 
 
+@pytest.mark.slow
 def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
     """A step costs the encoder's forward and three times what is trained, by XLA's count."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
@@ -253,7 +254,7 @@ def test_the_confusion_adds_up_over_devices_and_uneven_last_batches(devices, mon
     assert {name: found[name] for name in want} == want
 
 
-@pytest.mark.parametrize("eigen", [False, True])
+@pytest.mark.parametrize("eigen", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_depth_is_evaluated_over_the_images_that_have_any(eigen):
     task = depth(DenseSettings(eigen_crop=eigen))
     arrays = make_batch(5)
@@ -279,6 +280,7 @@ def test_depth_is_evaluated_over_the_images_that_have_any(eigen):
     assert task.metric.removeprefix("-") in depth_scores(sums, eigen)
 
 
+@pytest.mark.slow
 def test_sub_networks_are_evaluated_as_themselves():
     task, batch = segment(evaluated=((4, 8, 2),)), make_batch()
     params = random_params(task.model)

@@ -41,7 +41,7 @@ VARIANTS = {
 }
 
 
-FAST = ("block", "no mask")
+FAST = ("block",)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,7 @@ def test_each_sub_network_is_scored_as_if_run_alone(variant):
     assert len({p.scores["loss"] for p in points}) > 8
 
 
+@pytest.mark.slow
 def test_mirror_images_are_averaged_on_a_vit():
     config = ap.SegmentationConfig(backbone=VIT, num_classes=CLASSES)
     task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
@@ -112,7 +113,10 @@ def cropped_depth():
     return depth(DenseSettings(eigen_crop=True))
 
 
-@pytest.mark.parametrize("make", [segment, depth, cropped_depth])
+@pytest.mark.parametrize(
+    "make",
+    [segment, *(pytest.param(make, marks=pytest.mark.slow) for make in (depth, cropped_depth))],
+)
 def test_maps_of_many_sizes_are_scored_at_their_own(make):
     task = make()
     params = random_params(task.model)

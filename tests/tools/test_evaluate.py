@@ -8,6 +8,8 @@ from PIL import Image
 from tests.train.small import PLAIN, run
 from tools import evaluate as tool
 
+pytestmark = pytest.mark.slow  # it trains four runs first
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
