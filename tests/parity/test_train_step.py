@@ -1,6 +1,7 @@
 """The trainer's own step against the reference: losses, gradients and what becomes of them."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -152,13 +153,14 @@ COMPUTED = {"kept": {}, "recomputed": {"remat": True}}
 def dense_step(task, golden, batch, step=1000, parts=1):
     """Metrics and gradients by the trainer's own path, from a batch as the data gives it."""
 
-    @jax.jit
-    def run(params, batch):
-        samples, shared = task.draw(batch, jax.random.key(0), step)
-        key = jax.random.key(1)
-        return loss_and_gradients(task, params, {}, {}, samples, shared, key, parts)
+    arrays = {"image": golden.images, **batch}
+    return _dense_step(task, golden.params(task.model), arrays, step, parts)
 
-    return run(golden.params(task.model), {"image": golden.images, **batch})
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _dense_step(task, params, batch, step, parts):
+    samples, shared = task.draw(batch, jax.random.key(0), step)
+    return loss_and_gradients(task, params, {}, {}, samples, shared, jax.random.key(1), parts)
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """Dense tasks: what a step learns from, what it costs, how it is evaluated."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,13 +66,13 @@ def make_batch(count=4, seed=0, ignored=0.3):
 
 
 def step(task, params, batch, parts=1, number=1000):
-    @jax.jit
-    def of(params, batch):
-        samples, shared = task.draw(batch, jax.random.key(0), number)
-        key = jax.random.key(1)
-        return loss_and_gradients(task, params, {}, {}, samples, shared, key, parts)
+    return _step(task, params, {n: batch[n] for n in ("image", *task.inputs)}, number, parts)
 
-    return of(params, {name: batch[name] for name in ("image", *task.inputs)})
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _step(task, params, batch, number, parts):
+    samples, shared = task.draw(batch, jax.random.key(0), number)
+    return loss_and_gradients(task, params, {}, {}, samples, shared, jax.random.key(1), parts)
 
 
 def test_the_loss_by_bands_is_the_whole_maps_cross_entropy_over_all_granularities():
@@ -105,7 +106,7 @@ def test_a_batch_with_nothing_that_counts_teaches_nothing(make):
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("make", [segment, depth])
+@pytest.mark.parametrize("make", [segment, pytest.param(depth, marks=pytest.mark.slow)])
 def test_one_image_with_nothing_that_counts_changes_nothing(make):
     """Its pixels are no part of the batch's loss."""
     task, batch = make(), make_batch(3)
@@ -132,6 +133,7 @@ def test_losses_are_weighted_as_the_settings_say():
     np.testing.assert_allclose(other["grad"], 6 * one["grad"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_before_the_head_is_drawn_from_the_steps_key():
     plain, batch = segment(), make_batch()
     config = dataclasses.replace(plain.model.config, head_drop=0.5)
