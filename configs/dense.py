@@ -18,38 +18,37 @@ VITS = {
 """The baselines by timm's names."""
 
 
-def ade20k() -> ConfigDict:
-    """Images, batch, optimizer and schedule of segmentation (paper D.3)."""
+def _fine_tuning(task: str, steps: int) -> ConfigDict:
+    """Batch and schedule of both tasks, whole images, nothing mixed."""
     config = common.paper()
-    config.task = "segment"
+    config.task = task
     config.batch_size = 16
-    config.length = "50530 steps"
+    config.length = f"{steps} steps"
     config.ema = 0.9995
-    config.data.update(source="tfds:scene_parse150", image_size=518, zero_is_ignored=True)
-    config.augment.update(crop=(), rand_augment=0, flip=False, jitter=(0.25, 0.25, 0.25, 0.2))
+    config.augment.update(crop=(), rand_augment=0)
     config.mixing.mixup = 0.0
-    config.optimizer.update(lr=5e-4, weight_decay=0.1, precondition_frequency=30)
+    config.optimizer.weight_decay = 0.1
     config.schedule.update(name="poly", power=1.0, warmup="1500 steps", min_lr=1e-6)
-    config.dense.update(num_classes=150, head_drop=0.25)
     config.evaluation.update(every="2%", batch_size=16)
     return config
 
 
+def ade20k() -> ConfigDict:
+    """Images, optimizer and head of segmentation (paper D.3)."""
+    config = _fine_tuning("segment", 50_530)
+    config.data.update(source="tfds:scene_parse150", image_size=518, zero_is_ignored=True)
+    config.augment.update(flip=False, jitter=(0.25, 0.25, 0.25, 0.2))
+    config.optimizer.update(lr=5e-4, precondition_frequency=30)
+    config.dense.update(num_classes=150, head_drop=0.25)
+    return config
+
+
 def nyuv2() -> ConfigDict:
-    """Images, batch, optimizer and schedule of depth (paper D.4)."""
-    config = common.paper()
-    config.task = "depth"
-    config.batch_size = 16
-    config.length = "47584 steps"
-    config.ema = 0.9995
+    """Images and optimizer of depth (paper D.4)."""
+    config = _fine_tuning("depth", 47_584)
     config.data.update(source="tfds:nyu_depth_v2", image_size=448, image_width=602)
-    config.augment.update(
-        crop=(), rand_augment=0, flip=True, rotation=2.5, jitter=(0.25, 0.25, 0.25, 0.1)
-    )
-    config.mixing.mixup = 0.0
-    config.optimizer.update(name="nadamw", lr=1e-4, weight_decay=0.1)
-    config.schedule.update(name="poly", power=1.0, warmup="1500 steps", min_lr=1e-6)
-    config.evaluation.update(every="2%", batch_size=16)
+    config.augment.update(flip=True, rotation=2.5, jitter=(0.25, 0.25, 0.25, 0.1))
+    config.optimizer.update(name="nadamw", lr=1e-4)
     return config
 
 

@@ -141,7 +141,7 @@ def open_batches(config: RunConfig, task: Any, size: int, own: bool) -> Iterator
 def evaluate(options: argparse.Namespace) -> list[DensePoint]:
     """All points; ValueError for what cannot be."""
     config = read_config(options.run, options.set)
-    task: Any = make_task(dataclasses.replace(config, init_from=""))
+    task: Any = make_task(config)
     size = config.evaluation.batch_size if options.batch is None else options.batch
     if size < 1 or size % jax.local_device_count():
         raise ValueError(

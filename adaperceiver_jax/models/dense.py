@@ -173,6 +173,36 @@ class DenseModel(nn.Module):
         c = self.config.backbone
         return jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.in_channels), jnp.float32)
 
+    def output(self, maps: jax.Array) -> Any:
+        """Maps at the images' size, also with leading axes, as what the model predicts."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        images: jax.Array,
+        num_tokens: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> Any:
+        """Images (B, H, W, C) through one sub-network; arguments as AdaPerceiver's."""
+        maps = self.maps(images, num_tokens, width, depth, token_granularities, train)
+        return self.output(resize_bilinear(maps, *images.shape[1:3]))
+
+    def readouts(
+        self,
+        images: jax.Array,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+    ) -> Any:
+        """What every granularity (T) of one pass predicts, full width and depth."""
+
+        def read(maps: jax.Array) -> jax.Array:
+            return resize_bilinear(maps, *images.shape[1:3])
+
+        return self.output(self.map_readouts(read, images, token_granularities, train))
+
     def maps(
         self,
         images: jax.Array,
@@ -266,7 +296,7 @@ class DenseModel(nn.Module):
 
 
 class SegmentationModel(DenseModel):
-    """Semantic segmentation."""
+    """Semantic segmentation: images to a SegmentationOutput."""
 
     config: SegmentationConfig
 
@@ -286,35 +316,15 @@ class SegmentationModel(DenseModel):
                 self.remat,
             )
 
-    def __call__(
-        self,
-        images: jax.Array,
-        num_tokens: int | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        token_granularities: Sequence[int] | None = None,
-        train: bool = False,
-    ) -> SegmentationOutput:
-        """Images (B, H, W, C) through one sub-network; arguments as AdaPerceiver's."""
-        maps = self.maps(images, num_tokens, width, depth, token_granularities, train)
-        return SegmentationOutput(resize_bilinear(maps, *images.shape[1:3]))
-
-    def readouts(
-        self,
-        images: jax.Array,
-        token_granularities: Sequence[int] | None = None,
-        train: bool = False,
-    ) -> SegmentationOutput:
-        """Logits (T, B, H, W, classes) of every granularity of one pass."""
-
-        def read(maps: jax.Array) -> jax.Array:
-            return resize_bilinear(maps, *images.shape[1:3])
-
-        return SegmentationOutput(self.map_readouts(read, images, token_granularities, train))
+    def output(self, maps: jax.Array) -> SegmentationOutput:
+        return SegmentationOutput(maps)
 
 
 class DepthModel(DenseModel):
-    """Depth from one image."""
+    """Depth from one image: images to a DepthOutput.
+
+    The bins' expectation lies within [min_depth, max_depth] by itself; no clamp is needed.
+    """
 
     config: DepthConfig
 
@@ -323,31 +333,5 @@ class DepthModel(DenseModel):
         c = self.config
         self.head = DepthHead(c.bins, c.min_depth, c.max_depth, c.head_drop, self.dtype)
 
-    def __call__(
-        self,
-        images: jax.Array,
-        num_tokens: int | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        token_granularities: Sequence[int] | None = None,
-        train: bool = False,
-    ) -> DepthOutput:
-        """Images (B, H, W, C) through one sub-network; arguments as AdaPerceiver's.
-
-        The bins' expectation lies within [min_depth, max_depth] by itself; no clamp is needed.
-        """
-        maps = self.maps(images, num_tokens, width, depth, token_granularities, train)
-        return DepthOutput(resize_bilinear(maps, *images.shape[1:3])[..., 0])
-
-    def readouts(
-        self,
-        images: jax.Array,
-        token_granularities: Sequence[int] | None = None,
-        train: bool = False,
-    ) -> DepthOutput:
-        """Depth (T, B, H, W) of every granularity of one pass."""
-
-        def read(maps: jax.Array) -> jax.Array:
-            return resize_bilinear(maps, *images.shape[1:3])[..., 0]
-
-        return DepthOutput(self.map_readouts(read, images, token_granularities, train))
+    def output(self, maps: jax.Array) -> DepthOutput:
+        return DepthOutput(maps[..., 0])

@@ -174,17 +174,15 @@ def test_depth_beyond_the_bins_does_not_count():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
+def programs_of(task, devices, patterns=()):
+    mesh = make_mesh(MeshSettings(data=devices))
+    descent = gradient_descent(0.1)
+    return make_programs(task, descent, mesh, seed=0, clip=1.0, ema=0.9, train_only=patterns)
+
+
 def counted_flops(task, batch, patterns):
     """XLA's count of a training step's first program, an image."""
-    programs = make_programs(
-        task,
-        gradient_descent(0.1),
-        make_mesh(MeshSettings(data=1)),
-        seed=0,
-        clip=1.0,
-        ema=0.9,
-        train_only=patterns,
-    )
+    programs = programs_of(task, 1, patterns)
     state = programs.state
     lowered = programs.gradients.lower(state.params, state.opt_state, state.step, {}, batch)
     return lowered.compile().cost_analysis()["flops"] / len(batch["image"])
@@ -237,14 +235,7 @@ def test_the_confusion_adds_up_over_devices_and_uneven_last_batches(devices, mon
     arrays = make_batch(21)
     plain = segment()
     task = Fixed(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
-    programs = make_programs(
-        task,
-        gradient_descent(0.1),
-        make_mesh(MeshSettings(data=devices)),
-        seed=0,
-        clip=1.0,
-        ema=0.9,
-    )
+    programs = programs_of(task, devices)
     assert programs.mesh.size == devices
     state = programs.begin(random_params(task.model))
     found = evaluate(task, programs, state, {}, batches_of(arrays, 8))
@@ -261,14 +252,7 @@ def test_depth_is_evaluated_over_the_images_that_have_any(eigen):
     task = depth(DenseSettings(eigen_crop=eigen))
     arrays = make_batch(5)
     arrays["depth"][3], arrays["valid"][3] = 0, False
-    programs = make_programs(
-        task,
-        gradient_descent(0.1),
-        make_mesh(MeshSettings(data=8)),
-        seed=0,
-        clip=1.0,
-        ema=0.9,
-    )
+    programs = programs_of(task, 8)
     state = programs.begin(random_params(task.model))
     found = evaluate(task, programs, state, {}, batches_of(arrays, 8))
     params = random_params(task.model)

@@ -1,6 +1,8 @@
 """Sources for the tools, and what they say when they refuse."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import adaperceiver_jax as ap
 from tests.convert.test_names import MODELS
@@ -14,6 +16,21 @@ def sources(tmp_path_factory):
     for name, model in MODELS.items():
         ap.save_pretrained(model, random_params(model), root / name)
     return root
+
+
+def photo(seed, height=24, width=48):
+    """A smooth image of its own."""
+    few = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three files of different sizes."""
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    for seed, path in enumerate(paths):
+        photo(seed, 24 + 6 * seed).save(path)
+    return paths
 
 
 @pytest.fixture
