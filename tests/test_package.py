@@ -18,10 +18,14 @@ ROOMS = {  # what each room may import
     "losses": {"losses"},
     "convert": {"convert", "models", "data"},
     "evaluate": {"evaluate", "models", "data", "losses"},
+    "policies": {"policies", "evaluate", "models", "losses", "data"},
     "optim": {"optim"},
     "data": {"data"},
     "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
-    "tasks": {"tasks", "train", "evaluate", "models", "losses", "optim", "data", "convert"},
+    "tasks": {
+        *("tasks", "policies", "train", "evaluate"),
+        *("models", "losses", "optim", "data", "convert"),
+    },
 }
 
 

@@ -10,7 +10,6 @@ stopped.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib
 import itertools
 import sys
@@ -25,8 +24,9 @@ import numpy as np
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
-from adaperceiver_jax.evaluate.figures import frontier, plot_accuracy_flops
-from adaperceiver_jax.evaluate.sweep import Point, sweep
+from adaperceiver_jax.evaluate.figures import plot_accuracy_flops
+from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
+from adaperceiver_jax.evaluate.sweep import sweep
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.loop import MODEL, train
 from adaperceiver_jax.train.settings import from_config
@@ -173,16 +173,6 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def write_csv(points: Sequence[Point], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["num_tokens", "width", "depth", "gflops", "accuracy"])
-        for p in points:
-            writer.writerow(
-                [p.num_tokens, p.width, p.depth, f"{p.gflops:.6f}", f"{p.accuracy:.6f}"]
-            )
-
-
 def evaluate(config: RunConfig, folder: Path, tokens: Sequence[int], widths: Sequence[int]) -> Any:
     """Sweeps a finished run's model."""
     model, params = ap.from_pretrained(folder / MODEL)
@@ -222,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = claims(points, alone, config)
     text = report(points, alone, found, config, time.perf_counter() - began)
     (options.workdir / "results.md").write_text(text)
-    write_csv(points, options.workdir / "results.csv")
+    (options.workdir / "results.csv").write_text(csv_text(points))
     figure = options.workdir / "figures" / "accuracy_flops.png"
     plot_accuracy_flops(points, figure, "One set of weights, every sub-network", alone)
     print("\n" + text)

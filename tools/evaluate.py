@@ -32,6 +32,7 @@ from adaperceiver_jax.data.pipeline import evaluation_batches
 from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff, tradeoff
 from adaperceiver_jax.evaluate.dense_table import DensePoint, columns, csv_text, rows
 from adaperceiver_jax.tasks.dense_sweep import NETWORK, own_size_batches, sweep_dense
+from adaperceiver_jax.tasks.labelled import counts
 from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_model, make_task
 from adaperceiver_jax.tasks.weights import WEIGHTS, find_run
 from adaperceiver_jax.train.feed import open_data, prepared
@@ -40,19 +41,6 @@ from adaperceiver_jax.train.settings import from_config, with_key
 
 FREE = ("block_mask", "rope_scale")
 """Of the model, what an evaluation may set otherwise."""
-
-
-def counts(text: str) -> list[int]:
-    """'32,64' -> [32, 64]; '1-3,7' -> [1, 2, 3, 7]."""
-    values: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r}: must read like 32,64 or 1-21")
-        if int(first) > int(last or first):
-            raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} runs backwards")
-        values += range(int(first), int(last or first) + 1)
-    return values
 
 
 def make_parser() -> argparse.ArgumentParser:

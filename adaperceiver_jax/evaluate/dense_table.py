@@ -38,14 +38,6 @@ class DensePoint:
     """Of writing, the output adapter and the task's head, resizing to the image included."""
 
 
-def kind_of_tokens(num_tokens: int, trained: Sequence[int]) -> str:
-    """How a token count lies to the trained ones."""
-    if num_tokens in trained:
-        return "trained"
-    inside = min(trained) < num_tokens < max(trained)
-    return "interpolated" if inside else "extrapolated"
-
-
 def gflops_of(
     config: Any, sub_network: tuple[int, int, int] | None, image_size: tuple[int, int]
 ) -> tuple[float, float]:

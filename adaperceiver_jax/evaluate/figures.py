@@ -1,20 +1,28 @@
-"""Pictures of what a sweep found."""
+"""Pictures of what a classifier's sweep found: figures 2, 3, 9 and 10 of the paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from adaperceiver_jax.evaluate.sweep import Point
+from adaperceiver_jax.evaluate.plotting import (
+    MARKS,
+    depth_size,
+    draw_front,
+    draw_tokens,
+    draw_tradeoff,
+    finish,
+    label_tokens,
+    scale_costs,
+    start,
+    token_colours,
+    whole,
+)
+from adaperceiver_jax.evaluate.points import Point, frontier
 
-
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no cheaper one beats, by cost."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.gflops, -p.accuracy)):
-        if not best or point.accuracy > best[-1].accuracy:
-            best.append(point)
-    return best
+COSTS = ("gflops", "latency_ms")
+ACCURACY = "top-1 accuracy (%)"
 
 
 def plot_accuracy_flops(
@@ -24,54 +32,101 @@ def plot_accuracy_flops(
 
     alone: a model trained for one budget only, for comparison.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     tokens = sorted({p.num_tokens for p in points})
     widths = sorted({p.width for p in points})
     depth = max(p.depth for p in points)
-    colours = {
-        t: plt.get_cmap("viridis")(i / max(1, len(tokens) - 1)) for i, t in enumerate(tokens)
-    }
-    shapes = dict(zip(widths, "ov^sDP*X", strict=False))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes,) = start("GFLOPs an image", ACCURACY, title)
+    colours = token_colours(tokens)
+    shapes = {w: MARKS[i % len(MARKS)] for i, w in enumerate(widths)}
     for p in points:
         axes.scatter(
             p.gflops,
-            100 * p.accuracy,
-            s=10 + 50 * p.depth / depth,
+            _accuracy(p),
+            s=depth_size(p.depth, depth),
             color=colours[p.num_tokens],
-            marker=shapes.get(p.width, "o"),
+            marker=shapes[p.width],
             alpha=0.75,
             linewidths=0,
         )
-    best = frontier(points)
-    axes.plot([p.gflops for p in best], [100 * p.accuracy for p in best], "k-", lw=0.8)
-    handles = [
-        *(axes.scatter([], [], color=colours[t], label=f"{t} tokens") for t in tokens),
-        *(axes.scatter([], [], color="grey", marker=shapes[w], label=f"width {w}") for w in widths),
-        *(
-            axes.scatter([], [], color="grey", s=10 + 50 * l / depth, label=f"depth {l}")
-            for l in sorted({1, (depth + 1) // 2, depth})
-        ),
-        axes.plot([], [], "k-", lw=0.8, label="best at its cost")[0],
-    ]
+    for t in tokens:
+        axes.scatter([], [], color=colours[t], label=f"{t} tokens")
+    for w in widths:
+        axes.scatter([], [], color="grey", marker=shapes[w], label=f"width {w}")
+    for l in sorted({1, (depth + 1) // 2, depth}):
+        axes.scatter([], [], color="grey", s=depth_size(l, depth), label=f"depth {l}")
+    _draw_frontier(axes, points, "gflops")
     if alone is not None:
-        handles.append(
-            axes.scatter(
-                alone.gflops,
-                100 * alone.accuracy,
-                s=110,
-                color="crimson",
-                marker="x",
-                label="trained for this budget alone",
+        style = dict(s=110, color="crimson", marker="x", label="trained for this budget alone")
+        axes.scatter(alone.gflops, _accuracy(alone), **style)
+    scale_costs(axes, [p.gflops for p in points])
+    finish(figure, path)
+
+
+def plot_tradeoff(points: Sequence[Point], by: str, x: str, path: Path, title: str = "") -> None:
+    """Accuracy against x, 'gflops' or 'latency_ms', a line a trained token count.
+
+    Figures 3 (by 'width', at full depth) and 9 (by 'depth', at full width) of the paper.
+    """
+    figure, (axes,) = start(_label(points, x), ACCURACY, title)
+    draw_tradeoff(axes, points, by, lambda p: getattr(p, x), _accuracy)
+    finish(figure, path)
+
+
+def plot_tokens(points: Sequence[Point], x: str, path: Path, title: str = "") -> None:
+    """Accuracy against x of every token count, trained or not: figure 10 of the paper."""
+    figure, (axes,) = start(_label(points, x), ACCURACY, title)
+    draw_tokens(axes, points, lambda p: getattr(p, x), _accuracy)
+    finish(figure, path)
+
+
+def draw_throughput(axes: Any, points: Sequence[Point]) -> None:
+    """Accuracy against images a second: the model's part of figures 2 and 8 of the paper.
+
+    The line is over token counts at full width and depth; grey points are all other sub-networks.
+    """
+    _check_measured(points)
+    axes.set(xlabel=f"images a second, batch {_batch(points)}")
+    xs, ys = [p.throughput or 0.0 for p in points], [_accuracy(p) for p in points]
+    axes.scatter(xs, ys, s=8, color="silver", label="another width or depth")
+    _draw_frontier(axes, points, "throughput")
+    line = whole(points)
+    line_xs, line_ys = [p.throughput or 0.0 for p in line], [_accuracy(p) for p in line]
+    axes.plot(line_xs, line_ys, "o-", color="crimson", ms=5, lw=1.2, label="full width and depth")
+    scale_costs(axes, xs)
+    label_tokens(axes, line, line_xs, line_ys)
+
+
+def _draw_frontier(axes: Any, points: Sequence[Point], x: str) -> None:
+    best = frontier(points, "gflops" if x == "gflops" else "latency_ms")
+    draw_front(axes, [getattr(p, x) for p in best], [_accuracy(p) for p in best])
+
+
+def _accuracy(point: Point) -> float:
+    return 100 * point.accuracy
+
+
+def _label(points: Sequence[Point], x: str) -> str:
+    """What the x axis says; ValueError unless every point has its place there."""
+    if x not in COSTS:
+        raise ValueError(f"x={x!r}: must be one of {', '.join(COSTS)}")
+    if x == "gflops":
+        return "GFLOPs an image"
+    _check_measured(points)
+    return f"latency of a batch of {_batch(points)} (ms)"
+
+
+def _check_measured(points: Sequence[Point]) -> None:
+    for p in points:
+        if p.latency_ms is None or p.batch is None:
+            raise ValueError(
+                f"latency_ms: not measured at {p.num_tokens} tokens, width {p.width}, depth "
+                f"{p.depth}; tools/sweep.py measures it unless told --no-latency"
             )
-        )
-    axes.set(xlabel="GFLOPs an image", ylabel="top-1 accuracy (%)", title=title, xscale="log")
-    axes.grid(alpha=0.3)
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def _batch(points: Sequence[Point]) -> int:
+    """The one batch size; latencies of several cannot share an axis."""
+    sizes = {p.batch or 0 for p in points}
+    if len(sizes) > 1:
+        raise ValueError(f"batch: the sweep holds {sorted(sizes)}; must be one size, sweep again")
+    return sizes.pop()

@@ -129,7 +129,7 @@ def plan(
         raise ValueError("max_gflops=None, max_ms=None: give at least one")
     points = read_points(sweep) if isinstance(sweep, str | os.PathLike) else list(sweep)
     if max_ms is not None and any(p.latency_ms is None for p in points):
-        raise ValueError(f"max_ms={max_ms}: this sweep measured no latency; sweep with --latency")
+        raise ValueError(f"max_ms={max_ms}: this sweep measured no time; drop --no-latency from it")
     fits = [
         p
         for p in points

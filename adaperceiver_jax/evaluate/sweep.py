@@ -1,83 +1,202 @@
-"""How right every sub-network of a classifier is, and what it costs."""
+"""How right every sub-network of a classifier is, and a folder from which a sweep goes on."""
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from adaperceiver_jax.evaluate.costs import Cost
 from adaperceiver_jax.evaluate.flops import flops
+from adaperceiver_jax.evaluate.outcomes import (
+    Grid,
+    Outcomes,
+    Scores,
+    digest,
+    grid_scores,
+    join,
+    make_grid,
+)
+from adaperceiver_jax.evaluate.points import Point, kind_of_tokens
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.masks import blocks_of
+from adaperceiver_jax.models.config import AdaPerceiverConfig
 
+ABOUT, COSTS = "sweep.json", "costs"
+_SCORES = tuple(field.name for field in dataclasses.fields(Scores))
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One sub-network."""
-
-    num_tokens: int
-    width: int
-    depth: int
-    accuracy: float
-    """Top 1, in [0, 1]."""
-    gflops: float
-    """Of one image."""
+LabelledBatches = Iterable[tuple[Any, Any]]
+"""Normalised images (B, H, W, C) and labels (B,); all of one size compile once. A label below 0
+marks an image that does not count."""
 
 
 def sweep(
     model: AdaPerceiver,
     params: Any,
-    batches: Iterable[tuple[jax.Array, jax.Array]],
+    batches: LabelledBatches,
     tokens: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
+    depths: Sequence[int] | None = None,
 ) -> list[Point]:
-    """Every depth of every token count and width, over labelled images.
-
-    Args:
-      batches: normalised images (B, H, W, C), labels (B,). All of one size compile once.
-      tokens: counts, trained or not; None is the trained ones.
-      widths: None is the trained ones.
-
-    The trained token counts share one pass a width; each other count takes one of its own.
-    """
-    c = model.config
-    trained = c.token_granularities
-    tokens = trained if tokens is None else tuple(tokens)
-    widths = c.widths if widths is None else tuple(widths)
-    runs = [trained] if any(t in trained for t in tokens) else []
-    runs += [blocks_of(t, trained) for t in tokens if t not in trained]
-
-    def count(
-        params: Any, images: jax.Array, labels: jax.Array, width: jax.Array, run: tuple[int, ...]
-    ) -> jax.Array:
-        """(T, L) right answers of each token count of a run at each depth."""
-        all_widths = jnp.broadcast_to(width, images.shape[:1])
-        logits = model.apply({"params": params}, images, all_widths, run, method="grid")
-        return (jnp.asarray(logits).argmax(-1) == labels).sum(-1)
-
-    compiled = jax.jit(count, static_argnums=4)
-    right: dict[tuple[int, int], np.ndarray] = collections.defaultdict(
-        lambda: np.zeros(c.depth, np.int64)
-    )
-    images_seen = 0
-    for images, labels in batches:
-        images_seen += len(labels)
-        for run in runs:
-            for width in widths:
-                counts = np.asarray(compiled(params, images, labels, jnp.int32(width), run))
-                for t, by_depth in zip(run, counts, strict=True):
-                    if run is trained or t == run[-1]:
-                        right[t, width] += by_depth
-    if not images_seen:
+    """Every sub-network of a grid (see `make_grid`) over labelled images."""
+    grid = make_grid(model.config, tokens, widths, depths)
+    parts = list(collect(model, params, batches, grid))
+    if not parts:
         raise ValueError("batches: held no images")
-    return [
-        Point(t, w, l, float(right[t, w][l - 1] / images_seen), flops(c, t, w, l).total / 1e9)
-        for t in tokens
-        for w in widths
-        for l in range(1, c.depth + 1)
-    ]
+    return points(model.config, join(parts))
+
+
+def collect(
+    model: AdaPerceiver, params: Any, batches: LabelledBatches, grid: Grid
+) -> Iterator[Outcomes]:
+    """The outcomes of each batch."""
+
+    @jax.jit
+    def compute(params: Any, images: jax.Array, labels: jax.Array) -> Scores:
+        return grid_scores(model, params, images, labels, grid)
+
+    for images, labels in batches:
+        scores = jax.device_get(compute(params, images, labels))
+        counts = np.asarray(labels) >= 0
+        kept = jax.tree.map(lambda x, counts=counts: x[..., counts], scores)
+        yield Outcomes(grid, kept, digest(jax.device_get(images)[counts]))
+
+
+def points(
+    config: AdaPerceiverConfig,
+    outcomes: Outcomes,
+    costs: Mapping[tuple[int, int, int], Cost] | None = None,
+    batch: int | None = None,
+    device: str = "",
+) -> list[Point]:
+    """A point a sub-network, with what was measured of it on `device`, `batch` images a call."""
+    top1, top5 = (getattr(outcomes.scores, name).mean(-1) for name in ("right", "top5"))
+    found = []
+    for sub_network in outcomes.grid.sub_networks():
+        at = outcomes.index(*sub_network)
+        cost = (costs or {}).get(sub_network)
+        measured: dict[str, Any] = {}
+        if cost is not None:
+            measured = dict(
+                latency_ms=cost.latency_ms, memory_mib=cost.memory_mib, batch=batch, device=device
+            )
+        found.append(
+            Point(
+                *sub_network,
+                accuracy=float(top1[at]),
+                gflops=flops(config, *sub_network).total / 1e9,
+                top5=float(top5[at]),
+                tokens_are=kind_of_tokens(sub_network[0], config.token_granularities),
+                **measured,
+            )
+        )
+    return found
+
+
+class SweepFolder:
+    """A sweep's folder: what it is of, the outcomes of each batch, what was measured.
+
+    Every file is written whole or not at all, so a sweep that was killed goes on from the batch or
+    measurement it was in.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any] | None = None) -> None:
+        """about: what the sweep is of, JSON values; ValueError if the folder holds another's.
+        None opens a folder that is there."""
+        self.path = path
+        file = path / ABOUT
+        if about is None:
+            if not file.exists():
+                raise ValueError(f"{path}: holds no sweep ({ABOUT} is not there)")
+            self.about = json.loads(file.read_text())
+        else:
+            self.about = json.loads(json.dumps(about))
+            if file.exists():
+                self._check_same(json.loads(file.read_text()))
+            elif path.exists() and any(path.iterdir()):
+                raise ValueError(f"{path}: is there already and holds no sweep; name another --out")
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                _write(file, json.dumps(self.about, indent=2).encode())
+        self.grid = Grid(*(tuple(self.about[name]) for name in ("tokens", "widths", "depths")))
+
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        for name in before.keys() | self.about.keys():
+            if before.get(name) != self.about.get(name):
+                raise ValueError(
+                    f"{self.path}: holds the sweep of another {name} ({before.get(name)}; now "
+                    f"{self.about.get(name)}); name another --out, or move the folder away"
+                )
+
+    @property
+    def batches(self) -> int:
+        """How many are done."""
+        done = 0
+        while self._batch(done).exists():
+            done += 1
+        return done
+
+    def add(self, outcomes: Outcomes) -> None:
+        """Keeps the outcomes of the next batch."""
+        place = self._batch(self.batches)
+        arrays = {name: getattr(outcomes.scores, name) for name in _SCORES}
+        _write_arrays(place, digests=outcomes.digests, **arrays)
+
+    def outcomes(self) -> Outcomes:
+        """Of all batches."""
+        parts = []
+        for i in range(self.batches):
+            with np.load(self._batch(i)) as arrays:
+                scores = Scores(*(arrays[name] for name in _SCORES))
+                parts.append(Outcomes(self.grid, scores, arrays["digests"]))
+        if not parts:
+            raise ValueError(f"{self.path}: holds no outcomes yet; run the sweep to its end")
+        return join(parts)
+
+    def add_costs(self, num_tokens: int, width: int, costs: Sequence[Cost]) -> None:
+        """Keeps what was measured of a token count and width at all depths."""
+        text = json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1)
+        _write(self._costs(num_tokens, width), text.encode())
+
+    def has_costs(self, num_tokens: int, width: int) -> bool:
+        return self._costs(num_tokens, width).exists()
+
+    def costs(self) -> dict[tuple[int, int, int], Cost]:
+        """All that was measured, by sub-network."""
+        files = (self._costs(t, w) for t in self.grid.tokens for w in self.grid.widths)
+        rows = (row for file in files if file.exists() for row in json.loads(file.read_text()))
+        found = (Cost(**row) for row in rows)
+        return {(cost.num_tokens, cost.width, cost.depth): cost for cost in found}
+
+    def _batch(self, number: int) -> Path:
+        return self.path / f"batch_{number:06d}.npz"
+
+    def _costs(self, num_tokens: int, width: int) -> Path:
+        return self.path / f"{COSTS}_{num_tokens}_{width}.json"
+
+
+def weights_digest(params: Any) -> str:
+    """The same for the same weights under the same names."""
+    total = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        total.update(jax.tree_util.keystr(path).encode())
+        total.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return total.hexdigest()
+
+
+def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    beside = path.with_name(f".{path.name}")
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    beside.rename(path)
+
+
+def _write(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}")
+    beside.write_bytes(content)
+    beside.rename(path)

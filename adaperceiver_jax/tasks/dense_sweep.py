@@ -18,9 +18,9 @@ from adaperceiver_jax.data.sample import Sample, Source
 from adaperceiver_jax.evaluate.dense_table import (
     DensePoint,
     gflops_of,
-    kind_of_tokens,
     trained_granularities,
 )
+from adaperceiver_jax.evaluate.points import kind_of_tokens
 from adaperceiver_jax.models.masks import blocks_of
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.tasks.dense import Dense

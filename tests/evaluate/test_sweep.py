@@ -2,28 +2,15 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.figures import frontier, plot_accuracy_flops
-from adaperceiver_jax.evaluate.sweep import Point, sweep
+from adaperceiver_jax.evaluate.costs import Cost, measure
+from adaperceiver_jax.evaluate.outcomes import Grid, grid_scores, make_grid, passes, score
+from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, sweep, weights_digest
 from tests.small_models import TINY, model_and_params, random_images, random_params, run
-
-
-def test_the_grid_is_every_granularity_at_every_depth():
-    model, params = model_and_params(
-        3, token_granularities=(2, 5, 9), max_latent_tokens=9, num_classes=5, output_feat_dim=None,
-        depth=2, block_mask="block",
-    )  # fmt: skip
-    images = random_images(model.config, batch=3)
-    widths = np.array([model.config.widths[0], model.config.full_width, 3])
-    grid = run(model, params, images, method="grid", widths=widths)
-    assert grid.shape == (3, 2, 3, 5)
-    for (k, t), l in itertools.product(enumerate((2, 5, 9)), (1, 2)):
-        for i, width in enumerate(widths.tolist()):
-            alone = run(model, params, images, num_tokens=t, width=width, depth=l).logits
-            np.testing.assert_allclose(grid[k, l - 1, i], alone[i], rtol=2e-5, atol=2e-5)
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +24,71 @@ def swept():
 
 
 def test_each_point_is_the_accuracy_of_its_sub_network(swept):
-    model, params, images, labels, points = swept
-    assert [(p.num_tokens, p.width, p.depth) for p in points] == list(
+    model, params, images, labels, found = swept
+    assert [(p.num_tokens, p.width, p.depth) for p in found] == list(
         itertools.product([4, 6, 16], [8, 24], [1, 2, 3])
     )
     accuracies = set()
-    for p in points[::4]:
-        out = run(model, params, images, num_tokens=p.num_tokens, width=p.width, depth=p.depth)
-        assert p.accuracy == pytest.approx(np.mean(out.logits.argmax(-1) == labels))
+    for p in found[::4]:
+        logits = run(model, params, images, **p.sub_network).logits
+        assert p.accuracy == pytest.approx(np.mean(logits.argmax(-1) == labels))
+        assert p.top5 == 1.0  # of five classes
         assert p.gflops == ap.flops(model.config, p.num_tokens, p.width, p.depth).total / 1e9
         accuracies.add(p.accuracy)
     assert len(accuracies) > 1
+    kinds = {p.num_tokens: p.tokens_are for p in found}
+    assert kinds == {4: "trained", 6: "interpolated", 16: "trained"}
+
+
+@pytest.mark.parametrize("mask", ["block", "causal", "none"])
+def test_scores_are_those_of_separate_calls(mask):
+    model, params = model_and_params(
+        3, token_granularities=(2, 5, 9), max_latent_tokens=9, num_classes=7, output_feat_dim=None,
+        depth=3, block_mask=mask,
+    )  # fmt: skip
+    images, labels = random_images(model.config, batch=4), np.array([0, 3, 6, 2])
+    grid = Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
+    found = jax.jit(lambda p, x: grid_scores(model, p, x, labels, grid))(params, images)
+    for (k, t), (j, w), (i, l) in itertools.product(
+        enumerate(grid.tokens), enumerate(grid.widths), enumerate(grid.depths)
+    ):
+        alone = run(model, params, images, num_tokens=t, width=w, depth=l).logits
+        right, top5, confidence, loss = score(alone, labels)
+        np.testing.assert_array_equal(found.right[k, j, i], right)
+        np.testing.assert_array_equal(found.top5[k, j, i], top5)
+        np.testing.assert_allclose(found.confidence[k, j, i], confidence, rtol=1e-5)
+        np.testing.assert_allclose(found.loss[k, j, i], loss, rtol=1e-4, atol=1e-5)
+    assert len(passes(model.config, grid.tokens)) == (3 if mask == "block" else 4)
+
+
+def test_scores_are_their_definitions():
+    logits = np.random.default_rng(0).normal(size=(3, 40, 9)).astype(np.float32)
+    labels = np.random.default_rng(1).integers(0, 9, 40)
+    right, top5, confidence, loss = score(logits, labels)
+    probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    best = np.argsort(-logits, axis=-1)[..., :5]
+    np.testing.assert_array_equal(right, best[..., 0] == labels)
+    np.testing.assert_array_equal(top5, (best == labels[:, None]).any(-1))
+    np.testing.assert_allclose(confidence, probabilities.max(-1), rtol=1e-5)
+    np.testing.assert_allclose(loss, -np.log(probabilities[:, np.arange(40), labels]), rtol=1e-4)
+    assert 0 < right.mean() < top5.mean() < 1
+
+
+def test_logits_that_are_not_finite_are_wrong():
+    logits = np.array([[np.nan, 1.0], [np.inf, 0.0], [2.0, 1.0]], np.float32)
+    right, top5, _, _ = score(logits, np.array([0, 0, 0]))
+    assert right.tolist() == top5.tolist() == [False, False, True]
+
+
+def test_images_without_a_label_do_not_count(swept):
+    model, params, images, labels, _ = swept
+    grid = make_grid(model.config, [4], [8], [1, 3])
+    padded = np.concatenate([labels[:5], [-1, -1, -1]])
+    (found,) = collect(model, params, [(images[:8], padded)], grid)
+    (alone,) = collect(model, params, [(images[:5], labels[:5])], grid)
+    np.testing.assert_array_equal(found.scores.right, alone.scores.right)
+    np.testing.assert_array_equal(found.digests, alone.digests)
+    assert len(found) == 5
 
 
 def test_a_sweep_over_nothing_is_refused(swept):
@@ -56,21 +97,65 @@ def test_a_sweep_over_nothing_is_refused(swept):
         sweep(model, params, [])
 
 
-def test_a_grid_needs_classes():
-    model, params = model_and_params(0, num_classes=None, output_feat_dim=6)
-    with pytest.raises(ValueError, match="needs a model with classes"):
-        model.apply({"params": params}, random_images(model.config), method="grid")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(tokens=[0, 4]), "num_tokens=0: must be at least 1"),
+        (dict(widths=[99]), "width=99: must be in"),
+        (dict(depths=[4]), "depth=4: must be in"),
+        (dict(depths=[]), r"depths=\(\): name at least one"),
+    ],
+)
+def test_a_grid_that_the_model_has_not_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_grid(ap.AdaPerceiverConfig(**TINY), **changes)
 
 
-def test_the_frontier_holds_what_no_cheaper_one_beats():
-    points = [
-        Point(8, 1, 1, accuracy, cost)
-        for accuracy, cost in ((0.5, 2.0), (0.4, 1.0), (0.45, 3.0), (0.4, 1.5), (0.6, 4.0))
-    ]
-    assert [p.gflops for p in frontier(points)] == [1.0, 2.0, 4.0]
+def test_a_folder_gives_back_what_was_put_in(swept, tmp_path):
+    model, params, images, labels, found = swept
+    grid = make_grid(model.config, [4, 6, 16], [8, 24])
+    about = {"tokens": grid.tokens, "widths": grid.widths, "depths": grid.depths, "weights": "a"}
+    batches = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    first, second = collect(model, params, batches, grid)
+    SweepFolder(tmp_path / "s", about).add(first)
+    again = SweepFolder(tmp_path / "s", about)
+    assert again.batches == 1
+    again.add(second)
+    costs = [Cost(4, 8, l, float(l), 2.0) for l in (1, 2, 3)]
+    again.add_costs(4, 8, costs)
+    assert again.has_costs(4, 8)
+    assert not again.has_costs(4, 24)
+    opened = SweepFolder(tmp_path / "s")
+    assert len(opened.outcomes()) == 24
+    assert points(model.config, opened.outcomes()) == found
+    measured = points(model.config, opened.outcomes(), opened.costs(), 16, "a cpu")
+    assert [p.latency_ms for p in measured[:4]] == [1.0, 2.0, 3.0, None]
+    assert [p.device for p in measured[:4]] == ["a cpu"] * 3 + [""]
 
 
-def test_the_picture_is_written(tmp_path, swept):
-    path = tmp_path / "figures" / "picture.png"
-    plot_accuracy_flops(swept[-1], path, "title", Point(16, 24, 3, 0.5, 0.001))
-    assert path.read_bytes().startswith(b"\x89PNG")
+def test_a_folder_of_another_sweep_is_refused(swept, tmp_path):
+    about = {"tokens": [4], "widths": [8], "depths": [1], "weights": "a"}
+    SweepFolder(tmp_path / "s", about)
+    with pytest.raises(ValueError, match=r"another weights \(a; now b\); name another --out"):
+        SweepFolder(tmp_path / "s", {**about, "weights": "b"})
+    with pytest.raises(ValueError, match="holds no sweep"):
+        SweepFolder(tmp_path / "none")
+    with pytest.raises(ValueError, match="no outcomes yet"):
+        SweepFolder(tmp_path / "s").outcomes()
+
+
+def test_weights_are_told_apart(swept):
+    _, params, *_ = swept
+    other = jax.tree.map(lambda x: x, params)
+    assert weights_digest(other) == weights_digest(params)
+    other["process_latents"] = jax.tree.map(lambda x: x + 1e-3, other["process_latents"])
+    assert weights_digest(other) != weights_digest(params)
+
+
+def test_every_depth_is_measured_by_one_program_that_gives_what_the_model_gives(swept):
+    model, params, images, _, _ = swept
+    costs = measure(model, params, images[:4], 6, 8, (1, 3), repeats=2)
+    assert [(c.num_tokens, c.width, c.depth) for c in costs] == [(6, 8, 1), (6, 8, 3)]
+    assert all(c.latency_ms > 0 for c in costs)
+    weights = sum(x.size * 4 for x in jax.tree.leaves(params)) / 2**20
+    assert all(c.memory_mib > weights for c in costs)

@@ -9,8 +9,9 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.augment import Preparation
-from adaperceiver_jax.evaluate.dense_table import csv_text, kind_of_tokens, read_csv
+from adaperceiver_jax.evaluate.dense_table import csv_text, read_csv
 from adaperceiver_jax.evaluate.depth_metrics import eigen_crop
+from adaperceiver_jax.evaluate.points import kind_of_tokens
 from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense

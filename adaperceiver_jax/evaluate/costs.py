@@ -1,0 +1,91 @@
+"""What a sub-network takes on this machine: the time of a call, the memory of its program."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaperceiver_jax.evaluate.outcomes import Grid
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.latent_stream import Block, apply_block
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one call of a sub-network."""
+
+    num_tokens: int
+    width: int
+    depth: int
+    latency_ms: float
+    """The median."""
+    memory_mib: float
+    """What the compiled program needs of the device: weights, images, intermediate arrays."""
+
+
+def measure(
+    model: AdaPerceiver,
+    params: Any,
+    images: jax.Array,
+    num_tokens: int,
+    width: int,
+    depths: tuple[int, ...],
+    repeats: int,
+) -> list[Cost]:
+    """The cost of each depth on images (B, H, W, C), by one program for all: depth is traced.
+
+    The depths take turns, so that what slows the machine down slows all of them.
+    """
+    program = compile_sub_network(model, params, images, num_tokens, width)
+    memory = program.memory_analysis()
+    mib = 0.0
+    if memory is not None:
+        taken = ("argument", "output", "temp")
+        mib = sum(getattr(memory, f"{x}_size_in_bytes") for x in taken) / 2**20
+    seconds: dict[int, list[float]] = {l: [] for l in depths}
+    for turn in range(repeats + 1):
+        for l in depths:
+            blocks = jnp.int32(l)
+            began = time.perf_counter()
+            jax.block_until_ready(program(params, images, blocks))
+            if turn:  # the first is for warming up
+                seconds[l].append(time.perf_counter() - began)
+    return [
+        Cost(num_tokens, width, l, 1e3 * statistics.median(values), mib)
+        for l, values in seconds.items()
+    ]
+
+
+def compile_sub_network(
+    model: AdaPerceiver, params: Any, images: jax.Array, num_tokens: int, width: int
+) -> Any:
+    """(params, images, depth) -> logits (B, classes), compiled, for every depth."""
+    block = Block(model.config, model.dtype, model.attention)
+    hidden = model.config.hidden_units(width)
+
+    def run(params: Any, images: jax.Array, depth: jax.Array) -> jax.Array:
+        variables = {"params": params}
+        start = model.apply(
+            variables, images, num_tokens, hidden, None, None, False, method="start"
+        )
+
+        def step(l: jax.Array, z: jax.Array) -> jax.Array:
+            return apply_block(block, params["blocks"], l, z, start.run)[0]
+
+        z = jax.lax.fori_loop(0, depth, step, start.latents)
+        folded = model.apply(variables, start.run.rope, method="fold")
+        logits: Any = model.apply(variables, z, folded, method="write_logits")
+        return logits
+
+    return jax.jit(run).lower(params, images, jnp.int32(1)).compile()
+
+
+def pairs(grid: Grid) -> Iterator[tuple[int, int]]:
+    """(num_tokens, width) of a grid: what is measured in one go."""
+    return ((t, w) for t in grid.tokens for w in grid.widths)

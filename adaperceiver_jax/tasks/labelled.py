@@ -1,0 +1,182 @@
+"""A classifier and labelled images to try it on, as command lines name them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.data.loading import Loading
+from adaperceiver_jax.data.pipeline import evaluation_batches
+from adaperceiver_jax.data.sample import Source
+from adaperceiver_jax.data.sources import Part
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
+from adaperceiver_jax.train.checkpoints import FOLDER
+from adaperceiver_jax.train.feed import open_data, prepared
+from adaperceiver_jax.train.loop import CONFIG
+from adaperceiver_jax.train.settings import from_config, with_key
+
+INPUTS = ("image", "label")
+SPLITS = ("validation", "train")
+
+
+def counts(text: str) -> list[int]:
+    """'32,64' -> [32, 64]; '1-3,7' -> [1, 2, 3, 7]."""
+    values: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise argparse.ArgumentTypeError(f"{text!r}: must read like 32,64 or 1-21")
+        if int(first) > int(last or first):
+            raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} runs backwards")
+        values += range(int(first), int(last or first) + 1)
+    return values
+
+
+def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `find_labelled` reads."""
+    checkpoint = "a run's folder, a folder with a config.json, a hub id or a file"
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help=checkpoint)
+    data = "images: scenes, tfds:, array_record:, folder:, wds: (docs/data.md; those of the run)"
+    parser.add_argument("--data", metavar="SOURCE", help=data)
+    parser.add_argument("--data-dir", metavar="DIR", help="config.data.dir (that of the run)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value of the config, data.validation=10%% say; may be given more than once",
+    )
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a call (64)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of matmuls (float32)"
+    )
+    add_arguments(parser)
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A classifier, its weights, and labelled images as it sees them."""
+
+    model: AdaPerceiver
+    params: Any
+    config: RunConfig
+    """How the images are found and prepared."""
+    source: Source
+    split: str
+    batch: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What decides which images there are and how they look."""
+        data, crop = self.config.data, self.config.augment
+        return {
+            "data": repr(self.source),
+            "split": self.split,
+            "images": len(self),
+            "image_size": list(data.size),
+            "crop": [list(crop.crop), crop.evaluation_crop],
+            "normalised": [list(self.config.images.mean), list(self.config.images.std)],
+        }
+
+    def batches(self, first: int = 0) -> Iterator[tuple[jax.Array, np.ndarray]]:
+        """From batch `first` on: normalised images (batch, H, W, 3), labels (batch,), -1 where the
+        last batch is filled up."""
+        rest: Source = Part(self.source, np.arange(first * self.batch, len(self)))
+        if not len(rest):
+            return
+        prepare = prepared(self.config, INPUTS, self.model.config.num_classes)
+        data = self.config.data
+        loading = Loading(data.threads, data.workers, data.prefetch)
+        place = NamedSharding(Mesh(np.array(jax.local_devices()), "batch"), P("batch"))
+        found = evaluation_batches(rest, self.batch, loading, prepare.evaluate)
+        try:
+            for sample in found:
+                labels = np.where(sample["weight"] > 0, sample["label"], -1).astype(np.int32)
+                yield self._normalise(jax.device_put(sample["image"], place)), labels
+        finally:
+            found.close()
+
+    def _normalise(self, images: jax.Array) -> jax.Array:
+        return _normalise(images, self.config.images)
+
+
+@jax.jit
+def _scaled(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def _normalise(images: jax.Array, settings: Any) -> jax.Array:
+    return _scaled(images, np.float32(settings.mean), np.float32(settings.std))
+
+
+def find_labelled(options: argparse.Namespace, split: str = "validation") -> Labelled:
+    """What the options of `add_labelled_arguments` say; ValueError for what cannot be."""
+    config, is_run = _config_of(options)
+    devices = jax.local_device_count()
+    if options.batch < 1 or options.batch % devices:
+        raise ValueError(f"--batch={options.batch}: must be a multiple of the {devices} devices")
+    found = find_by_arguments(options.checkpoint, options)
+    if not isinstance(found.model, AdaPerceiver) or found.model.config.num_classes is None:
+        raise ValueError(
+            f"{options.checkpoint}: must hold an AdaPerceiver with classes, not "
+            f"{type(found.model).__name__}"
+        )
+    model = found.model.clone(dtype=jnp.dtype(options.dtype))
+    if not is_run:
+        size = dict(image_size=model.config.image_size, image_width=0)
+        changed = {change.partition("=")[0] for change in options.set}
+        if "data.image_size" not in changed:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, **size))
+    opened = open_data(config.data)
+    part = opened.validation if split == "validation" else opened.train
+    if "label" not in part.fields:
+        raise ValueError(f"--data={config.data.source}: has no labels")
+    classes = model.config.num_classes
+    if part.num_classes not in (None, classes) or part.smallest_num_classes > classes:
+        raise ValueError(
+            f"--data={config.data.source}: has {part.num_classes or part.smallest_num_classes} "
+            f"classes, {options.checkpoint} {classes}"
+        )
+    return Labelled(model, found.read(), config, part.source, split, options.batch)
+
+
+def _config_of(options: argparse.Namespace) -> tuple[RunConfig, bool]:
+    """A run's config, else the defaults, with what the options change; and whether it is a run's.
+
+    Images are then whole or cut as evaluation does it, never augmented.
+    """
+    folder = Path(options.checkpoint)
+    values: dict[str, Any] = {}
+    is_run = (folder / FOLDER).is_dir()
+    if is_run:
+        try:
+            values = json.loads((folder / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / CONFIG}: {error}") from error
+    elif options.data is None:
+        raise ValueError(f"--data: {options.checkpoint} is no run's folder; say which images")
+    changes = [f"data.source={options.data}"] if options.data else []
+    changes += [f"data.dir={options.data_dir}"] if options.data_dir else []
+    for change in (*changes, *options.set):
+        key, given, text = change.partition("=")
+        if not given:
+            raise ValueError(f"--set {change}: must read like data.validation=10%")
+        if key.partition(".")[0] not in ("data", "images", "augment"):
+            raise ValueError(f"--set {key}: must be a key of data, images or augment")
+        values = with_key(RunConfig, values, key, text)
+    return from_config(RunConfig, values), is_run

@@ -1,0 +1,23 @@
+"""Figure 12: mIoU on ADE20K at token counts that were trained, lie between those, or beyond.
+
+python -m experiments.paper.figure_12 SWEEP.csv --out figure_12.png
+
+Width and depth are the largest of the sweep. Where the paper breaks its x axis, ours is logarithmic
+as soon as costs differ by more than 5 x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adaperceiver_jax.evaluate.dense_figures import plot_tokens
+from experiments.paper.command import dense
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    dense(__doc__, "figure_12.png", ("miou",), plot_tokens, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Figure 13: RMSE on NYUv2 against the encoder's GFLOPs, over depths and token counts.
+
+python -m experiments.paper.figure_13 SWEEP.csv --out figure_13.png
+
+The width is the largest of the sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaperceiver_jax.evaluate.dense_figures import plot_tradeoff
+from adaperceiver_jax.evaluate.dense_table import DensePoint
+from experiments.paper.command import dense
+
+
+def draw(points: list[DensePoint], metric: str, path: Path, title: str) -> None:
+    plot_tradeoff(points, metric, "depth", path, title)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    dense(__doc__, "figure_13.png", ("rmse", "eigen_rmse"), draw, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""What figures 15 to 17 share: images to components, components to CSV, panels to a picture."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.convert.whole import write_bytes
+from adaperceiver_jax.data.scenes import DIFFICULTY, Scenes
+from adaperceiver_jax.data.sources import SCENES
+from adaperceiver_jax.evaluate.components import (
+    Panel,
+    SubNetwork,
+    component_panels,
+    csv_text,
+    feature_model,
+    feature_params,
+    read_panels,
+    whole_network,
+)
+from adaperceiver_jax.models.config import check_sub_network
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
+from adaperceiver_jax.train.checkpoints import FOLDER
+from adaperceiver_jax.train.loop import CONFIG, MODEL
+from adaperceiver_jax.train.settings import from_config
+from tools.predict import find_view, open_image
+
+THUMBNAIL = 128
+"""Pixels, at most, of the longer side of an image that is kept in the CSV."""
+PANEL, GAP, TITLE = 1.25, 0.1, 0.27
+"""Inches: a panel's width, between panels, above each."""
+PANELS = 11
+"""Beside the image; more go on below."""
+LETTERS = 12
+"""At most so many of an image's name."""
+DPI = 150
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One of the figures: which of a sub-network's sizes varies, the others being all."""
+
+    number: int
+    vary: str
+    """'num_tokens', 'width' or 'depth'."""
+    title: str
+    """Of a panel: its size goes into {}."""
+    values: Callable[[ap.AdaPerceiverConfig], Sequence[int]]
+    """Shown where none are asked for."""
+
+    def sub_networks(self, model: ap.AdaPerceiver, asked: Sequence[int] | None) -> list[SubNetwork]:
+        """The whole network with each of the values in turn."""
+        values = sorted({*(asked or self.values(model.config))})
+        return [whole_network(model.config)._replace(**{self.vary: value}) for value in values]
+
+
+def make_parser(figure: Figure, text: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", metavar="IMAGE", type=Path, nargs="*")
+    scenes = "rendered validation scenes by their numbers, instead of images"
+    parser.add_argument("--scenes", type=int, nargs="+", metavar="I", default=[], help=scenes)
+    source = parser.add_mutually_exclusive_group(required=True)
+    checkpoint = "a run's folder, a folder with a config.json, a hub id or a file"
+    source.add_argument("--checkpoint", help=checkpoint)
+    again = "draws what --csv wrote, without a model"
+    source.add_argument("--from", type=Path, dest="drawn_from", metavar="CSV", help=again)
+    option, what = f"--{figure.vary.replace('_', '-')}", figure.title.format("").strip()
+    parser.add_argument(option, type=int, nargs="+", metavar="N", dest="values", help=what)
+    parser.add_argument("--out", type=Path, default=f"figure_{figure.number}.png", metavar="PNG")
+    parser.add_argument("--csv", type=Path, help="where the panels are written, as numbers")
+    add_arguments(parser)
+    parser.set_defaults(image_size=None)  # of `find_view`: the run's, else the model's
+    return parser
+
+
+def make_panels(figure: Figure, options: argparse.Namespace) -> list[Panel]:
+    """Of each image, itself and its components under each sub-network."""
+    if bool(options.images) == bool(options.scenes):
+        raise ValueError("IMAGE: give images or --scenes, one of them")
+    found = find_by_arguments(options.checkpoint, options)
+    try:  # refuses a model without patch features before its weights are read
+        model = feature_model(found.model)
+    except ValueError as error:
+        raise ValueError(f"{options.checkpoint}: {error}") from error
+    shown, pixels, images = open_images(found.model, options)
+    sub_networks = figure.sub_networks(model, options.values)
+    for sub_network in sub_networks:
+        check_sub_network(model.config, *sub_network)
+    params = feature_params(found.model, found.read())
+    panels = component_panels(model, params, images, shown, sub_networks)
+    own = [Panel(name, None, thumbnail(each)) for name, each in zip(shown, pixels, strict=True)]
+    return [panel for name in shown for panel in (*own, *panels) if panel.image == name]
+
+
+def open_images(model: Any, options: argparse.Namespace) -> tuple[list[str], list, np.ndarray]:
+    """Names, pixels (H, W, 3) uint8 that the model is shown, and those normalised, (B, H, W, 3)."""
+    folder, run = Path(options.checkpoint), None
+    folder = folder.parent if folder.name == MODEL else folder  # left there by the run
+    if (folder / FOLDER).is_dir() and (folder / CONFIG).is_file():
+        run = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
+    task = "classify" if isinstance(model, ap.AdaPerceiver) else "segment"
+    view = find_view(task, model, run, options)[1]
+    if options.images:
+        paths = list(dict.fromkeys(options.images))
+        names, opened = [str(path) for path in paths], [open_image(path) for path in paths]
+    else:
+        numbers = list(dict.fromkeys(options.scenes))
+        if min(numbers) < 0:
+            raise ValueError(f"--scenes={min(numbers)}: must be at least 0")
+        size = getattr(model.config, "backbone", model.config).image_size
+        rendered = run is not None and run.data.source == SCENES
+        hard = run.data.difficulty if run is not None and rendered else DIFFICULTY
+        scenes = Scenes(max(numbers) + 1, size, "validation", difficulty=hard)
+        names = [f"scene {i}" for i in numbers]
+        opened = [Image.fromarray(scenes[i]["image"]) for i in numbers]
+        view = ap.Preprocessing(image_size=size, crop=1.0, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return names, [view.pixels(each) for each in opened], np.stack([view(each) for each in opened])
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) uint8 -> in [0, 1], no larger than THUMBNAIL."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(image) / 255
+
+
+def changes(panels: Sequence[Panel], vary: str) -> dict[tuple[int, int], float]:
+    """Mean difference of the colours between one value and the next, over the images."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for shown in panels_by_image(panels).values():
+        for one, other in itertools.pairwise(shown):
+            values = getattr(one.sub_network, vary), getattr(other.sub_network, vary)
+            found.setdefault(values, []).append(float(np.abs(one.colours - other.colours).mean()))
+    return {values: float(np.mean(gaps)) for values, gaps in found.items()}
+
+
+def panels_by_image(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
+    """Each image's panels of sub-networks, from the smallest on."""
+    found: dict[str, list[Panel]] = {}
+    for panel in sorted(panels, key=lambda panel: panel.sub_network or ()):
+        found.setdefault(panel.image, []).append(panel)
+    return {p.image: [q for q in found[p.image] if q.sub_network] for p in panels}
+
+
+def draw(figure: Figure, panels: Sequence[Panel]) -> bytes:
+    """A PNG: an image a row, the image itself first where it is there; PANELS others a row."""
+    from matplotlib.figure import Figure as Picture
+
+    by_image = panels_by_image(panels)
+    own = {panel.image: panel for panel in panels if panel.sub_network is None}
+    shown = [panel for panel in panels if panel.sub_network is not None]
+    check_varies(figure, shown)
+    most = max(map(len, by_image.values()))
+    beside, down = min(most, PANELS), -(-most // PANELS)
+    left = bool(own)
+    rows, columns, _ = shown[0].colours.shape
+    tall = PANEL * rows / columns
+    size = (GAP + (left + beside) * (PANEL + GAP), GAP + len(by_image) * down * (TITLE + tall))
+    picture = Picture(figsize=size)
+
+    def show(panel: Panel, title: str, row: int, column: int) -> None:
+        x, y = GAP + column * (PANEL + GAP), row * (TITLE + tall) + TITLE
+        box = (x / size[0], 1 - (y + tall) / size[1], PANEL / size[0], tall / size[1])
+        axes = picture.add_axes(box)
+        axes.imshow(panel.colours, interpolation="nearest", vmin=0, vmax=1)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=11, pad=3, parse_math=False)
+
+    for i, (name, found) in enumerate(by_image.items()):
+        if name in own:
+            show(own[name], short(Path(name).stem), i * down, 0)
+        for k, panel in enumerate(found):
+            title = figure.title.format(getattr(panel.sub_network, figure.vary))
+            show(panel, title, i * down + k // PANELS, left + k % PANELS)
+    file = io.BytesIO()
+    picture.savefig(file, format="png", dpi=DPI)
+    return file.getvalue()
+
+
+def check_varies(figure: Figure, panels: Sequence[Panel]) -> None:
+    """Raises ValueError unless these are panels of which nothing else varies."""
+    if not panels:
+        raise ValueError("panels: none of a sub-network; there is nothing to draw")
+    for name in SubNetwork._fields:
+        values = sorted({getattr(panel.sub_network, name) for panel in panels})
+        if name != figure.vary and len(values) > 1:
+            raise ValueError(
+                f"{name}={values}: figure {figure.number} varies {figure.vary} alone; draw this "
+                "with the figure that wrote it"
+            )
+
+
+def short(name: str) -> str:
+    """The name, its end left out where it is longer than LETTERS."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+
+
+def make_figure(figure: Figure, options: argparse.Namespace) -> None:
+    """Makes the panels, or reads them; writes CSV and picture; prints how far panels differ."""
+    if options.drawn_from:
+        for name in ("images", "scenes", "values"):
+            if getattr(options, name):
+                raise ValueError(
+                    f"--from={options.drawn_from}: draws what it holds; leave out {name}"
+                )
+        panels = read_panels(options.drawn_from)
+    else:
+        panels = make_panels(figure, options)
+    for path, content in (
+        (options.csv, lambda: csv_text(panels).encode()),
+        (options.out, lambda: draw(figure, panels)),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content())
+            print(f"-> {path}")
+    print(f"{figure.vary}: mean change of the colours (0 to 1)")
+    for (one, other), change in changes(panels, figure.vary).items():
+        print(f"{one:5d} -> {other:5d}  {change:.3f}")
+
+
+def main(figure: Figure, text: str | None, arguments: Sequence[str] | None = None) -> None:
+    """A figure's command line; `text` says what it is for."""
+    options = make_parser(figure, text).parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
+    try:
+        make_figure(figure, options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,201 @@
+"""Components against NumPy's covariance; shared passes against calls of their own."""
+
+import jax
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.components import (
+    Panel,
+    SubNetwork,
+    component_panels,
+    csv_text,
+    feature_model,
+    feature_params,
+    patch_features,
+    principal_components,
+    read_panels,
+    whole_network,
+)
+from tests.convert.test_names import MODELS
+from tests.small_models import TINY, random_images, random_params, run
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_optimisation():
+    """Programs here run once: compiling them well takes longer than running them."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def tiny(**fields):
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "output_feat_dim": 6, **fields}))
+    return model, random_params(model), random_images(model.config, size=(12, 20))
+
+
+def alone(model, params, images, sub_network):
+    return run(model, params, images, **sub_network._asdict()).features
+
+
+def test_every_depth_is_what_a_call_of_that_depth_gives():
+    model, params, images = tiny()
+    depths = [SubNetwork(16, 24, l) for l in (1, 2, 3)]
+    found = patch_features(model, params, images, depths)
+    assert found.shape == (3, 2, 15, 6)
+    for features, sub_network in zip(found, depths, strict=True):
+        np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
+    assert np.abs(found[0] - found[2]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("mask", "counts"),
+    [
+        ("block", (2, 3, 8, 24)),
+        pytest.param("causal", (2, 12), marks=pytest.mark.slow),
+        ("none", (2, 12)),
+    ],
+)
+def test_every_token_count_is_what_a_call_with_it_gives(mask, counts):
+    """Trained, between, beyond; 12 ends a block here only because it is the maximum."""
+    fields = dict(max_latent_tokens=12, token_granularities=(2, 8), depth=1)
+    model, params, images = tiny(block_mask=mask, **fields)
+    counts = [SubNetwork(t, 24, 1) for t in counts]
+    found = patch_features(model, params, images, counts)
+    for features, sub_network in zip(found, counts, strict=True):
+        np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+
+def test_every_width_is_what_a_call_with_it_gives():
+    model, params, images = tiny(max_width=16, widths=(8, 16))
+    assert whole_network(model.config) == (16, 16, 3)
+    widths = [SubNetwork(16, w, 3) for w in (16, 8)]
+    found = patch_features(model, params, images, widths)
+    for features, sub_network in zip(found, widths, strict=True):
+        np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
+    assert np.abs(found[0] - found[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["segmentation", "depth"])
+def test_a_dense_models_features_are_those_its_head_is_given(name):
+    model = MODELS[name]
+    params, images = random_params(model), random_images(model.config.backbone)
+    catch = dict(
+        capture_intermediates=lambda module, method: (
+            (module.name, method) == ("backbone", "__call__")
+        ),
+        mutable=["intermediates"],
+    )
+    _, state = jax.jit(lambda p, x: model.apply({"params": p}, x, **catch))(params, images)
+    want = state["intermediates"]["backbone"]["__call__"][0].features
+    inner = feature_model(model)
+    whole = [whole_network(inner.config)]
+    found = patch_features(inner, feature_params(model, params), images, whole)
+    np.testing.assert_allclose(found[0], want, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("classification", "a classifier .output_feat_dim=None., which has no patch features"),
+        ("vit", "model=ViT: must be an AdaPerceiver"),
+        ("vit segmentation", "model=SegmentationModel: must be an AdaPerceiver, or .* on one"),
+        ("policy", "model=PolicyNetwork: must be"),
+    ],
+)
+def test_a_model_without_patch_features_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        feature_model(MODELS[name])
+
+
+def test_a_sub_network_that_is_none_is_refused():
+    model, params, images = tiny()
+    with pytest.raises(ValueError, match=r"depth=4: must be in 1\.\.3"):
+        patch_features(model, params, images, [SubNetwork(16, 24, 4)])
+
+
+def test_components_are_the_covariances_eigenvectors():
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    spread = np.array([5.0, 3.0, 2.0, 1.0, 0.5, 0.1])
+    features = 7 + (rng.standard_normal((2, 40, 6)) * spread) @ turn
+    vectors = np.linalg.eigh(np.cov(features[1].T))[1][:, :-4:-1]  # (6, 3), the largest first
+    vectors = vectors * np.array([1 if max(v) == max(abs(v)) else -1 for v in vectors.T])
+    want = (features - features[1].mean(0)) @ vectors
+    ordered = np.sort(want[1], axis=0)  # percentile p lies at p % of the way through 40 values
+    low = ordered[0] + 0.39 * (ordered[1] - ordered[0])
+    high = ordered[-1] - 0.39 * (ordered[-1] - ordered[-2])
+    want = np.clip((want - low) / (high - low), 0, 1)
+    found = principal_components(features, features[1])
+    np.testing.assert_allclose(found, want, atol=1e-9)
+    assert found[1].min() == 0
+    assert found[1].max() == 1
+
+
+def test_a_component_that_does_not_vary_is_grey():
+    line = np.linspace(0, 1, 20)[:, None] * np.array([1.0, 2.0, 3.0, 4.0]) + 5
+    found = principal_components(line.astype(np.float32), line.astype(np.float32))
+    assert np.ptp(found[:, 0]) == 1
+    np.testing.assert_array_equal(found[:, 1:], 0.5)
+
+
+def test_too_few_patches_or_features_are_refused():
+    for shape in ((3, 8), (16, 2)):
+        with pytest.raises(ValueError, match="at least 4 patches of 3 features"):
+            principal_components(np.ones(shape), np.ones(shape))
+
+
+def test_panels_stand_by_image_and_none_changes_another():
+    model, params, images = tiny()
+    few, many = ([SubNetwork(16, 24, l) for l in depths] for depths in ((1,), (3, 1)))
+    (one,) = component_panels(model, params, images[1:], ["b"], few)
+    panels = component_panels(model, params, images, ["a", "b"], many)
+    places = [(p.image, p.sub_network.depth) for p in panels]
+    assert places == [("a", 3), ("a", 1), ("b", 3), ("b", 1)]
+    assert one.colours.shape == (3, 5, 3)
+    np.testing.assert_allclose(one.colours, panels[3].colours, atol=1e-3)
+    whole = np.asarray(alone(model, params, images, SubNetwork(16, 24, 3)))[0]
+    want = principal_components(whole, whole).reshape(3, 5, 3)
+    np.testing.assert_allclose(panels[0].colours, want, atol=1e-3)
+
+
+def some_panels():
+    rng = np.random.default_rng(0)
+    return [
+        Panel("a, b.png", None, rng.random((4, 6, 3))),
+        Panel("a, b.png", SubNetwork(4, 8, 2), rng.random((2, 3, 3))),
+        Panel("c", SubNetwork(4, 8, 2), rng.random((2, 3, 3))),
+    ]
+
+
+def test_panels_come_back_from_their_csv(tmp_path):
+    panels, path = some_panels(), tmp_path / "panels.csv"
+    path.write_text(csv_text(panels))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "image,num_tokens,width,depth,row,column,red,green,blue"
+    assert lines[1].startswith('"a, b.png",,,,0,0,0.')
+    again = read_panels(path)
+    assert [(p.image, p.sub_network) for p in again] == [(p.image, p.sub_network) for p in panels]
+    for ours, want in zip(again, panels, strict=True):
+        np.testing.assert_allclose(ours.colours, want.colours, atol=5.1e-5)  # four decimals
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "must begin with the columns image,"),
+        (lambda text: text.splitlines()[0], "holds no panel"),
+        (lambda text: text.replace(",4,8,2,0,1,", ",4,8,x,0,1,", 1), "line 27: .*'x'"),
+        (lambda text: text[: text.rindex(",")], "line 37: zip"),
+        (lambda text: text[: text.rstrip().rindex("\n")], "has 5 cells of 2 x 3; write"),
+    ],
+)
+def test_a_broken_csv_says_where(tmp_path, change, message):
+    path = tmp_path / "panels.csv"
+    path.write_text(change(csv_text(some_panels())))
+    with pytest.raises(ValueError, match=message):
+        read_panels(path)

@@ -1,0 +1,122 @@
+"""How right every sub-network of a classifier is, and what it costs: one line of a CSV each.
+
+python tools/sweep.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir DIR \\
+    --tokens 32,48,64,96,128,192,256,384 --widths 416,624,832 --depths 1-21 --out in1k.csv
+python tools/sweep.py --checkpoint runs/demo/stage3 --out demo.csv     # on the images of the run
+
+All depths of a token count and width come from one pass, under the block mask those of all trained
+token counts too. Columns: top-1 and top-5 accuracy (0 to 1), GFLOPs of an image, the median time of
+a call with --batch images, what its program needs of the device's memory, weights included.
+
+Beside sweep.csv the folder sweep.outcomes keeps what was said of each image: the same command goes
+on there after any end, and tools/policies.py reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from adaperceiver_jax.convert.whole import write_bytes
+from adaperceiver_jax.evaluate.costs import measure, pairs
+from adaperceiver_jax.evaluate.outcomes import make_grid
+from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
+from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, weights_digest
+from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_labelled_arguments(parser)
+    parser.add_argument("--tokens", type=counts, help="token counts, any (those that are trained)")
+    parser.add_argument("--widths", type=counts, help="widths (those that are trained)")
+    parser.add_argument("--depths", type=counts, help="depths, 1-21 say (all)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the CSV")
+    parser.add_argument("--no-latency", action="store_true", help="measure no time and no memory")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each (5)")
+    return parser
+
+
+def sweep(options: argparse.Namespace) -> list[Point]:
+    """All points, by the outcomes' folder; ValueError for what cannot be."""
+    if options.repeats < 1:
+        raise ValueError(f"--repeats={options.repeats}: must be at least 1")
+    if options.out.suffix != ".csv":
+        raise ValueError(f"--out={options.out}: must end in .csv")
+    found = find_labelled(options)
+    grid = make_grid(found.model.config, options.tokens, options.widths, options.depths)
+    about = {
+        **dataclasses.asdict(grid),
+        "weights": weights_digest(found.params),
+        "dtype": options.dtype,
+        "batch": options.batch,
+        **found.description,
+    }
+    folder = SweepFolder(options.out.with_suffix(".outcomes"), about)
+    run_images(found, folder)
+    if not options.no_latency:
+        run_costs(found, folder, options.repeats)
+    costs = {} if options.no_latency else folder.costs()
+    device = jax.devices()[0].device_kind
+    return points(found.model.config, folder.outcomes(), costs, options.batch, device)
+
+
+def run_images(found: Labelled, folder: SweepFolder) -> None:
+    """The outcomes of all batches that are not done."""
+    done = folder.batches
+    batches = collect(found.model, found.params, found.batches(done), folder.grid)
+    first = min(done * found.batch, len(found))
+    with tqdm(total=len(found), initial=first, unit="image", ncols=80) as bar:
+        for outcomes in batches:
+            folder.add(outcomes)
+            bar.update(len(outcomes))
+
+
+def run_costs(found: Labelled, folder: SweepFolder, repeats: int) -> None:
+    """What all sub-networks that were not measured take."""
+    images, _ = next(iter(found.batches()))
+    bar = tqdm(list(pairs(folder.grid)), unit="tokens x width", ncols=80)
+    for num_tokens, width in bar:
+        bar.set_postfix_str(f"t={num_tokens} w={width}")
+        if not folder.has_costs(num_tokens, width):
+            depths = folder.grid.depths
+            costs = measure(found.model, found.params, images, num_tokens, width, depths, repeats)
+            folder.add_costs(num_tokens, width, costs)
+
+
+def table(found: Sequence[Point]) -> str:
+    """The best at their cost, in Markdown."""
+    lines = ["| tokens | width | depth | top-1 | top-5 | GFLOPs | ms |", "|---" * 7 + "|"]
+    for p in frontier(found):
+        ms = "-" if p.latency_ms is None else f"{p.latency_ms:.1f}"
+        lines.append(
+            f"| {p.num_tokens} | {p.width} | {p.depth} | {100 * p.accuracy:.2f}% | "
+            f"{100 * (p.top5 or 0):.2f}% | {p.gflops:.4g} | {ms} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = make_parser().parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
+    try:
+        found = sweep(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    write_bytes(options.out, csv_text(found).encode())
+    print(f"The best at their cost, of {len(found)} sub-networks:\n\n{table(found)}\n")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
