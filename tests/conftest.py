@@ -32,7 +32,7 @@ def goldens() -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _little_optimisation(request):
     """Many small programs run once or twice: compiling them well takes longer than running them."""
-    unoptimised = request.path.parent.name in ("models", "convert", "tools")
+    unoptimised = request.path.parent.name in ("models", "convert", "tools", "policies")
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", unoptimised or before)
     yield

@@ -13,7 +13,6 @@ import numpy as np
 
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.files import State
-from adaperceiver_jax.models.policy import PolicyNetwork
 
 BAR = 1e-4
 """Of an output's largest entry; float32 sums in another order differ by some 1e-6."""
@@ -69,9 +68,8 @@ def torch_difference(model: nn.Module, params: Any, state: State, seed: int = 0)
         other = twin(config_to_dict(model))
     tensors = {name: torch.tensor(np.asarray(x, np.float32)) for name, x in state.items()}
     other.load_state_dict(tensors, strict=True, assign=True)
-    patches = isinstance(model, PolicyNetwork)
     with torch.inference_mode():
-        theirs = other(torch.tensor(inputs if patches else inputs.transpose(0, 3, 1, 2)))
+        theirs = other(torch.tensor(inputs.transpose(0, 3, 1, 2) if inputs.ndim == 4 else inputs))
     return max(
         relative_difference(getattr(ours, name), value.numpy()) for name, value in theirs.items()
     )

@@ -21,6 +21,7 @@ from adaperceiver_jax.models.dense import (
     SegmentationConfig,
     SegmentationModel,
 )
+from adaperceiver_jax.models.peek import PeekConfig, PeekNetwork
 from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 
@@ -42,6 +43,7 @@ _KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "DepthModel": (DepthModel, DepthConfig),
     "ViT": (ViT, ViTConfig),
     "PolicyNetwork": (PolicyNetwork, PolicyConfig),
+    "PeekNetwork": (PeekNetwork, PeekConfig),
 }
 _KIND_KEY = "model"
 _TIMM_KEY = "architecture"

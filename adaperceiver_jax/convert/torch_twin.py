@@ -236,7 +236,30 @@ class Policy(nn.Module):
         return {f"{axis}_logits": head(h) for axis, head in heads.items()}
 
 
-KINDS: dict[str, type[nn.Module]] = {"": AdaPerceiver, "PolicyNetwork": Policy, "ViT": ViT}
+class Peek(nn.Module):
+    """Log-probabilities (B, classes) to the scores of every axis' choices."""
+
+    def __init__(self, c: Mapping[str, Any]):
+        super().__init__()
+        hidden = c["hidden"]
+        self.fc1, self.fc2 = nn.Linear(c["num_classes"], hidden), nn.Linear(hidden, hidden)
+        self.head_tokens = nn.Linear(hidden, c["token_choices"])
+        self.head_mat_dim = nn.Linear(hidden, c["width_choices"])
+        self.head_depth = nn.Linear(hidden, c["depth_choices"])
+
+    def forward(self, log_probs: Tensor) -> dict[str, Tensor]:
+        gelu = nn.functional.gelu
+        h = gelu(self.fc2(gelu(self.fc1(log_probs.clamp(min=-20.0) / 4))))
+        heads = {"token": self.head_tokens, "width": self.head_mat_dim, "depth": self.head_depth}
+        return {f"{axis}_logits": head(h) for axis, head in heads.items()}
+
+
+KINDS: dict[str, type[nn.Module]] = {
+    "": AdaPerceiver,
+    "PolicyNetwork": Policy,
+    "PeekNetwork": Peek,
+    "ViT": ViT,
+}
 
 
 def twin(config: Mapping[str, Any]) -> nn.Module:

@@ -70,8 +70,8 @@ def compile_sub_network(
     hidden = model.config.hidden_units(width)
 
     def run(params: Any, images: jax.Array, depth: jax.Array) -> jax.Array:
-        variables = {"params": params}
-        start = model.apply(
+        variables: Any = {"params": params}
+        start: Any = model.apply(
             variables, images, num_tokens, hidden, None, None, False, method="start"
         )
 

@@ -19,10 +19,11 @@ from adaperceiver_jax.models.config import (
 from adaperceiver_jax.models.dense import DenseConfig, DepthConfig, SegmentationConfig
 from adaperceiver_jax.models.dense_heads import UPSAMPLE
 from adaperceiver_jax.models.masks import make_mask
+from adaperceiver_jax.models.peek import PeekConfig
 from adaperceiver_jax.models.policy import PolicyConfig
 from adaperceiver_jax.models.vit import ViTConfig
 
-HEAD = ("write", "head", "mlp", "task_head")
+HEAD = ("write", "head", "exit_tests", "mlp", "task_head")
 """Parts behind the encoder."""
 
 
@@ -48,7 +49,7 @@ class Flops:
 
 
 def flops(
-    config: AdaPerceiverConfig | SegmentationConfig | DepthConfig | ViTConfig | PolicyConfig,
+    config: AdaPerceiverConfig | DenseConfig | ViTConfig | PolicyConfig | PeekConfig,
     num_tokens: int | None = None,
     width: int | None = None,
     depth: int | None = None,
@@ -70,19 +71,19 @@ def flops(
     The parts: patch_embed, embed_ffn, read, projections, attention and ffn (of the blocks),
     write, head; of a dense model also task_head, its resizing included. A ViT has patch_embed,
     projections, attention, ffn and head, under a dense head mlp and task_head instead of head;
-    a policy network mixer and head.
+    a policy network mixer and head, a peeking network head.
     """
     if attention not in IMPLEMENTATIONS:
         raise ValueError(f"attention={attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
     backbone: Any = getattr(config, "backbone", config)
-    if isinstance(backbone, ViTConfig | PolicyConfig):
+    if isinstance(backbone, ViTConfig | PolicyConfig | PeekConfig):
         if (num_tokens, width, depth) != (None, None, None):
             raise ValueError(
                 f"num_tokens, width, depth: a {type(backbone).__name__} has no sub-networks"
             )
-        if isinstance(backbone, PolicyConfig):
+        if not isinstance(backbone, ViTConfig):
             return Flops(_policy(backbone))
         grid_height, grid_width = _grid(backbone, image_size)
         parts = _vit(backbone, grid_height * grid_width)
@@ -109,6 +110,44 @@ def flops(
     if isinstance(config, DenseConfig):
         parts["task_head"] = _task_head(config, grid_height, grid_width)
     return Flops(parts)
+
+
+def exit_flops(
+    config: AdaPerceiverConfig,
+    num_tokens: int | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    attention: str = "cut",
+    batch_size: int = 1,
+) -> Flops:
+    """FLOPs of one image that was tested after every block and left after `depth` of them.
+
+    Arguments and parts as in `flops`. The last test is the answer, in write and head; the part
+    exit_tests is those before it.
+    """
+    check_sub_network(config, num_tokens, width, depth)
+    test = exit_test_flops(config, num_tokens)
+    once = flops(
+        config.replace(output_feat_dim=None),  # a test writes no features
+        num_tokens,
+        width,
+        depth,
+        image_size,
+        attention=attention,
+        batch_size=batch_size,
+    )
+    return Flops({**once.by_part, "exit_tests": ((depth or config.depth) - 1) * test})
+
+
+def exit_test_flops(config: AdaPerceiverConfig, num_tokens: int | None = None) -> float:
+    """FLOPs of one readout of one image's latents as logits, the folded query at hand."""
+    c = config
+    if c.num_classes is None:
+        raise ValueError("num_classes=None: an exit test needs a model with class logits")
+    n = num_tokens or c.max_latent_tokens
+    return _write_one(c, n) + _adapter(c, c.num_classes, c.use_output_ffn)
 
 
 def _grid(
@@ -150,13 +189,18 @@ def _outputs(c: AdaPerceiverConfig, patches: int, n: int, batch_size: int) -> di
     write = head = 0.0
     if c.num_classes is not None:
         write += (2 * d * d + 2 * n * d * d) / batch_size  # query, folded through the keys
-        write += 4 * c.num_heads * n * d + 4 * d * d  # scores and mean, value projection and proj
+        write += _write_one(c, n)
         head += _adapter(c, c.num_classes, c.use_output_ffn)
     if c.output_feat_dim is not None:
         write += 6 * patches * d * d + 4 * n * d * d + 4 * patches * n * d
         use_ffn = c.use_output_ffn or c.num_classes is not None
         head += patches * _adapter(c, c.output_feat_dim, use_ffn)
     return {"write": write, "head": head}
+
+
+def _write_one(c: AdaPerceiverConfig, n: int) -> float:
+    """The one output token: scores and mean, value projection and proj."""
+    return 4 * c.num_heads * n * c.embed_dim + 4 * c.embed_dim**2
 
 
 def _adapter(c: AdaPerceiverConfig, features: int, use_ffn: bool) -> float:
@@ -226,9 +270,11 @@ def _resize(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:
     return 2 * channels * min(rows_first, columns_first)
 
 
-def _policy(c: PolicyConfig) -> dict[str, float]:
-    d, n = c.embed_dim, c.num_patches
+def _policy(c: PolicyConfig | PeekConfig) -> dict[str, float]:
     choices = c.token_choices + c.width_choices + c.depth_choices
+    if isinstance(c, PeekConfig):
+        return {"head": 2 * c.hidden * (c.num_classes + c.hidden + choices)}
+    d, n = c.embed_dim, c.num_patches
     return {
         "mixer": 2 * (4 * d * n * (d // 2) + 16 * n * d * d),
         "head": 4 * d * d + 2 * d * choices,

@@ -115,11 +115,14 @@ def grid_scores(
     depths are readouts of it. Latents are not
     kept beyond the next block.
     """
-    variables, block = {"params": params}, Block(model.config, model.dtype, model.attention)
+    variables: Any = {"params": params}
+    block = Block(model.config, model.dtype, model.attention)
     found: dict[int, list[Any]] = {}
     for granularities, counts in passes(model.config, grid.tokens):
         n = granularities[-1]
-        start = model.apply(variables, images, n, None, None, granularities, False, method="start")
+        start: Any = model.apply(
+            variables, images, n, None, None, granularities, False, method="start"
+        )
         folded = model.apply(variables, start.run.rope, method="fold")
         seen = jnp.arange(n) < np.array(counts)[:, None]  # (counts, N)
         by_width = []
@@ -128,7 +131,7 @@ def grid_scores(
 
             def step(z: jax.Array, l: jax.Array, run: Any = run, folded: Any = folded, seen=seen):
                 z, _ = apply_block(block, params["blocks"], l, z, run)
-                logits = model.apply(variables, z, folded, seen, method="write_logits")
+                logits: Any = model.apply(variables, z, folded, seen, method="write_logits")
                 return z, score(jnp.moveaxis(logits, 1, 0), labels)
 
             last = jnp.arange(grid.depths[-1])
@@ -181,6 +184,6 @@ def join(parts: Sequence[Outcomes]) -> Outcomes:
     """The outcomes of several batches as one."""
     if not parts:
         raise ValueError("parts=(): no outcomes, so no images")
-    scores = [dataclasses.astuple(part.scores) for part in parts]  # type: ignore[call-overload]
+    scores = [dataclasses.astuple(part.scores) for part in parts]
     joined = Scores(*(np.concatenate(arrays, axis=-1) for arrays in zip(*scores, strict=True)))
     return Outcomes(parts[0].grid, joined, np.concatenate([part.digests for part in parts]))

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
 from adaperceiver_jax.models.adapters import (
@@ -27,56 +26,9 @@ from adaperceiver_jax.models.config import (
 )
 from adaperceiver_jax.models.latent_stream import Run, run_blocks, stacked_blocks
 from adaperceiver_jax.models.masks import make_mask
+from adaperceiver_jax.models.outputs import Embedded, Encoded, Output, Readouts, Start
 from adaperceiver_jax.models.rope import Rope, make_rope, rope_scale
 from adaperceiver_jax.models.write_head import FoldedQuery, WriteHead
-
-
-@struct.dataclass
-class Output:
-    """What one sub-network predicts."""
-
-    logits: jax.Array | None
-    """(B, classes)"""
-    features: jax.Array | None
-    """(B, patches, features)"""
-
-
-@struct.dataclass
-class Readouts:
-    """What every granularity (T) and every depth (L) of one pass predicts, for training."""
-
-    token_logits: jax.Array | None
-    """(T, B, classes)"""
-    depth_logits: jax.Array | None
-    """(L, B, classes)"""
-    token_features: jax.Array | None
-    """(T, B, patches, features)"""
-    depth_features: jax.Array | None
-    """(L, B, patches, features)"""
-
-
-@struct.dataclass
-class Start:
-    """A run up to its first block."""
-
-    patches: jax.Array
-    """(B, patches, D)"""
-    latents: jax.Array
-    """(B, N, D)"""
-    run: Run
-
-
-@struct.dataclass
-class Encoded:
-    """One pass over the latents, which any number of readouts may be made of."""
-
-    patches: jax.Array
-    """(B, patches, D)"""
-    z: jax.Array
-    """(B, N, D), after the last block"""
-    rope: Rope
-    latents: jax.Array | None = None
-    """(L, B, N, D), after every block, where they were asked for"""
 
 
 class AdaPerceiver(nn.Module):
@@ -222,27 +174,6 @@ class AdaPerceiver(nn.Module):
                 depth_features = self._depth_features(patches, latents, rope, by_depth, train)
         return Readouts(token_logits, depth_logits, token_features, depth_features)
 
-    def grid(
-        self,
-        images: jax.Array,
-        widths: ArrayLike | None = None,
-        token_granularities: Sequence[int] | None = None,
-    ) -> jax.Array:
-        """Logits (T, L, B, classes) of every granularity at every depth, from one pass.
-
-        Args: as of `readouts`. [k, l - 1] is what the sub-network with granularity k and depth l
-        gives.
-        """
-        c = self.config
-        if c.num_classes is None:
-            raise ValueError("num_classes=None: a grid of logits needs a model with classes")
-        granularities = self._granularities(token_granularities)
-        encoded = self.encode(images, widths, granularities, keep_latents=True)
-        latents: Any = encoded.latents
-        seen = jnp.arange(granularities[-1]) < np.array(granularities)[:, None]  # (T, N)
-        logits = self.write_logits(latents, self.fold(encoded.rope), seen)  # (L, B, T, classes)
-        return jnp.moveaxis(logits, 2, 0)
-
     def encode(
         self,
         images: jax.Array,
@@ -282,21 +213,63 @@ class AdaPerceiver(nn.Module):
         keep_latents: bool = False,
     ) -> Start:
         """Embeds the images and reads them into N latents."""
+        return self.read(
+            self.embed(images),
+            num_tokens,
+            hidden,
+            hidden_per_sample,
+            token_granularities,
+            train,
+            keep_latents,
+        )
+
+    def read(
+        self,
+        patches: jax.Array | Embedded,
+        num_tokens: int | None = None,
+        hidden: int | None = None,
+        hidden_per_sample: jax.Array | None = None,
+        token_granularities: Sequence[int] | None = None,
+        train: bool = False,
+        keep_latents: bool = False,
+    ) -> Start:
+        """Reads patches (B, I, D), or what `embed_once` made of them, into N latents."""
+        run = self.make_run(num_tokens, hidden, token_granularities)
+        run = run.replace(  # type: ignore[attr-defined]
+            hidden_per_sample=hidden_per_sample, train=train, keep_latents=keep_latents
+        )
+        token = self.process_latents()
+        if isinstance(patches, Embedded):
+            latents = self.read_head.read(token, patches.keys, patches.values, run.rope, train)
+            return Start(patches.patches, latents, run)
+        latents = self.read_head(token, patches, run.rope, train)
+        return Start(patches, latents, run)
+
+    @nn.nowrap
+    def make_run(
+        self,
+        num_tokens: int | None = None,
+        hidden: int | None = None,
+        token_granularities: Sequence[int] | None = None,
+    ) -> Run:
+        """What the blocks of a run with N latents and these hidden units need."""
         c = self.config
-        patches = self.embed(images)
         n = num_tokens or c.max_latent_tokens
         scale = rope_scale(n, c.max_latent_tokens) if c.rope_scale is None else c.rope_scale
         rope = make_rope(n, c.head_dim, c.rope_theta, scale)
         mask = make_mask(c.mask, n, self._granularities(token_granularities))
-        run = Run(rope, hidden_per_sample, mask, hidden, train, keep_latents)
-        latents = self.read_head(self.process_latents(), patches, rope, train)
-        return Start(patches, latents, run)
+        return Run(rope, None, mask, hidden)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, C) -> patches (B, patches, D): what a policy network looks at."""
         c = self.config
         check_images(images, c.patch_size, c.in_channels)
         return self.patch_embed(images)
+
+    def embed_once(self, images: jax.Array) -> Embedded:
+        """Embeds images (B, H, W, C), to be read by several sub-networks."""
+        patches = self.embed(images)
+        return Embedded(patches, *self.read_head.keys_values(patches))
 
     def fold(self, rope: Rope) -> FoldedQuery:
         """The class token's query for N latents, folded once for all samples and readouts."""

@@ -188,10 +188,24 @@ class ReadHead(CrossAttentionHead):
         All latents start from the same vector, so its query is projected once and only turned
         to each position.
         """
-        batch, num_tokens = patches.shape[0], rope.cos.shape[0]
+        return self.read(token, *self.keys_values(patches), rope, train)
+
+    def keys_values(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Patches (B, I, D) -> (B, I, H, d) each, which any number of latents may read."""
+        return self.cattn.keys_values(self.src_norm(patches))
+
+    def read(
+        self,
+        token: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        rope: Rope,
+        train: bool = False,
+    ) -> jax.Array:
+        """token (D,), keys and values of the patches, rope of N latents -> (B, N, D)."""
+        batch, num_tokens = keys.shape[0], rope.cos.shape[0]
         token = token.astype(jnp.float32)
         q = self.cattn.queries(self.snk_norm(token))  # (H, d)
         q = apply_rope(jnp.broadcast_to(q, (num_tokens, *q.shape)), rope)
-        k, v = self.cattn.keys_values(self.src_norm(patches))
         q = jnp.broadcast_to(q, (batch, *q.shape))
-        return token + self.cattn(q, k, v, None, train)
+        return token + self.cattn(q, keys, values, None, train)

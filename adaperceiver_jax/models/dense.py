@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver, Encoded
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.dense_heads import (
     HEAD_DIM,
@@ -22,6 +22,7 @@ from adaperceiver_jax.models.dense_heads import (
     SegmentationHead,
 )
 from adaperceiver_jax.models.layers import FFN
+from adaperceiver_jax.models.outputs import Encoded
 from adaperceiver_jax.models.upsample import resize_bilinear
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 

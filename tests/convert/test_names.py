@@ -21,6 +21,7 @@ MODELS = {
     "segmentation": ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)),
     "depth": ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=4)),
     "policy": ap.PolicyNetwork(ap.PolicyConfig(embed_dim=8, num_patches=6, token_choices=4)),
+    "peek": ap.PeekNetwork(ap.PeekConfig(num_classes=5, hidden=6, token_choices=4)),
     "vit": ap.ViT(ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, num_classes=3, reg_tokens=1)),
     "segmenter": ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, **SEGMENTER)),
     "vit segmentation": ap.SegmentationModel(

@@ -50,8 +50,7 @@ def assert_same_outputs(model, params, other, **sub_network):
     shape = (2, *model.example_inputs().shape[1:])
     inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     ours = run(model, params, inputs, **sub_network)
-    policy = isinstance(model, ap.PolicyNetwork)
-    theirs = torch.from_numpy(inputs if policy else inputs.transpose(0, 3, 1, 2).copy())
+    theirs = torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy() if inputs.ndim == 4 else inputs)
     with torch.inference_mode():
         found = other(theirs, **sub_network)
     assert found

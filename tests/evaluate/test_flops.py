@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.flops import exit_flops, exit_test_flops
 
 PAPER = ap.AdaPerceiverConfig()
 FEATURES = PAPER.replace(output_feat_dim=1280)
@@ -126,6 +127,47 @@ def test_other_dense_models(name):
         more = ap.flops(DENSE_ON[name], image_size=size).total - ours.total
         tokens, d = 37 * 37 + 150, 768
         assert more == 24 * tokens * d * d + 4 * tokens * tokens * d
+
+
+def test_all_exit_tests_of_the_papers_model_cost_under_2_percent_of_its_forward():
+    full = ap.flops(PAPER, batch_size=64).total
+    exits = exit_flops(PAPER, batch_size=64)
+    tests = exits.by_part["exit_tests"] + exits.by_part["write"] + exits.by_part["head"]
+    print(f"{PAPER.depth} exit tests: {tests / full:.2%} of a full forward")
+    assert 0 < tests < 0.02 * full
+    assert exits.total - full == pytest.approx((PAPER.depth - 1) * exit_test_flops(PAPER))
+
+
+@pytest.mark.parametrize("config", [PAPER, PAPER.replace(use_output_ffn=True)])
+def test_the_products_of_one_exit_test_within_2_percent_of_xla(config):
+    """Beside products it has a norm of the latents, some 8 N D operations, which XLA counts too."""
+    model, batch, n = ap.AdaPerceiver(config), 4, 64
+    z = jax.ShapeDtypeStruct((batch, n, config.embed_dim), jnp.float32)
+    shapes = ap.param_shapes(model)
+    rope = model.make_run(n).rope
+    folded = jax.eval_shape(lambda p: model.apply({"params": p}, rope, method="fold"), shapes)
+
+    def per_image(method, *arguments) -> float:
+        program = jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))
+        return program.lower(shapes, *arguments).cost_analysis()["flops"] / batch
+
+    norm = per_image(lambda module, z: module.write_head.src_norm(z), z)
+    assert 0 < norm < 10 * n * config.embed_dim
+    products = per_image("write_logits", z, folded) - norm
+    assert exit_test_flops(config, n) == pytest.approx(products, rel=0.02)
+
+
+def test_exits_cost_the_sub_network_and_its_earlier_tests():
+    sub_network = dict(num_tokens=64, width=416, image_size=448)
+    one = exit_flops(PAPER, **sub_network, depth=1)
+    assert one.total == ap.flops(PAPER, **sub_network, depth=1).total
+    five = exit_flops(FEATURES, **sub_network, depth=5)  # tests write no features
+    test = exit_test_flops(PAPER, 64)
+    alone = ap.flops(PAPER, **sub_network, depth=5)
+    assert five.total == pytest.approx(alone.total + 4 * test)
+    assert five.head == pytest.approx(alone.head + 4 * test)
+    with pytest.raises(ValueError, match="num_classes=None: an exit test needs"):
+        exit_flops(FEATURES.replace(num_classes=None))
 
 
 def test_policy_network():

@@ -1,0 +1,154 @@
+"""Policies side by side: accuracy, FLOPs and time, as a table, a CSV file and a picture."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.replay import join_budgets, replay
+from adaperceiver_jax.policies.serve import Server
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One policy over the same images."""
+
+    policy: str
+    accuracy: float
+    """Top 1, in [0, 1]."""
+    gflops: float
+    """Of an image on average, exit tests and choosing included."""
+    choosing_gflops: float
+    images: int
+    ms: float | None = None
+    """Of an image on average, the median of the repeats."""
+
+    def timed(self, ms: float) -> Row:
+        return dataclasses.replace(self, ms=ms)
+
+
+def compare(
+    model: AdaPerceiver,
+    policies: Mapping[str, Policy],
+    batches: Iterable[Any],
+    outcomes: Outcomes,
+) -> list[Row]:
+    """A row a policy, on batches of the images (B, H, W, C) whose outcomes these are, in order.
+
+    The last batch may hold fillers beyond them.
+    """
+    budgets: dict[str, list[Budgets]] = {name: [] for name in policies}
+    seen = 0
+    for images in batches:
+        images = jax.device_get(images)[: len(outcomes) - seen]
+        if not np.array_equal(digest(images), outcomes.digests[seen : seen + len(images)]):
+            raise ValueError(
+                f"images from {seen} on: are not those of the outcomes; sweep these images"
+            )
+        seen += len(images)
+        for name, policy in policies.items():
+            budgets[name].append(policy(images))
+    rows = []
+    for name, policy in policies.items():
+        chosen = join_budgets(budgets[name])
+        found = replay(model.config, chosen, outcomes, attention=model.attention)
+        gflops = float(found.gflops.mean()) + policy.gflops
+        rows.append(Row(name, float(found.right.mean()), gflops, policy.gflops, len(outcomes)))
+    return rows
+
+
+def time_policies(
+    model: AdaPerceiver,
+    params: Any,
+    policies: Mapping[str, Policy],
+    images: np.ndarray,
+    batch_size: int,
+    repeats: int,
+) -> dict[str, float]:
+    """Milliseconds an image (N, H, W, C) takes under each policy, served in one stream.
+
+    The policies take turns, so that what slows the machine down slows all of them.
+    """
+    servers = {
+        name: Server(model, params, policy, batch_size=batch_size)
+        for name, policy in policies.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in policies}
+    for turn in range(repeats + 1):
+        for name, server in servers.items():
+            began = time.perf_counter()
+            server(images)
+            if turn:  # the first compiles
+                seconds[name].append(time.perf_counter() - began)
+    return {name: 1e3 * statistics.median(each) / len(images) for name, each in seconds.items()}
+
+
+COLUMNS = ("policy", "accuracy", "gflops", "choosing_gflops", "ms", "images")
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The content of a CSV file, a line a row; what was not measured is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        values = dataclasses.asdict(row)
+        writer.writerow({n: f"{v:.7g}" if isinstance(v, float) else v for n, v in values.items()})
+    return text.getvalue()
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, in Markdown."""
+    lines = [
+        "| policy | accuracy (%) | GFLOPs | choosing | ms an image |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ms = "-" if row.ms is None else f"{row.ms:.3g}"
+        choosing = f"{row.choosing_gflops:.3g}" if row.choosing_gflops else "-"
+        lines.append(
+            f"| {row.policy} | {100 * row.accuracy:.2f} | {row.gflops:.4g} | {choosing} | {ms} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
+    """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kind = row.policy.partition(" (")[0]
+        kind += " then early exit" if "tau" in row.policy and kind != "EE" else ""
+        kind = {"EE": "early exit", "Optimal": "oracle"}.get(kind, kind)
+        if "whole" not in row.policy:
+            kinds.setdefault(kind, []).append(row)
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for i, (kind, found) in enumerate(kinds.items()):
+        found = sorted(found, key=lambda row: row.gflops)
+        x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
+        line = "-" if kind not in ("early exit", "oracle") and len(found) > 1 else ""
+        look: dict[str, Any] = dict(color=plt.get_cmap("tab10")(i % 10), ms=6, lw=1.2, alpha=0.85)
+        axes.plot(x, y, "osD^vPX*"[i % 8] + line, label=kind, **look)
+    axes.set(xlabel="GFLOPs an image, on average", ylabel="top-1 accuracy (%)", title=title)
+    axes.set_xscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,84 @@
+"""The compiled programs of serving: embedding, reading, and a segment of blocks with exit tests."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adaperceiver_jax.models.latent_stream import Block, apply_block
+
+
+class Segment(NamedTuple):
+    latents: jax.Array
+    """(B, N, D)"""
+    logits: jax.Array
+    """(B, classes), of images that left"""
+    left_at: jax.Array
+    """(B,) the depth at which an image left; 0 if it did not"""
+    depth: jax.Array
+    """Where the segment ended: before its last block, if all have left."""
+    tests: jax.Array
+    """How often all images were tested."""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(model, params, images):
+    return model.apply({"params": params}, images, method="embed_once")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def read(model, num_tokens, params, embedded):
+    """Embedded images -> latents (B, N, D), and the folded query of every test of them."""
+    variables = {"params": params}
+    start = model.apply(variables, embedded, num_tokens, method="read")
+    return start.latents, model.apply(variables, start.run.rope, method="fold")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_segment(model, num_tokens, width, params, latents, folded, first, stop, ceiling, tau):
+    """Blocks first..stop - 1, or until all have left; an image of ceiling 0 is padding."""
+    config = model.config
+    run = model.make_run(num_tokens, config.hidden_units(width))
+    block = Block(config, model.dtype, model.attention)
+
+    def running(state):
+        return (state.depth < stop) & ((state.left_at == 0) & (ceiling > 0)).any()
+
+    def run_block(state):
+        z, _ = apply_block(block, params["blocks"], state.depth, state.latents, run)
+        depth = state.depth + 1
+        here = (state.left_at == 0) & (ceiling > 0)
+        must = here & (depth >= ceiling)
+
+        def test(logits, left_at, tests):
+            now = model.apply({"params": params}, z, folded, method="write_logits")
+            leaves = must | (here & (jax.nn.softmax(now).max(axis=-1) >= tau))
+            return (
+                jnp.where(leaves[:, None], now, logits),
+                jnp.where(leaves, depth, left_at),
+                tests + 1,
+            )
+
+        logits, left_at, tests = jax.lax.cond(
+            (must | (here & (tau <= 1))).any(),
+            test,
+            lambda *same: same,
+            *(state.logits, state.left_at, state.tests),
+        )
+        return Segment(z, logits, left_at, depth, tests)
+
+    batch = len(latents)
+    return jax.lax.while_loop(
+        running,
+        run_block,
+        Segment(
+            latents,
+            jnp.zeros((batch, config.num_classes), jnp.float32),
+            jnp.zeros(batch, jnp.int32),
+            jnp.asarray(first, jnp.int32),
+            jnp.int32(0),
+        ),
+    )

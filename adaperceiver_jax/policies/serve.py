@@ -1,0 +1,278 @@
+"""Serving by budget: each image runs its own sub-network, in full batches of static shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import check_images, check_sub_network
+from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.costs import Costs, costs
+from adaperceiver_jax.policies.programs import embed, read, run_segment
+from adaperceiver_jax.policies.queues import Queue, Waiting
+
+BATCH_COST = 2
+"""What a batch costs beside its images, in images: decides between padding one and running two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What N images were given, in their order."""
+
+    logits: np.ndarray
+    """(N, classes) float32"""
+    num_tokens: np.ndarray
+    """(N,)"""
+    width: np.ndarray
+    """(N,)"""
+    depth: np.ndarray
+    """(N,) blocks run until the image left"""
+    gflops: np.ndarray
+    """(N,) of each image's own sub-network, its exit tests and the policy"""
+    computed_gflops: float
+    """Of all that was run: with padding, and blocks of images that had left."""
+
+
+class Server:
+    """Answers images with the sub-network that a policy chooses for each.
+
+    Images of one token count and width share a batch. Its blocks run in segments; after each, the
+    images that have left are dropped, and the others wait at that depth until they fill a batch
+    again. Every shape is one of a few, so that a call compiles nothing that was compiled before:
+    a program of reading a (token count, batch size), one of blocks a (token count, width, batch
+    size), whatever the depths and thresholds.
+    """
+
+    def __init__(
+        self,
+        model: AdaPerceiver,
+        params: Any,
+        policy: Policy,
+        *,
+        batch_size: int = 64,
+        compact_every: int = 1,
+        batch_sizes: Sequence[int] | None = None,
+    ) -> None:
+        """A server of one model on one device.
+
+        Args:
+          batch_size: images a full batch.
+          compact_every: blocks a segment, where some image may leave early. Fewer drop images
+            sooner, but each segment is a program of its own to start and to wait for.
+          batch_sizes: what else a batch may hold when no more images come; None is the powers of
+            two below batch_size. Each is a program more to compile.
+        """
+        if not isinstance(model, AdaPerceiver):
+            raise ValueError(f"model={type(model).__name__}: must be an AdaPerceiver")
+        if model.config.num_classes is None:
+            raise ValueError("num_classes=None: serving needs a model with class logits")
+        for name, value in (("batch_size", batch_size), ("compact_every", compact_every)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: must be an integer, at least 1")
+        if batch_sizes is None:
+            batch_sizes = [2**k for k in range(batch_size.bit_length()) if 2**k < batch_size]
+        if any(not 1 <= size <= batch_size for size in batch_sizes):
+            raise ValueError(f"batch_sizes={tuple(batch_sizes)}: must be in 1..{batch_size}")
+        self.model = model
+        self.params = jax.device_put(params)
+        self.policy = policy
+        self.batch_size = batch_size
+        self.compact_every = compact_every
+        self.batch_sizes = sorted({*batch_sizes, batch_size})
+
+    def __call__(self, images: ArrayLike | Iterable[ArrayLike]) -> Served:
+        """Serves images (N, H, W, C), normalised, or a stream of such arrays of any N."""
+        call = _Call(self)
+        for chunk in _chunks(images, self.batch_size, self.model):
+            call.admit(chunk)
+        call.finish()
+        return call.served()
+
+
+class _Call:
+    """The images of one call on their way through."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.queues: dict[tuple[int, int, int], Queue] = {}
+        """By depth, num_tokens and width; of depth 0, embedded images, of others latents."""
+        self.folded: dict[int, Any] = {}
+        self.budgets: list[Budgets] = []
+        self.answers: list[tuple[int, int, np.ndarray]] = []
+        """(index, depth, logits) in the order of leaving."""
+        self.computed = 0.0
+        self.image_size = (0, 0)
+        self.admitted = 0
+
+    def admit(self, images: np.ndarray) -> None:
+        """Embeds a chunk, asks the policy, and runs the batches that are full."""
+        server, count = self.server, len(images)
+        self.image_size = images.shape[1:3]
+        size = next(s for s in server.batch_sizes if s >= count)
+        padded = images[np.minimum(np.arange(size), count - 1)]
+        embedded = embed(server.model, server.params, padded)
+        self.computed += size * self._costs(1, 1).embed + count * server.policy.gflops * 1e9
+        budgets = server.policy.choose(images, jax.tree.map(lambda x: x[:count], embedded))
+        _check_budgets(budgets, self.admitted, count, server.model)
+        tau = np.full(count, np.inf) if budgets.tau is None else budgets.tau
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, group in enumerate(zip(budgets.num_tokens, budgets.width, strict=True)):
+            groups.setdefault((int(group[0]), int(group[1])), []).append(i)
+        for (num_tokens, width), rows in groups.items():
+            waiting = [
+                Waiting(self.admitted + i, int(budgets.depth[i]), float(tau[i])) for i in rows
+            ]
+            self._queue(0, num_tokens, width).put(embedded, rows, waiting)
+        self.budgets.append(budgets)
+        self.admitted += count
+        while full := [key for key, q in self.queues.items() if len(q) >= server.batch_size]:
+            self._run(max(full), server.batch_size, server.batch_size)
+
+    def finish(self) -> None:
+        """Runs what is left, the shallowest first: those behind it may still fill a batch."""
+        server = self.server
+        while left := [key for key, q in self.queues.items() if len(q)]:
+            full = [key for key in left if len(self.queues[key]) >= server.batch_size]
+            key = max(full) if full else min(left)
+            self._run(key, *_fit(len(self.queues[key]), server.batch_sizes))
+
+    def _queue(self, depth: int, num_tokens: int, width: int) -> Queue:
+        key = (depth, num_tokens, width)
+        if key not in self.queues:
+            self.queues[key] = Queue(2 * self.server.batch_size)
+        return self.queues[key]
+
+    def _run(self, key: tuple[int, int, int], count: int, size: int) -> None:
+        """Runs the first images of a queue, padded to `size`, for a segment, or while all stay."""
+        server, (depth, num_tokens, width) = self.server, key
+        cost = self._costs(num_tokens, width)
+        states, waiting = self.queues[key].take(count, size)
+        if not len(self.queues[key]):
+            del self.queues[key]
+        if depth == 0:
+            states, folded = read(server.model, num_tokens, server.params, states)
+            self.folded[num_tokens] = folded
+            self.computed += size * cost.read + cost.once
+        ceiling, tau = np.zeros(size, np.int32), np.full(size, np.inf, np.float32)
+        ceiling[:count] = [w.ceiling for w in waiting]
+        tau[:count] = [w.tau for w in waiting]
+        while True:
+            stop = ceiling[:count].min()  # where the first leaves, if none may leave early
+            if (tau <= 1).any():
+                stop = (depth // server.compact_every + 1) * server.compact_every
+            segment = run_segment(
+                server.model,
+                num_tokens,
+                width,
+                server.params,
+                states,
+                self.folded[num_tokens],
+                np.int32(depth),
+                np.int32(stop),
+                ceiling,
+                tau,
+            )
+            states = segment.latents
+            logits, left_at, end, tests = jax.device_get(segment[1:])
+            blocks = int(end) - depth
+            self.computed += size * (blocks * cost.block + int(tests) * cost.test)
+            depth = int(end)
+            left = np.flatnonzero(left_at)
+            self.answers += [(waiting[i].image, int(left_at[i]), logits[i]) for i in left]
+            if len(left) or count < server.batch_size:
+                break
+        rows = [i for i in range(count) if not left_at[i]]
+        if rows:
+            queue = self._queue(depth, num_tokens, width)
+            queue.put(states, rows, [waiting[i] for i in rows])
+
+    def served(self) -> Served:
+        """What all images were given, when they all have left."""
+        index, depth, logits = zip(*sorted(self.answers, key=lambda a: a[0]), strict=True)
+        depths = np.array(depth)
+        num_tokens, width = (
+            np.concatenate([getattr(b, name) for b in self.budgets])
+            for name in ("num_tokens", "width")
+        )
+        tests = np.concatenate([np.full(len(b), b.tau is not None) for b in self.budgets])
+        tests = np.where(tests, depths, 1)
+        own = np.empty(len(index))
+        for i, (n, w) in enumerate(zip(num_tokens.tolist(), width.tolist(), strict=True)):
+            own[i] = self._costs(n, w).image(depths[i], tests[i], self.server.batch_size)
+        return Served(
+            np.stack(logits),
+            num_tokens,
+            width,
+            depths,
+            own / 1e9 + self.server.policy.gflops,
+            self.computed / 1e9,
+        )
+
+    def _costs(self, num_tokens: int, width: int) -> Costs:
+        model = self.server.model
+        return costs(model.config, num_tokens, width, self.image_size, model.attention)
+
+
+def _chunks(
+    images: ArrayLike | Iterable[ArrayLike], size: int, model: AdaPerceiver
+) -> Iterator[np.ndarray]:
+    """The images again, `size` at a time, the last fewer."""
+    c = model.config
+    stream: Any = images
+    if hasattr(images, "shape") or not isinstance(images, Iterable):
+        stream = [images]
+    held = None
+    total = 0
+    for array in stream:
+        check_images(array, c.patch_size, c.in_channels)
+        if held is not None and array.shape[1:] != held.shape[1:]:
+            raise ValueError(
+                f"images of shape {array.shape} after images of {held.shape[1:]}: one call takes "
+                "one size; serve each size by a call of its own"
+            )
+        held = np.asarray(array) if held is None else np.concatenate([held, array])
+        total += len(array)
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+    if not total:
+        raise ValueError("images: none were given; a call needs at least one")
+    if held is not None and len(held):
+        yield held
+
+
+def _check_budgets(budgets: Budgets, first: int, count: int, model: AdaPerceiver) -> None:
+    """Raises ValueError, naming the image, unless each of `count` images has a sub-network."""
+    if len(budgets) != count:
+        raise ValueError(f"policy: chose {len(budgets)} budgets for {count} images")
+    chosen = np.stack([budgets.num_tokens, budgets.width, budgets.depth], axis=1)
+    for sub_network in np.unique(chosen, axis=0):
+        try:
+            check_sub_network(model.config, *sub_network.tolist())
+        except ValueError as error:
+            index = first + np.flatnonzero((chosen == sub_network).all(axis=1))[0]
+            raise ValueError(f"budget of image {index}: {error}") from None
+
+
+def _fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """How many of those waiting to run now, and in which of the ascending sizes.
+
+    All of them, padded, or as many as fill a batch, whichever way costs less for all.
+    """
+    waiting = min(waiting, sizes[-1])
+    padded = next(size for size in sizes if size >= waiting)
+    rest, cost = waiting, 0
+    while rest > 0:
+        size = max((s for s in sizes if s <= rest), default=sizes[0])
+        cost += size + BATCH_COST
+        rest -= size
+    if padded + BATCH_COST <= cost:
+        return waiting, padded
+    size = max(s for s in sizes if s <= waiting)
+    return size, size

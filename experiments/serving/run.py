@@ -1,0 +1,271 @@
+"""Time falls with FLOPs: how much of the saving that a policy's FLOPs promise, time reaches.
+
+python -m experiments.serving.run      # some 10 minutes on 2 cores, 1 GB
+
+A policy and the full sub-network answer the same images through the same server, batch 64, in
+turn. With r = time / time of full, and f = GFLOPs / GFLOPs of full (of the images' own
+sub-networks, exit tests included, padding not), the share reached is (1 - r) / (1 - f); r is the
+median over neighbouring pairs. Policies:
+
+- early exit at thresholds under which images run some 30%, 50% and 70% of the blocks on average,
+  at two token counts, against no exits at the same count; and where nobody ever leaves (tau 1),
+  which says what testing and compacting cost;
+- token counts drawn at random, against all tokens.
+
+Each is measured on calls of 64 images and on a stream. The weights are made up, so that confidences
+differ between images and depths; --checkpoint takes a trained classifier instead, and its images
+are still made up. Exits with 1 if a share is below 0.8.
+
+glibc gives large arrays back to the system when a program ends, and the next faults them in page
+by page; a segment of few blocks feels that. So it is told to keep them, as accelerators do;
+--system-allocator leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import AdaPerceiverConfig
+from adaperceiver_jax.models.params import init_params
+from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.serve import Served, Server
+
+LEAST_SHARE = 0.8
+DEPTH_SHARES = (0.3, 0.5, 0.7)
+CONFIG = AdaPerceiverConfig(
+    embed_dim=384,
+    num_heads=6,
+    depth=12,
+    max_latent_tokens=128,
+    token_granularities=(16, 32, 64, 128),
+    widths=(192, 384),
+    layer_scale=None,
+    image_size=128,
+    patch_size=16,
+    num_classes=100,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Same(Policy):
+    """One budget for all images."""
+
+    config: AdaPerceiverConfig
+    num_tokens: int
+    tau: float | None = None
+
+    def choose(self, images: Any, embedded: Any = None) -> Budgets:
+        c = self.config
+        return Budgets.fixed(len(images), self.num_tokens, c.full_width, c.depth, self.tau)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnTokens(Policy):
+    """A token count for every image, drawn from the bits of its first pixel."""
+
+    config: AdaPerceiverConfig
+
+    def choose(self, images: Any, embedded: Any = None) -> Budgets:
+        c = self.config
+        seeds = np.asarray(images[:, 0, 0, 0], np.float32).view(np.uint32)
+        draws = [np.random.default_rng(int(seed)).choice(c.token_granularities) for seed in seeds]
+        same = Budgets.fixed(len(images), 1, c.full_width, c.depth)
+        return dataclasses.replace(same, num_tokens=np.array(draws))
+
+
+def made_up(seed: int) -> tuple[AdaPerceiver, Any]:
+    """A model whose every layer matters and whose confidences spread."""
+    model = AdaPerceiver(CONFIG)
+    params = init_params(model, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+
+    def noisy(leaf: jax.Array, key: jax.Array) -> jax.Array:
+        scale = 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1
+        return leaf + scale * jax.random.normal(key, leaf.shape)
+
+    return model, jax.tree.unflatten(tree, map(noisy, leaves, keys))
+
+
+def make_images(config: AdaPerceiverConfig, count: int) -> np.ndarray:
+    """Coarse noise, of a strength and a colour of each image's own."""
+    rng = np.random.default_rng(0)
+    side, channels = config.image_size, config.in_channels
+    coarse = rng.normal(size=(count, 4, 4, channels))
+    coarse *= rng.uniform(0.2, 2, size=(count, 1, 1, 1))
+    coarse += rng.normal(size=(count, 1, 1, channels))
+    fine = np.kron(coarse, np.ones((1, side // 4, side // 4, 1)))
+    return (fine + 0.3 * rng.normal(size=fine.shape)).astype(np.float32)
+
+
+def confidences(
+    model: AdaPerceiver, params: Any, images: np.ndarray, num_tokens: int
+) -> np.ndarray:
+    """(L, B) of this token count at every depth."""
+    tokens = np.full(model.config.depth, num_tokens)
+
+    @jax.jit
+    def batch(params: Any, images: jax.Array) -> jax.Array:
+        out: Any = model.apply({"params": params}, images, None, tokens, method="readouts")
+        return jax.nn.softmax(out.depth_logits).max(axis=-1)
+
+    parts = [batch(params, images[i : i + 64]) for i in range(0, len(images), 64)]
+    return np.concatenate(parts, axis=-1)
+
+
+def threshold(confidence: np.ndarray, share: float) -> float:
+    """The tau under which images of confidence (L, B) run this share of the blocks on average."""
+    candidates = np.quantile(confidence, np.linspace(0, 1, 200))
+    confident = confidence[None] >= candidates[:, None, None]  # (taus, L, B)
+    depth = np.where(confident.any(1), confident.argmax(1) + 1, len(confidence)).mean(-1)
+    return float(candidates[np.abs(depth - share * len(confidence)).argmin()])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One policy on one kind of call, against the full sub-network."""
+
+    name: str
+    images: int
+    served: Served
+    gflops: float
+    """x full"""
+    wall: list[float]
+    """x full, pair by pair"""
+    processor: list[float]
+
+    def share(self, ratios: list[float]) -> float:
+        """Of the FLOPs saved, what time saves."""
+        return (1 - statistics.median(ratios)) / (1 - self.gflops)
+
+    @property
+    def useful(self) -> float:
+        """Of what was computed, what the images' own sub-networks take."""
+        return float(self.served.gflops.sum() / self.served.computed_gflops)
+
+    def line(self) -> str:
+        wall, processor = (
+            f"{self.share(ratios):.2f}" if self.gflops < 1 else "-"
+            for ratios in (self.wall, self.processor)
+        )
+        return (
+            f"| {self.name} | {self.images} | {self.served.depth.mean():.1f} | {self.gflops:.3f} | "
+            f"{statistics.median(self.wall):.3f} ({min(self.wall):.3f} to {max(self.wall):.3f}) | "
+            f"{wall} | {processor} | {self.useful:.2f} |"
+        )
+
+
+def measure(name: str, full: Server, policy: Server, images: np.ndarray, repeats: int) -> Row:
+    """Both in turn, the first of a pair alternating."""
+    servers = (full, policy)
+    served = [server(images) for server in servers]  # compiles
+    wall, processor = [], []
+    for repeat in range(repeats):
+        seconds = np.empty((2, 2))
+        for i in (0, 1) if repeat % 2 == 0 else (1, 0):
+            start = time.perf_counter(), time.process_time()
+            servers[i](images)
+            seconds[i] = time.perf_counter() - start[0], time.process_time() - start[1]
+        ratio = seconds[1] / seconds[0]
+        wall.append(float(ratio[0]))
+        processor.append(float(ratio[1]))
+    gflops = float(served[1].gflops.mean() / served[0].gflops.mean())
+    return Row(name, len(images), served[1], gflops, wall, processor)
+
+
+def keep_memory() -> None:
+    """Has glibc keep what programs free; elsewhere it does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, most_arenas = -1, -3, -8  # names of malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
+        mallopt(most_arenas, 1)
+
+
+def note(text: str) -> None:
+    """Progress, beside the results."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; 1 if time reaches less of a saving than it should."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, help="a trained classifier's folder")
+    parser.add_argument("--batch", type=int, default=64, help="images a full batch (64)")
+    parser.add_argument("--stream", type=int, default=256, help="images of the stream (256)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs timed (3)")
+    parser.add_argument("--compact-every", type=int, default=1, help="blocks a segment (1)")
+    parser.add_argument(
+        "--system-allocator", action="store_true", help="do not have glibc keep freed memory"
+    )
+    options = parser.parse_args(arguments)
+    if not options.system_allocator:
+        keep_memory()
+    model: Any
+    if options.checkpoint:
+        model, params = from_pretrained(options.checkpoint)
+    else:
+        model, params = made_up(0)
+    c = model.config
+    images = make_images(c, options.stream)
+
+    def server(policy: Policy) -> Server:
+        return Server(
+            model,
+            params,
+            policy,
+            batch_size=options.batch,
+            compact_every=options.compact_every,
+        )
+
+    most = c.token_granularities[-1]
+    cases: list[tuple[str, Policy, Policy]] = []
+    for t in (c.token_granularities[-2], most):
+        note(f"confidences at {t} tokens")
+        confidence = confidences(model, params, images, t)
+        for share in DEPTH_SHARES:
+            tau = threshold(confidence, share)
+            cases.append((f"exit, {t} tokens, tau {tau:.3f}", Same(c, t, tau), Same(c, t)))
+        cases.append((f"exit, {t} tokens, tau 1", Same(c, t, 1.0), Same(c, t)))
+    cases.append(("drawn tokens", DrawnTokens(c), Same(c, most)))
+
+    print(
+        f"{c.embed_dim} channels, {c.depth} blocks, {most} tokens, batch {options.batch}, a "
+        f"compaction every {options.compact_every} blocks, {jax.devices()[0].device_kind}\n\n"
+        "| policy | images a call | mean depth | GFLOPs, x full | time, x full | share reached | "
+        "by processor time | useful GFLOPs |\n|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    rows = []
+    for count in (options.batch, options.stream):
+        for name, policy, full in cases:
+            if count == options.stream and isinstance(policy, Same) and policy.num_tokens == most:
+                continue  # a stream of these takes long and says nothing new
+            note(f"{name}, {count} images")
+            row = measure(name, server(full), server(policy), images[:count], options.repeats)
+            print(row.line(), flush=True)
+            rows.append(row)
+    worst = min(row.share(row.wall) for row in rows if row.gflops < 1)
+    good = worst >= LEAST_SHARE
+    print(f"\n{'Held' if good else 'MISSED'}: every share at least {LEAST_SHARE} ({worst:.2f}).")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Policies: what each chooses, what it is said to cost, and that replaying agrees with serving."""
+
+import jax
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.outcomes import Grid, make_grid
+from adaperceiver_jax.evaluate.sweep import collect
+from adaperceiver_jax.policies.budgets import Budgets
+from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
+from adaperceiver_jax.policies.learned import Learned, Peek, add_up, choosing_gflops, price_of
+from adaperceiver_jax.policies.replay import join_budgets, replay
+from adaperceiver_jax.policies.serve import Server
+from tests.small_models import TINY, random_images, random_params, run
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
+    params = random_params(model, 1)
+    params["output_adapter"] = jax.tree.map(lambda x: 4 * x, params["output_adapter"])
+    images = np.asarray(random_images(model.config, batch=24, seed=5))
+    labels = np.random.default_rng(0).integers(0, 5, 24)
+    grid = make_grid(model.config)
+    (outcomes,) = collect(model, params, [(images, labels)], grid)
+    return model, params, images, labels, outcomes
+
+
+def network_of(model, kind, seed=0):
+    c = model.config
+    choices = dict(
+        token_choices=len(c.token_granularities),
+        width_choices=len(c.widths),
+        depth_choices=c.depth,
+    )
+    if kind == "peek":
+        network = ap.PeekNetwork(ap.PeekConfig(num_classes=c.num_classes, hidden=8, **choices))
+    else:
+        patches = (c.image_size // c.patch_size) ** 2
+        config = ap.PolicyConfig(embed_dim=c.embed_dim, num_patches=patches, **choices)
+        network = ap.PolicyNetwork(config)
+    return network, random_params(network, seed)
+
+
+def learned(setting, kind="peek", grid=None, **arguments):
+    model, params, *_ = setting
+    c = model.config
+    network, network_params = network_of(model, kind)
+    peek = Peek(c.token_granularities[0], 1) if kind == "peek" else None
+    grid = grid or Grid(c.token_granularities, (c.full_width,), (c.depth,))
+    return Learned(model, params, network, network_params, grid, peek=peek, **arguments)
+
+
+def test_a_baseline_gives_all_the_same(setting):
+    model, _, images, *_ = setting
+    budgets = Baseline(model.config, num_tokens=4, depth=2)(images)
+    assert budgets.num_tokens.tolist() == [4] * 24
+    assert budgets.width.tolist() == [24] * 24
+    assert budgets.depth.tolist() == [2] * 24
+    assert budgets.tau is None
+    with pytest.raises(ValueError, match="depth=9: must be in"):
+        Baseline(model.config, depth=9)
+
+
+def test_early_exit_adds_a_threshold_to_any_policy(setting):
+    *_, images, _, _ = setting
+    inner = learned(setting)
+    policy = EarlyExit(0.5, inner)
+    budgets = policy(images)
+    np.testing.assert_array_equal(budgets.num_tokens, inner(images).num_tokens)
+    np.testing.assert_array_equal(budgets.tau, np.full(24, 0.5, np.float32))
+    assert policy.gflops == inner.gflops > 0
+    with pytest.raises(ValueError, match=r"tau=1\.5: must be a probability"):
+        EarlyExit(1.5, inner)
+
+
+def test_the_oracle_takes_the_cheapest_that_is_right(setting):
+    model, _, images, _, outcomes = setting
+    budgets = Optimal(model.config, outcomes)(images[::-1])
+    ever = outcomes.scores.right.any((0, 1, 2))[::-1]
+    assert 0 < ever.sum() < 24
+    subs = outcomes.grid.sub_networks()
+    costs = [ap.flops(model.config, *s).total for s in subs]
+    flat = outcomes.scores.right.reshape(len(subs), -1)[:, ::-1]
+    for i in range(24):
+        chosen = (budgets.num_tokens[i], budgets.width[i], budgets.depth[i])
+        own = ap.flops(model.config, *map(int, chosen)).total
+        right = [cost for cost, good in zip(costs, flat[:, i], strict=True) if good]
+        assert own == (min(right) if right else min(costs))
+    whole = Optimal(model.config, outcomes, "whole")(images[::-1])
+    assert set(whole.num_tokens[~ever].tolist()) == {16}
+    np.testing.assert_array_equal(whole.num_tokens[ever], budgets.num_tokens[ever])
+
+
+def test_the_oracle_knows_no_other_images(setting):
+    model, _, images, _, outcomes = setting
+    with pytest.raises(ValueError, match="image 0: is not among the 24"):
+        Optimal(model.config, outcomes)(images + 1e-3)
+
+
+def test_the_oracle_bounds_every_policy(setting):
+    model, _, images, _, outcomes = setting
+    bound = replay(model.config, Optimal(model.config, outcomes)(images), outcomes)
+    for policy in (
+        *(Baseline(model.config, *s) for s in outcomes.grid.sub_networks()[::5]),
+        EarlyExit(0.5, Baseline(model.config)),
+        learned(setting),
+    ):
+        other = replay(model.config, policy(images), outcomes)
+        assert bound.right.mean() >= other.right.mean()
+        assert bound.gflops[other.right].sum() <= other.gflops[other.right].sum() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["peek", "patches"])
+def test_scores_are_those_of_the_network(setting, kind):
+    model, params, images, *_ = setting
+    c = model.config
+    grid = make_grid(c)
+    policy = learned(setting, kind, grid)
+    if kind == "peek":
+        logits = run(model, params, images, num_tokens=2, depth=1).logits
+        seen = jax.nn.log_softmax(logits)
+    else:
+        seen = run(model, params, images, method="embed")
+    out = run(policy.network, policy.network_params, np.asarray(seen))
+    want = (
+        out.token_logits[:, :, None, None]
+        + out.width_logits[:, None, :, None]
+        + out.depth_logits[:, None, None, :]
+    )
+    np.testing.assert_allclose(policy.scores(images), want.reshape(24, -1), rtol=2e-5, atol=2e-5)
+    budgets = policy(images)
+    best = np.array(grid.sub_networks())[want.reshape(24, -1).argmax(-1)]
+    np.testing.assert_array_equal(np.stack([budgets.num_tokens, budgets.width], 1), best[:, :2])
+
+
+def test_an_axis_without_a_choice_has_no_say(setting):
+    _, _, images, *_ = setting
+    budgets = learned(setting)(images)
+    assert set(budgets.width.tolist()) == {24}
+    assert set(budgets.depth.tolist()) == {3}
+
+
+def test_a_price_meets_its_target():
+    generator = np.random.default_rng(0)
+    costs = np.array([1.0, 2.0, 5.0, 9.0])
+    scores = np.log(costs) + generator.normal(size=(4000, 4))
+    for target in (1.2, 2.0, 4.0, 6.0):
+        price = price_of(scores, costs, target)
+        mean = costs[(scores - price * costs).argmax(-1)].mean()
+        assert target - 0.02 <= mean <= target
+    assert price_of(scores, costs, 9.0) == 0.0
+    with pytest.raises(ValueError, match="the cheapest budget takes 1"):
+        price_of(scores, costs, 0.5)
+
+
+def test_a_price_is_the_best_use_of_its_budget():
+    """No other choice of the same mean cost has a higher mean score (the Lagrange condition)."""
+    generator = np.random.default_rng(1)
+    costs, scores = np.array([1.0, 3.0]), generator.normal(size=(200, 2))
+    price = price_of(scores, costs, 1.6)
+    chosen = (scores - price * costs).argmax(-1)
+    gain = np.sort(scores[:, 1] - scores[:, 0])[::-1]
+    dear = int(chosen.sum())
+    assert scores[np.arange(200), chosen].sum() == pytest.approx(
+        scores[:, 0].sum() + gain[:dear].sum()
+    )
+
+
+def test_a_target_includes_choosing(setting):
+    _, _, images, *_ = setting
+    policy = learned(setting)
+    target = policy.gflops + np.median(policy.costs)
+    at = policy.at(target, [images[:10], images[10:]])
+    spent = policy.costs[[policy.grid.tokens.index(t) for t in at(images).num_tokens]].mean()
+    assert spent + policy.gflops <= target * (1 + 1e-6)
+    assert policy.price == 0.0
+    with pytest.raises(ValueError, match="are left for the model"):
+        policy.at(policy.gflops, [images])
+
+
+def test_choosing_is_counted(setting):
+    model, *_ = setting
+    c = model.config
+    patches = network_of(model, "patches")[0]
+    assert choosing_gflops(c, patches, None) == ap.flops(patches.config).total / 1e9
+    peek = network_of(model, "peek")[0]
+    found = choosing_gflops(c, peek, Peek(4, 1)) * 1e9
+    alone = ap.flops(c.replace(output_feat_dim=None), 4, None, 1)
+    patches = (c.image_size // c.patch_size) ** 2
+    shared = alone.by_part["patch_embed"] + alone.by_part["embed_ffn"]
+    shared += 4 * patches * c.embed_dim**2  # keys and values of the patches
+    extra = found - ap.flops(peek.config).total
+    assert 0.7 < extra / (alone.total - shared) <= 1.0  # the class token's fold is a batch's
+
+
+def test_axes_add_up():
+    token, width, depth = np.arange(2.0)[None], np.array([[10.0, 20.0]]), np.array([[100.0, 7.0]])
+    grid = Grid((1, 2), (3, 4), (5,))
+    np.testing.assert_array_equal(
+        add_up(grid, token, width, depth)[0, :, :, 0], [[10, 20], [11, 21]]
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: Baseline(s[0].config, 6 - 2, 8, 2),
+        lambda s: EarlyExit(0.45, Baseline(s[0].config)),
+        lambda s: EarlyExit(0.4, learned(s, "peek", make_grid(s[0].config))),
+        lambda s: learned(s, "patches"),
+        lambda s: Optimal(s[0].config, s[4]),
+    ],
+    ids=["baseline", "early exit", "peek, then early exit", "patches", "oracle"],
+)
+def test_what_is_looked_up_is_what_is_served(setting, make):
+    model, params, images, labels, outcomes = setting
+    policy = make(setting)
+    served = Server(model, params, policy, batch_size=8)(images)
+    found = replay(model.config, policy(images), outcomes, batch_size=8)
+    np.testing.assert_array_equal(served.depth, found.depth)
+    np.testing.assert_array_equal(served.logits.argmax(-1) == labels, found.right)
+    np.testing.assert_allclose(served.gflops, found.gflops + policy.gflops, rtol=1e-9)
+
+
+def test_replaying_refuses_what_was_not_looked_at(setting):
+    model, _, images, _, outcomes = setting
+    with pytest.raises(ValueError, match="num_tokens=6: these outcomes hold 2, 4, 8, 16"):
+        replay(model.config, Baseline(model.config, 6)(images), outcomes)
+    with pytest.raises(ValueError, match="budgets: 3 for the outcomes of 24"):
+        replay(model.config, Budgets.fixed(3, 4, 24, 3), outcomes)
+
+
+def test_batches_join():
+    a, b = Budgets.fixed(2, 4, 24, 3, 0.5), Budgets.fixed(1, 8, 24, 2, 0.7)
+    joined = join_budgets([a, b])
+    assert joined.num_tokens.tolist() == [4, 4, 8]
+    np.testing.assert_array_equal(joined.tau, np.array([0.5, 0.5, 0.7], np.float32))
+    assert join_budgets([Budgets.fixed(1, 8, 24, 2)]).tau is None
+    with pytest.raises(ValueError, match="take one policy's"):
+        join_budgets([a, Budgets.fixed(1, 8, 24, 2)])

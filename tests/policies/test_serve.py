@@ -1,0 +1,295 @@
+"""Serving by budget: the answers of each image's own sub-network, in order, in few programs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.flops import exit_flops
+from adaperceiver_jax.policies import programs
+from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.queues import Queue
+from adaperceiver_jax.policies.serve import Server, _fit
+from tests.small_models import TINY, random_images, random_params, run
+
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+DEPTH = 5
+COUNT = 45
+
+
+@dataclasses.dataclass
+class Drawn(Policy):
+    """Budgets that depend on nothing but the image: drawn from its first pixel's bits."""
+
+    tokens: tuple = (16,)
+    widths: tuple = (24,)
+    depths: tuple = (DEPTH,)
+    taus: tuple = (None,)
+    gflops: float = 0.5
+
+    def choose(self, images, embedded=None):
+        seeds = np.asarray(images)[:, 0, 0, 0].copy().view(np.uint32)
+        draws = [np.random.default_rng(int(seed)) for seed in seeds]
+
+        def draw(choices):
+            return np.array([choices[rng.integers(len(choices))] for rng in draws])
+
+        tau = None if self.taus == (None,) else draw(self.taus)
+        return Budgets(draw(self.tokens), draw(self.widths), draw(self.depths), tau)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = ap.AdaPerceiverConfig(**{**TINY, "depth": DEPTH}, layer_scale=None)
+    model = ap.AdaPerceiver(config)
+    params = random_params(model, seed=2)
+    return model, params, random_images(config, batch=COUNT)
+
+
+@pytest.fixture(scope="module")
+def taus(setup):
+    """Thresholds far from every confidence, so that rounding decides for no image."""
+    model, params, images = setup
+    logits = np.stack([run(model, params, images, depth=d + 1).logits for d in range(DEPTH)])
+    chances = np.exp(logits - logits.max(-1, keepdims=True))
+    confidence = (chances / chances.sum(-1, keepdims=True)).max(-1)
+    values = np.sort(confidence.ravel())
+    gaps = np.diff(values)
+    middles = (values[:-1] + values[1:]) / 2
+    picked = []
+    for quantile in (0.5, 0.75, 0.9):
+        near = np.abs(np.arange(len(gaps)) - quantile * len(gaps)) < 15
+        picked.append(float(middles[np.argmax(np.where(near, gaps, 0))]))
+    return tuple(picked)
+
+
+MIXED = dict(tokens=(3, 16), widths=(8, 24), depths=(2, 5))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+@pytest.mark.parametrize("compact_every", [1, 2])
+def test_exits_are_those_of_early_exit(setup, taus, batch_size, compact_every):
+    model, params, images = setup
+    for tau in taus:
+        server = Server(
+            model,
+            params,
+            Drawn(taus=(tau,)),
+            batch_size=batch_size,
+            compact_every=compact_every,
+        )
+        served = server(images)
+        want = ap.early_exit(model, params, images, tau)
+        assert len(set(served.depth)) > 2
+        np.testing.assert_array_equal(served.depth, want.depth)
+        np.testing.assert_allclose(served.logits, want.logits, **CLOSE)
+        assert served.logits.dtype == np.float32
+
+
+def test_every_image_has_the_answer_of_its_own_sub_network(setup):
+    model, params, images = setup
+    policy = Drawn(**MIXED)
+    budgets = policy(images)
+    served = Server(model, params, policy, batch_size=8)(images)
+    for name in ("num_tokens", "width", "depth"):
+        np.testing.assert_array_equal(getattr(served, name), getattr(budgets, name))
+    chosen = np.stack([budgets.num_tokens, budgets.width, budgets.depth], axis=1)
+    assert len(np.unique(chosen, axis=0)) == 8
+    for n, w, l in np.unique(chosen, axis=0).tolist():
+        rows = (chosen == (n, w, l)).all(axis=1)
+        want = run(model, params, images, num_tokens=n, width=w, depth=l).logits
+        np.testing.assert_allclose(served.logits[rows], np.asarray(want)[rows], **CLOSE)
+
+
+def assert_same(served, want, order=slice(None)):
+    for name in ("num_tokens", "width", "depth"):
+        np.testing.assert_array_equal(getattr(served, name), getattr(want, name)[order])
+    np.testing.assert_allclose(served.logits, want.logits[order], **CLOSE)
+    np.testing.assert_allclose(served.gflops, want.gflops[order], rtol=1e-12)
+
+
+def test_answers_depend_on_no_other_image_of_the_batch(setup, taus):
+    model, params, images = setup
+    server = Server(model, params, Drawn(**MIXED, taus=taus), batch_size=8)
+    want = server(images)
+    assert len(set(want.depth)) > 3
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(COUNT)
+        assert_same(server(images[order]), want, order)
+    for row in (0, 7, 30):
+        assert_same(server(images[row : row + 1]), want, [row])
+
+
+def test_a_stream_may_be_cut_anywhere(setup, taus):
+    model, params, images = setup
+    server = Server(model, params, Drawn(**MIXED, taus=taus), batch_size=8)
+    want = server(images)
+    for cuts in ([1], [8, 16], [3, 3, 20, 44]):
+        assert_same(server(iter(np.split(images, cuts))), want)
+
+
+def test_an_image_that_is_not_finite_leaves_at_its_ceiling_and_harms_no_other(setup, taus):
+    model, params, images = setup
+    server = Server(model, params, Drawn(taus=(taus[0],)), batch_size=8)
+    want = server(images)
+    broken = images.copy()
+    broken[9, 4:] = np.nan
+    served = server(broken)
+    others = np.arange(COUNT) != 9
+    assert served.depth[9] == DEPTH
+    assert not np.isfinite(served.logits[9]).any()
+    np.testing.assert_array_equal(served.depth[others], want.depth[others])
+    np.testing.assert_allclose(served.logits[others], want.logits[others], **CLOSE)
+
+
+def test_gflops_are_those_of_the_sub_networks_with_their_tests_and_the_policy(setup, taus):
+    model, params, images = setup
+    policy = Drawn(**MIXED)
+    for tested in (False, True):
+        policy.taus = taus if tested else (None,)
+        served = Server(model, params, policy, batch_size=8)(images)
+        count = exit_flops if tested else ap.flops
+        for i in range(COUNT):
+            sub_network = served.num_tokens[i], served.width[i], served.depth[i]
+            own = count(model.config, *map(int, sub_network), batch_size=8).total / 1e9
+            assert served.gflops[i] == pytest.approx(own + policy.gflops, rel=1e-9)
+
+
+def test_full_batches_that_nobody_leaves_early_compute_nothing_in_vain(setup):
+    model, params, images = setup
+    served = Server(model, params, Drawn(), batch_size=15)(images)
+    assert served.computed_gflops == pytest.approx(served.gflops.sum(), rel=1e-9)
+    padded = Server(model, params, Drawn(gflops=0), batch_size=64, batch_sizes=())(images)
+    full = ap.flops(model.config, batch_size=64).total / 1e9
+    assert padded.computed_gflops == pytest.approx(64 * full, rel=1e-9)
+
+
+def test_a_stream_computes_little_more_than_its_images_take(setup, taus):
+    model, params, images = setup
+    server = Server(model, params, Drawn(taus=taus, gflops=0), batch_size=8)
+    served = server(np.concatenate([images] * 4))
+    assert set(served.depth) == set(range(1, DEPTH + 1))
+    assert 0.9 < served.gflops.sum() / served.computed_gflops <= 1
+
+
+@pytest.mark.slow
+def test_a_group_runs_few_programs_whatever_the_depths_and_thresholds(setup, taus):
+    model, params, images = setup
+    model = model.clone(unroll=2)  # other programs than those of the other tests
+    sizes, before = 2, {}
+    for name in ("read", "run_segment"):
+        before[name] = getattr(programs, name)._cache_size()
+    for tau, depths in zip((None, *taus), ((5,), (2, 5), (3, 4), (1, 5)), strict=True):
+        policy = Drawn(**{**MIXED, "depths": depths}, taus=(tau,))
+        server = Server(model, params, policy, batch_size=8, batch_sizes=(2,))
+        for count in (COUNT, 1, 13):
+            server(images[:count])
+    groups = len(MIXED["tokens"]) * len(MIXED["widths"])
+    assert programs.read._cache_size() - before["read"] <= len(MIXED["tokens"]) * sizes
+    assert programs.run_segment._cache_size() - before["run_segment"] <= groups * sizes
+
+
+def test_the_cheaper_of_padding_and_cutting_is_run():
+    assert _fit(64, (1, 2, 4, 8, 16, 32, 64)) == (64, 64)
+    assert _fit(100, (1, 2, 4, 8, 16, 32, 64)) == (64, 64)
+    assert _fit(61, (1, 2, 4, 8, 16, 32, 64)) == (61, 64)
+    assert _fit(40, (1, 2, 4, 8, 16, 32, 64)) == (32, 32)
+    assert _fit(3, (1, 2, 4, 8)) == (3, 4)
+    assert _fit(3, (4, 8)) == (3, 4)
+    assert _fit(3, (8,)) == (3, 8)
+
+
+def test_no_queue_outgrows_two_batches(setup, taus, monkeypatch):
+    lengths, put = [], Queue.put
+
+    def counted(self, *arguments):
+        put(self, *arguments)
+        lengths.append(len(self))
+
+    monkeypatch.setattr(Queue, "put", counted)
+    model, params, images = setup
+    Server(model, params, Drawn(taus=taus), batch_size=8)(np.concatenate([images] * 4))
+    assert 8 < max(lengths) <= 15
+
+
+def test_without_more_images_the_batches_shrink(setup, taus):
+    model, params, images = setup
+    policy = Drawn(taus=(taus[1],), gflops=0)
+    one_size = Server(model, params, policy, batch_size=64, batch_sizes=())
+    many = Server(model, params, policy, batch_size=64)
+    assert many(images).computed_gflops < 0.8 * one_size(images).computed_gflops
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(batch_size=0), "batch_size=0: must be an integer, at least 1"),
+        (dict(compact_every=0), "compact_every=0: must be an integer, at least 1"),
+        (dict(batch_size=8, batch_sizes=(4, 9)), r"batch_sizes=\(4, 9\): must be in 1\.\.8"),
+    ],
+)
+def test_a_bad_server_is_refused(setup, arguments, message):
+    model, params, _ = setup
+    with pytest.raises(ValueError, match=message):
+        Server(model, params, Drawn(), **arguments)
+
+
+def test_models_that_cannot_be_served_are_refused():
+    with pytest.raises(ValueError, match="model=ViT: must be an AdaPerceiver"):
+        Server(ap.ViT(ap.ViTConfig()), {}, Drawn())
+    config = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None, "output_feat_dim": 4})
+    with pytest.raises(ValueError, match="num_classes=None: serving needs"):
+        Server(ap.AdaPerceiver(config), {}, Drawn())
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 15, 16, 3), np.float32), "multiples of patch_size=4"),
+        (np.zeros((16, 16, 3), np.float32), r"must be \(B, H, W, 3\)"),
+        (np.zeros((2, 16, 16, 3), np.uint8), "must be floating point"),
+        (np.zeros((0, 16, 16, 3), np.float32), "images: none were given"),
+        (iter(()), "images: none were given"),
+        (7, "images of type int: must be an array"),
+        (
+            iter([np.zeros((2, s, 16, 3), np.float32) for s in (16, 20)]),
+            "one call takes one size",
+        ),
+    ],
+)
+def test_bad_images_are_refused_before_anything_is_compiled(setup, images, message):
+    model, _, _ = setup
+    with pytest.raises(ValueError, match=message):
+        Server(model, {}, Drawn())(images)  # no parameters: nothing could run
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (dict(tokens=(0,)), "budget of image 8: num_tokens=0: must be at least 1"),
+        (dict(widths=(25,)), r"budget of image 8: width=25: must be in 1\.\.24"),
+        (dict(depths=(6,)), r"budget of image 8: depth=6: must be in 1\.\.5"),
+    ],
+)
+def test_budgets_outside_the_model_name_the_image(setup, budget, message):
+    model, params, images = setup
+    policies = iter([Drawn(), Drawn(**budget)])
+
+    class Second(Policy):
+        def choose(self, images, embedded=None):
+            return next(policies).choose(images, embedded)
+
+    with pytest.raises(ValueError, match=message):
+        Server(model, params, Second(), batch_size=8)(images)
+
+
+def test_a_policy_that_forgets_images_is_refused(setup):
+    model, params, images = setup
+
+    class Short(Policy):
+        def choose(self, images, embedded=None):
+            return Budgets.fixed(len(images) - 1, 16, 24, 5)
+
+    with pytest.raises(ValueError, match="policy: chose 7 budgets for 8 images"):
+        Server(model, params, Short(), batch_size=8)(images)
