@@ -2,9 +2,9 @@
 
 Stages 1 (tokens), 2 (and depth) and 3 (and width), each from the one before, then the same model
 for its full budget alone, with as many steps; then every sub-network is evaluated. Leaves in the
-folder: one run a stage, `results.md` (the claims, and accuracy against FLOPs of every
-sub-network), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes on where it
-stopped.
+folder: one run a stage, `results.md` (the claims, accuracy against FLOPs of every sub-network, early
+exit and the oracle), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +24,12 @@ import numpy as np
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.evaluate.figures import plot_accuracy_flops
+from adaperceiver_jax.evaluate.outcomes import Outcomes, join, make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
-from adaperceiver_jax.evaluate.sweep import sweep
+from adaperceiver_jax.evaluate.sweep import collect
+from adaperceiver_jax.evaluate.sweep import points as points_of
+from adaperceiver_jax.policies.compare import compare, markdown
+from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.loop import MODEL, train
 from adaperceiver_jax.train.settings import from_config
@@ -39,6 +42,7 @@ STAGES = {
     "alone": "alone: the full budget and nothing else",
 }
 BATCH = 512
+TAU = 0.9
 
 
 def make_config(stage: str, argument: str, workdir: Path) -> RunConfig:
@@ -173,12 +177,27 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def evaluate(config: RunConfig, folder: Path, tokens: Sequence[int], widths: Sequence[int]) -> Any:
-    """Sweeps a finished run's model."""
+def evaluate(
+    config: RunConfig, folder: Path, tokens: Sequence[int], widths: Sequence[int]
+) -> tuple[ap.AdaPerceiver, Outcomes]:
+    """A finished run's model, and what its sub-networks say of every image."""
     model, params = ap.from_pretrained(folder / MODEL)
     if not isinstance(model, ap.AdaPerceiver):
         raise ValueError(f"{folder / MODEL}: holds no AdaPerceiver")
-    return sweep(model, params, batches(config), tokens, widths)
+    grid = make_grid(model.config, tokens, widths)
+    return model, join(list(collect(model, params, batches(config), grid)))
+
+
+def policies(config: RunConfig, model: ap.AdaPerceiver, outcomes: Outcomes) -> str:
+    """One budget for all, early exit and the oracle, as a table like the paper's Table 6."""
+    c = model.config
+    chosen: dict[str, ap.policies.Policy] = {}
+    for t in c.token_granularities:
+        chosen[f"Baseline (t={t})"] = Baseline(c, t)
+    for t in c.token_granularities:
+        chosen[f"EE (t={t}, tau={TAU})"] = EarlyExit(TAU, Baseline(c, t))
+    chosen["Optimal"] = Optimal(c, outcomes)
+    return markdown(compare(model, chosen, (images for images, _ in batches(config)), outcomes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -207,10 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = configs["3"]
     c = config.model
     tokens = sorted({*c.token_granularities, *between(c.token_granularities)})
-    points = evaluate(config, folders["3"], tokens, c.widths)
-    alone = evaluate(configs["alone"], folders["alone"], [c.max_latent_tokens], [c.full_width])[-1]
+    model, outcomes = evaluate(config, folders["3"], tokens, c.widths)
+    points = points_of(c, outcomes)
+    whole = evaluate(configs["alone"], folders["alone"], [c.max_latent_tokens], [c.full_width])
+    alone = points_of(c, whole[1])[-1]
     found = claims(points, alone, config)
     text = report(points, alone, found, config, time.perf_counter() - began)
+    text += f"\n## Policies\n\n{policies(config, model, outcomes)}\n"
     (options.workdir / "results.md").write_text(text)
     (options.workdir / "results.csv").write_text(csv_text(points))
     figure = options.workdir / "figures" / "accuracy_flops.png"

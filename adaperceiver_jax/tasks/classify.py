@@ -21,7 +21,7 @@ from adaperceiver_jax.tasks.once_for_all import (
     scores,
     smoothed,
 )
-from adaperceiver_jax.train.task import Batch, SubNetwork, Sums, means
+from adaperceiver_jax.train.task import Batch, NoMemory, SubNetwork, Sums, means
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Classify(OnceForAll):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher:
+class Teacher(NoMemory):
     """Trains a ViT, for AdaPerceivers to learn from."""
 
     model: ViT

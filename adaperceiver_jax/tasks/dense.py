@@ -14,7 +14,7 @@ from adaperceiver_jax.models.dense import DenseModel
 from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.train.task import SubNetwork
+from adaperceiver_jax.train.task import NoMemory, SubNetwork
 
 BACKBONES = ("adaperceiver", "vit")
 
@@ -73,7 +73,7 @@ class DenseSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(NoMemory):
     """Trains a head on the patch features of every granularity: the token loss alone, full width
     and depth."""
 

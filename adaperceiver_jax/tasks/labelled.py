@@ -112,21 +112,22 @@ class Labelled:
             found.close()
 
     def _normalise(self, images: jax.Array) -> jax.Array:
-        return _normalise(images, self.config.images)
+        """Looked up, so that the same pixels give the same bits however it is compiled: by these
+        an oracle knows an image again."""
+        values = np.arange(256, dtype=np.float32)[:, None] / 255
+        settings = self.config.images
+        mean, std = (np.array(x, np.float32) for x in (settings.mean, settings.std))
+        return _look_up((values - mean) / std, images)
 
 
 @jax.jit
-def _scaled(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    return (images.astype(jnp.float32) / 255 - mean) / std
-
-
-def _normalise(images: jax.Array, settings: Any) -> jax.Array:
-    return _scaled(images, np.float32(settings.mean), np.float32(settings.std))
+def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
+    """table (256, C), pixels (..., C) uint8 -> (..., C)."""
+    return table[pixels.astype(jnp.int32), jnp.arange(table.shape[1])]
 
 
 def find_labelled(options: argparse.Namespace, split: str = "validation") -> Labelled:
     """What the options of `add_labelled_arguments` say; ValueError for what cannot be."""
-    config, is_run = _config_of(options)
     devices = jax.local_device_count()
     if options.batch < 1 or options.batch % devices:
         raise ValueError(f"--batch={options.batch}: must be a multiple of the {devices} devices")
@@ -137,16 +138,12 @@ def find_labelled(options: argparse.Namespace, split: str = "validation") -> Lab
             f"{type(found.model).__name__}"
         )
     model = found.model.clone(dtype=jnp.dtype(options.dtype))
-    if not is_run:
-        size = dict(image_size=model.config.image_size, image_width=0)
-        changed = {change.partition("=")[0] for change in options.set}
-        if "data.image_size" not in changed:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, **size))
+    config = _config_of(options, model)
     opened = open_data(config.data)
     part = opened.validation if split == "validation" else opened.train
     if "label" not in part.fields:
         raise ValueError(f"--data={config.data.source}: has no labels")
-    classes = model.config.num_classes
+    classes: int = found.model.config.num_classes
     if part.num_classes not in (None, classes) or part.smallest_num_classes > classes:
         raise ValueError(
             f"--data={config.data.source}: has {part.num_classes or part.smallest_num_classes} "
@@ -155,15 +152,14 @@ def find_labelled(options: argparse.Namespace, split: str = "validation") -> Lab
     return Labelled(model, found.read(), config, part.source, split, options.batch)
 
 
-def _config_of(options: argparse.Namespace) -> tuple[RunConfig, bool]:
-    """A run's config, else the defaults, with what the options change; and whether it is a run's.
-
-    Images are then whole or cut as evaluation does it, never augmented.
-    """
+def _config_of(options: argparse.Namespace, model: AdaPerceiver) -> RunConfig:
+    """A run's config, else the defaults for the model, with what the options change."""
     folder = Path(options.checkpoint)
-    values: dict[str, Any] = {}
-    is_run = (folder / FOLDER).is_dir()
-    if is_run:
+    values: dict[str, Any] = {
+        "model": dataclasses.asdict(model.config),
+        "data": {"image_size": model.config.image_size},
+    }
+    if (folder / FOLDER).is_dir():
         try:
             values = json.loads((folder / CONFIG).read_text())
         except (OSError, ValueError) as error:
@@ -179,4 +175,4 @@ def _config_of(options: argparse.Namespace) -> tuple[RunConfig, bool]:
         if key.partition(".")[0] not in ("data", "images", "augment"):
             raise ValueError(f"--set {key}: must be a key of data, images or augment")
         values = with_key(RunConfig, values, key, text)
-    return from_config(RunConfig, values), is_run
+    return from_config(RunConfig, values)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from adaperceiver_jax.convert.hub import find_pretrained
-from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.data.mixing import MixingSettings
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
@@ -22,7 +17,6 @@ from adaperceiver_jax.models.dense import (
     SegmentationConfig,
     SegmentationModel,
 )
-from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.dense import DenseSettings
@@ -30,15 +24,25 @@ from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.distill import Distill
 from adaperceiver_jax.tasks.images import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import LossSettings
+from adaperceiver_jax.tasks.policy import (
+    PolicySettings,
+    Regress,
+    Reinforce,
+    policy_network,
+)
+from adaperceiver_jax.tasks.pretrained import (
+    MADE_UP,
+    TeacherSettings,
+    find_frozen,
+    load_teacher,
+    warn_of_other_pixels,
+)
 from adaperceiver_jax.tasks.segment import Segment
 from adaperceiver_jax.train.settings import Settings
 from adaperceiver_jax.train.task import Task
 
-log = logging.getLogger(__name__)
-
-TASKS = ("distill", "classify", "teacher", "segment", "depth")
+TASKS = ("distill", "classify", "teacher", "segment", "depth", "policy")
 DENSE = ("segment", "depth")
-MADE_UP = "made-up"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,22 +57,12 @@ class ComputeSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherSettings:
-    """Whom 'distill' learns from."""
-
-    path: str = ""
-    """Folder, hub id or timm name of a ViT; 'made-up' takes fresh weights of `config.vit`, to try a
-    run."""
-    seed: int = 0
-    """Of made-up weights."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
     """Everything `main.py` is told: the trainer's settings, the task and its model."""
 
     task: str = "distill"
-    """'distill', 'classify', 'teacher' (trains `vit`), 'segment' or 'depth'."""
+    """'distill', 'classify', 'teacher' (trains `vit`), 'segment', 'depth', or 'policy' (trains what
+    chooses budgets for the model of `policy.path`)."""
     model: AdaPerceiverConfig = AdaPerceiverConfig()
     vit: ViTConfig = ViTConfig()
     init_scale: float = 1.0
@@ -79,6 +73,7 @@ class RunConfig(Settings):
     images: ImageSettings = ImageSettings()
     teacher: TeacherSettings = TeacherSettings()
     dense: DenseSettings = DenseSettings()
+    policy: PolicySettings = PolicySettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,8 +84,9 @@ class RunConfig(Settings):
                 f"config.compute.dtype={self.compute.dtype!r}: must be 'float32' or 'bfloat16'"
             )
         trained = self.vit if self.trains_vit else self.model
+        own = self.task == "policy" and self.policy.path != MADE_UP  # its path says what it is
         for name, side in zip(("image_size", "image_width"), self.data.size, strict=True):
-            if side % trained.patch_size:
+            if not own and side % trained.patch_size:
                 raise ValueError(
                     f"config.data.{name}={side}: must be a multiple of the patch, "
                     f"{trained.patch_size}"
@@ -99,6 +95,11 @@ class RunConfig(Settings):
             raise ValueError(
                 f"config.accumulate={self.accumulate}: the loss of depth is one of the whole "
                 "batch, no sum over its parts; take more devices, or a smaller batch"
+            )
+        if self.task == "policy" and self.evaluation.sub_networks:
+            raise ValueError(
+                f"config.evaluation.sub_networks={self.evaluation.sub_networks}: a policy has "
+                "none; leave it at ()"
             )
         if not self.trains_vit:
             for t, w, l in self.evaluation.sub_networks:
@@ -120,6 +121,9 @@ class RunConfig(Settings):
 def make_model(config: RunConfig) -> nn.Module:
     """What the run trains, with no weights."""
     compute = dataclasses.asdict(config.compute) | {"dtype": jnp.dtype(config.compute.dtype)}
+    if config.task == "policy":
+        frozen, _ = find_frozen(config.policy.path, config.model, config.init_scale)
+        return policy_network(config.policy, frozen, compute["dtype"])
     if config.task not in DENSE:
         if config.task != "teacher":
             return AdaPerceiver(config.model, **compute)
@@ -153,8 +157,10 @@ def make_model(config: RunConfig) -> nn.Module:
 
 def make_task(config: RunConfig) -> Task:
     """The task; loads the teacher."""
+    if config.task == "policy":
+        return make_policy(config)
     if config.task in DENSE:
-        check_unmixed(config.mixing)
+        check_unmixed(config.mixing, "label and depth maps are not mixed")
     model: Any = make_model(config)
     if config.task == "teacher":
         return Teacher(
@@ -189,47 +195,41 @@ def make_task(config: RunConfig) -> Task:
     return Distill(**arguments, teacher=teacher, teacher_params=params)
 
 
-def check_unmixed(mixing: MixingSettings) -> None:
-    """ValueError where images would be mixed whose maps are not."""
+def make_policy(config: RunConfig) -> Reinforce | Regress:
+    """The task 'policy', of a run that trains one."""
+    settings = config.policy
+    check_unmixed(config.mixing, "a budget is judged by each image's own label")
+    chosen_for, read = find_frozen(settings.path, config.model, config.init_scale)
+    dtype = jnp.dtype(config.compute.dtype)
+    frozen = AdaPerceiver(chosen_for, dtype=dtype, attention=config.compute.attention)
+    network = policy_network(settings, chosen_for, dtype)
+    side, patch = chosen_for.image_size, chosen_for.patch_size
+    if settings.looks_at == "patches" and config.data.size != (side, side):
+        raise ValueError(
+            f"config.data.image_size={config.data.size}: a policy that looks at patches takes as "
+            f"many as the model was trained with; set it to {side} and image_width to 0"
+        )
+    if any(length % patch for length in config.data.size):
+        raise ValueError(
+            f"config.data.image_size={config.data.size}: must be multiples of the patch, {patch}"
+        )
+    task = Reinforce if settings.learner == "reinforce" else Regress
+    return task(
+        model=network,
+        frozen=frozen,
+        frozen_params=read,
+        settings=settings,
+        image_size=config.data.size,
+        images=config.images,
+        init_scale=config.init_scale,
+    )
+
+
+def check_unmixed(mixing: MixingSettings, why: str) -> None:
+    """ValueError where images would be mixed that must not be."""
     for field in dataclasses.fields(mixing):
         value = getattr(mixing, field.name)
         if value != field.default:
             raise ValueError(
-                f"config.mixing.{field.name}={value}: label and depth maps are not mixed; leave "
-                f"it at {field.default}"
+                f"config.mixing.{field.name}={value}: {why}; leave it at {field.default}"
             )
-
-
-def warn_of_other_pixels(path: str, images: ImageSettings) -> None:
-    """Says so where a timm teacher was trained on images normalised otherwise than the run's."""
-    name = path.removeprefix(HUB)
-    if name not in timm_models():
-        return
-    wanted = timm_model(name).preprocessing
-    if (wanted.mean, wanted.std) != (tuple(images.mean), tuple(images.std)):
-        log.warning(
-            "config.images normalises with mean %s, std %s; the teacher %s was trained with mean "
-            "%s, std %s, and sees the student's images",
-            *(images.mean, images.std, name, wanted.mean, wanted.std),
-        )
-
-
-def load_teacher(
-    settings: TeacherSettings, vit: ViTConfig, init_scale: float
-) -> tuple[ViTConfig, Callable[[], Any]]:
-    """What the teacher is, and what gives its parameters; ValueError says what to give instead."""
-    if not settings.path:
-        raise ValueError(
-            "config.teacher.path='': distillation needs a teacher. Give a ViT's folder or hub id "
-            "(a 'teacher' run leaves one in its folder under model/), train without one "
-            "(configs/scratch.py), or try the run with --config.teacher.path=made-up"
-        )
-    if settings.path == MADE_UP:
-        key = settings.seed
-        return vit, lambda: scale_kernels(init_params(ViT(vit), jax.random.key(key)), init_scale)
-    found = find_pretrained(settings.path)
-    if not isinstance(found.model, ViT):
-        raise ValueError(
-            f"config.teacher.path={settings.path!r}: holds no ViT but: {type(found.model).__name__}"
-        )
-    return found.model.config, found.read

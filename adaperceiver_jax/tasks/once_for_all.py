@@ -18,7 +18,7 @@ from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, w
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.train.task import Batch, SubNetwork, Sums, means
+from adaperceiver_jax.train.task import Batch, NoMemory, SubNetwork, Sums, means
 
 Parts = dict[str, jax.Array]
 
@@ -60,7 +60,7 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnceForAll:
+class OnceForAll(NoMemory):
     """A task that trains every sub-network of an AdaPerceiver at once (Algorithm 3).
 
     Subclasses say what the targets are and what one readout's loss is.

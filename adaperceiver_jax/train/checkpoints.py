@@ -21,7 +21,7 @@ from adaperceiver_jax.train.state import TrainState
 log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-PARAMS, EMA, OPTIMIZER, DATA = "params", "ema", "optimizer", "data"
+PARAMS, EMA, OPTIMIZER, MEMORY, DATA = "params", "ema", "optimizer", "memory", "data"
 _PRINTS = "fingerprints"
 
 
@@ -42,7 +42,8 @@ class Checkpoints:
     """The checkpoints of one run, a folder each, named by the step.
 
     Each holds four items: `params` and `ema` (all weights; either loads alone), `optimizer` and
-    `data` (JSON: where the data iterator stands, and a fingerprint of every array).
+    `data` (JSON: where the data iterator stands, and a fingerprint of every array); where the task
+    has one, a fifth, its `memory`.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Checkpoints:
                 PARAMS: ocp.StandardCheckpointHandler(),
                 EMA: ocp.StandardCheckpointHandler(),
                 OPTIMIZER: ocp.StandardCheckpointHandler(),
+                MEMORY: ocp.StandardCheckpointHandler(),
                 DATA: ocp.JsonCheckpointHandler(),
             },
         )
@@ -95,7 +97,7 @@ class Checkpoints:
         """Copies the state and returns; the writing goes on behind."""
         if step in self._manager.all_steps():
             return
-        items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
+        items = _items(state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -182,13 +184,13 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
-        items = {PARAMS: shapes.params, EMA: shapes.ema_params(), OPTIMIZER: shapes.opt_state}
-        found = self._read_items(step, items)
+        found = self._read_items(step, _items(shapes))
         trained = jax.tree_util.tree_map_with_path(
             lambda path, _: _pick(found[EMA], path), shapes.ema
         )
         number = jax.device_put(jax.numpy.int32(step), shapes.step.sharding)
-        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER])
+        memory = found.get(MEMORY, {})
+        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER], memory)
         return Restored(state, found[DATA])
 
     def _stored(self, step: int, item: str) -> Any:
@@ -226,6 +228,12 @@ class Checkpoints:
         if wrong:
             raise DamagedError(f"{wrong[0]} ({len(wrong)} arrays in all) is not what was saved")
         return {**items, DATA: data}
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is saved of a state, by item."""
+    items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
+    return {**items, MEMORY: state.memory} if state.memory else items
 
 
 def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:

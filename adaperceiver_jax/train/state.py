@@ -21,6 +21,8 @@ class TrainState:
     """The running mean of the trained ones; the frozen ones are their own mean."""
     opt_state: Any
     """For the trained ones only."""
+    memory: dict[str, jax.Array] = struct.field(default_factory=dict)
+    """What the task knows of the steps before; most know nothing."""
 
     def ema_params(self) -> Any:
         """The weights that are evaluated and handed on: all parameters, EMA where trained."""

@@ -21,9 +21,7 @@ from adaperceiver_jax.optim.trainable import merge, split
 from adaperceiver_jax.train.metrics import BAD_IMAGES
 from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
 from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.task import COUNT, Batch, SubNetwork, Task
-
-Metrics = dict[str, jax.Array]
+from adaperceiver_jax.train.task import COUNT, Batch, Metrics, SubNetwork, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +36,8 @@ class Programs:
     """(state, constants, batch, number of the step, from 1) -> the next state, which takes the
     state's place in memory, and the step's metrics, still on the devices."""
     gradients: Any
-    """The first program of an update, jitted: (params, optimizer state, step, constants, batch) ->
-    (gradients, optimizer state, metrics)."""
+    """The first program of an update, jitted: (params, optimizer state, step, constants and memory,
+    batch) -> (gradients, optimizer state, metrics)."""
     apply: Any
     """The second, jitted: (state, gradients) -> (the next state, norm of the updates)."""
     evaluate: Callable[[TrainState, Any, Batch, SubNetwork | None], Metrics]
@@ -60,7 +58,7 @@ def loss_and_gradients(
     parts: int = 1,
     mesh: Mesh | None = None,
 ) -> tuple[Metrics, Any]:
-    """The metrics ('loss' and what it is the sum of) and gradients of one batch.
+    """The metrics ('loss' and what the task gives beside it) and gradients of one batch.
 
     With `parts`, the batch is cut into as many and gone through one after another; their mean is
     the whole batch's.
@@ -113,7 +111,8 @@ def make_programs(
         trained, _ = split(params, train_only)
         # The mean's first update copies the weights, whatever it held before.
         mean = jax.tree.map(jnp.copy, trained)
-        return TrainState(jnp.zeros((), jnp.int32), params, mean, optimizer.init(trained))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, params, mean, optimizer.init(trained), task.memory())
 
     def init(key: jax.Array) -> TrainState:
         return begin(task.init_params(key))
@@ -149,18 +148,25 @@ def make_programs(
         trained = optax.apply_updates(trained, updates)
         mean = update_ema(state.ema, trained, state.step, ema)
         params = merge(trained, frozen)
-        return TrainState(state.step + 1, params, mean, opt_state), global_norm(updates)
+        state = TrainState(state.step + 1, params, mean, opt_state, state.memory)
+        return state, global_norm(updates)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def remember(memory: dict[str, jax.Array], metrics: Metrics) -> dict[str, jax.Array]:
+        return task.remember(memory, metrics)
 
     def update(
         state: TrainState, constants: Any, batch: Batch, number: int
     ) -> tuple[TrainState, Metrics]:
         grads, opt_state, metrics = gradients(
-            state.params, state.opt_state, state.step, constants, batch
+            state.params, state.opt_state, state.step, {**constants, **state.memory}, batch
         )
+        memory = remember(state.memory, metrics) if state.memory else {}
         # What is not finite has no eigenvectors; the loop sees it in the metrics, and stops.
         if optimizer.due(number) and math.isfinite(metrics["grad_norm"]):
             opt_state = optimizer.refresh(opt_state)
-        state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
+        state = state.replace(opt_state=opt_state, memory=memory)  # type: ignore[attr-defined]
+        state, norm = apply(state, grads)
         return state, {**metrics, "update_norm": norm}
 
     @functools.partial(jax.jit, static_argnums=3, out_shardings=whole)

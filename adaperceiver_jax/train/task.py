@@ -11,11 +11,22 @@ import numpy as np
 
 Batch = dict[str, jax.Array]
 """Arrays with a leading batch axis, as the data source names them."""
+Metrics = dict[str, jax.Array]
 Sums = Mapping[str, np.ndarray]
 COUNT = "count"
 """The sum that says over how many images the others are."""
 SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
+
+
+class NoMemory:
+    """A task's share of remembering, where each step is on its own."""
+
+    def memory(self) -> dict[str, jax.Array]:
+        return {}
+
+    def remember(self, memory: dict[str, jax.Array], metrics: Metrics) -> dict[str, jax.Array]:
+        return memory
 
 
 class Task(Protocol):
@@ -40,8 +51,15 @@ class Task(Protocol):
     def init_params(self, key: jax.Array) -> Any:
         """Fresh parameters of the model."""
 
-    def constants(self) -> Any:
+    def constants(self) -> dict[str, Any]:
         """Arrays the loss needs and nobody trains, the teacher's parameters say; {} for none."""
+
+    def memory(self) -> dict[str, jax.Array]:
+        """What the loss knows of the steps before, as the first finds it; {} for nothing. It gets
+        it among the constants, by the same names."""
+
+    def remember(self, memory: dict[str, jax.Array], metrics: Metrics) -> dict[str, jax.Array]:
+        """What the next step knows, from what this one knew and its metrics."""
 
     def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         """A batch, a step's key and its number, from 0 -> (samples, shared).
@@ -53,8 +71,9 @@ class Task(Protocol):
 
     def loss(
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The mean loss over the samples, and the parts it is the sum of."""
+    ) -> tuple[jax.Array, Metrics]:
+        """The mean loss over the samples, and metrics: the parts it is the sum of, and whatever
+        else of the samples a row should show or `remember` needs, as a mean over them."""
 
     def sub_networks(self) -> tuple[SubNetwork | None, ...]:
         """What is evaluated by name; the first is the whole model (None: it has no others)."""

@@ -29,7 +29,8 @@ def test_two_steps(tmp_path, name):
     assert np.isfinite(list(result.metrics.values())).all()
     first, second = rows(tmp_path)
     config = config_dict(name, changes)
-    names = {"teacher": {"label"}, "depth": {"sig", "grad"}}.get(config.task, {"token"})
+    parts = {"teacher": {"label"}, "depth": {"sig", "grad"}, "policy": {"policy", "entropy"}}
+    names = parts.get(config.task, {"token"})
     if config.task in ("distill", "classify"):
         names |= {"depth"} if config.loss.depths else set()
         names |= {"feature_token"} if config.loss.features else set()

@@ -1,0 +1,131 @@
+"""tools/policies.py: a table like the paper's Table 6, from what the sweep kept."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.sweep import SweepFolder
+from adaperceiver_jax.policies.compare import Row, csv_text, markdown
+from adaperceiver_jax.tasks.learned import find_policy
+from tests.small_models import TINY, random_params
+from tests.train.small import run as train_run
+from tools import policies as tool
+from tools import sweep
+
+pytestmark = pytest.mark.slow  # it trains two policies first
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A model, the outcomes of its sweep, and two policies learned for it."""
+    root = tmp_path_factory.mktemp("policies")
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 10}))
+    ap.save_pretrained(model, random_params(model, 3), root / "tiny")
+    sweep.main([*map(str, options(root)), "--no-latency", "--out", str(root / "sweep.csv")])
+    for name, learner, looks_at in (("drawn", "reinforce", "patches"), ("told", "regress", "peek")):
+        changes = {
+            "length": "2 steps",
+            "data.image_size": 16,
+            "policy.path": root / "tiny",
+            "policy.learner": learner,
+            "policy.looks_at": looks_at,
+        }
+        train_run(root / name, "policy_in1k", changes)
+    return root
+
+
+def options(root):
+    return [
+        *("--checkpoint", root / "tiny", "--data", "scenes", "--set", "data.validation_count=20"),
+        *("--set", "data.train_count=8", "--set", "augment.crop=()", "--batch", "8"),
+    ]
+
+
+def table(place, tmp_path, said, *more):
+    out = tmp_path / "policies.csv"
+    outcomes = ("--outcomes", place / "sweep.outcomes")
+    text = said(tool, *options(place), *outcomes, "--out", out, *more)
+    with out.open(newline="") as file:
+        return {row["policy"]: row for row in csv.DictReader(file)}, text
+
+
+def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
+    figure = tmp_path / "figures" / "policies.png"
+    learned = ("--learned", place / "drawn", "--learned", place / "told")
+    timed = ("--timed", "10", "--repeats", "1", "--taus", "0.5", "--figure", figure)
+    rows, text = table(place, tmp_path, said, *learned, *timed)
+    names = list(rows)
+    assert names[:4] == [f"Baseline (t={t})" for t in (2, 4, 8, 16)]
+    assert names[4:8] == [f"EE (t={t}, tau=0.5)" for t in (2, 4, 8, 16)]
+    assert names[8:10] == ["drawn", "drawn (tau=0.5)"]
+    assert all(name.startswith("told (at ") for name in names[10:-2])
+    assert len(names[10:-2]) >= 2
+    assert names[-2:] == ["Optimal", "Optimal (never right: whole)"]
+    outcomes = SweepFolder(place / "sweep.outcomes").outcomes()
+    model, _ = ap.from_pretrained(place / "tiny")
+    for t in (2, 16):
+        row = rows[f"Baseline (t={t})"]
+        right = outcomes.scores.right[outcomes.index(t, 24, 3)]
+        assert float(row["accuracy"]) == pytest.approx(right.mean())
+        cost = ap.flops(model.config, t, batch_size=64).total / 1e9
+        assert float(row["gflops"]) == pytest.approx(cost, rel=1e-6)
+    assert all(float(row["ms"]) > 0 and row["images"] == "20" for row in rows.values())
+    best = max(float(row["accuracy"]) for row in rows.values())
+    assert float(rows["Optimal"]["accuracy"]) == best
+    assert float(rows["drawn"]["choosing_gflops"]) > 0
+    for name in names:
+        assert f"| {name} |" in text
+    pixels = np.asarray(Image.open(figure).convert("RGB"))
+    assert pixels.shape[1] > 1000
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
+def test_without_times(place, tmp_path, said):
+    rows, text = table(place, tmp_path, said, "--repeats", "0", "--tokens", "4", "--taus", "0.9")
+    assert list(rows)[:2] == ["Baseline (t=4)", "EE (t=4, tau=0.9)"]
+    assert {row["ms"] for row in rows.values()} == {""}
+    assert "| - |" in text
+
+
+def test_a_learned_policy_comes_back_as_it_was_learned(place):
+    model, params = ap.from_pretrained(place / "tiny")
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    drawn, told = (find_policy(place / name, model, params) for name in ("drawn", "told"))
+    assert drawn.peek is None
+    assert (told.peek.num_tokens, told.peek.depth) == (2, 1)
+    assert drawn.gflops > told.gflops > 0
+    assert drawn.scores(images).shape == (4, 4)
+    with pytest.raises(ValueError, match="has one trade-off"):
+        drawn.at(1.0, [images])
+    assert told.at(1.0, [images]).price == 0.0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--taus", "1.5"), r"tau=1\.5: must be a probability"),
+        (("--taus", "x"), "must read like 0.9,0.95"),
+        (("--set", "data.validation_count=12"), "of another"),
+        (("--learned", "{place}/tiny"), "tiny: not a run's folder"),
+        (("--learned", "{place}/told", "--targets", "1e-9"), "are left for the model"),
+        (("--outcomes", "{place}/tiny"), "holds no sweep"),
+        (("--timed", "0"), "--timed=0"),
+    ],
+)
+def test_what_cannot_be_is_refused(place, refused, more, message):
+    more = [text.format(place=place) for text in more]
+    text = refused(tool, *options(place), "--outcomes", place / "sweep.outcomes", *more)
+    assert re.search(message, text), text
+
+
+def test_what_was_not_measured_is_left_out():
+    rows = [Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4), Row("told", 0.75, 2.0, 0.25, 4, 3.0)]
+    assert csv_text(rows).splitlines()[1:] == ["Baseline (t=2),0.5,1,0,,4", "told,0.75,2,0.25,3,4"]
+    assert markdown(rows).splitlines()[2:] == [
+        "| Baseline (t=2) | 50.00 | 1 | - | - |",
+        "| told | 75.00 | 2 | 0.25 | 3 |",
+    ]

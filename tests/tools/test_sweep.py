@@ -1,0 +1,167 @@
+"""tools/sweep.py: the CSV of a checkpoint, the same after any interruption."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate import costs
+from adaperceiver_jax.evaluate.points import read_points
+from adaperceiver_jax.evaluate.sweep import SweepFolder
+from tests.small_models import TINY, random_params, run
+from tools import sweep as tool
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 10}))
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    ap.save_pretrained(model, random_params(model, 3), place)
+    return place
+
+
+def options(folder, out, *more):
+    return [
+        *(
+            "--checkpoint",
+            folder,
+            "--data",
+            "scenes",
+            "--set",
+            "data.validation_count=20",
+            "--set",
+            "data.train_count=8",
+        ),
+        *("--set", "augment.crop=()", "--batch", "8", "--out", out, *more),
+    ]
+
+
+SMALL = ("--tokens", "3,4,16", "--widths", "8,24")
+
+
+@pytest.mark.slow
+def test_a_line_a_sub_network(folder, tmp_path, said):
+    out = tmp_path / "results" / "sweep.csv"
+    text = said(tool, *options(folder, out, *SMALL, "--depths", "1,3", "--repeats", "1"))
+    found = read_points(out)
+    assert [(p.num_tokens, p.width, p.depth) for p in found] == [
+        (t, w, l) for t in (3, 4, 16) for w in (8, 24) for l in (1, 3)
+    ]
+    assert "| tokens | width | depth | top-1 | top-5 | GFLOPs | ms |" in text
+    assert {p.tokens_are for p in found if p.num_tokens == 3} == {"interpolated"}
+    for p in found:
+        assert p.latency_ms > 0
+        assert p.memory_mib > 0
+        assert (p.batch, p.device) == (8, "cpu")
+        assert 0 <= p.accuracy <= p.top5 <= 1
+    assert len({p.accuracy for p in found}) > 1
+
+
+def test_accuracy_is_that_of_the_images(folder, tmp_path, said):
+    out = tmp_path / "sweep.csv"
+    said(tool, *options(folder, out, "--tokens", "4", "--depths", "2", "--no-latency"))
+    from adaperceiver_jax.data.scenes import Scenes
+
+    model, params = ap.from_pretrained(folder)
+    scenes = [Scenes(20, 16, "validation")[i] for i in range(20)]
+    view = ap.Preprocessing()
+    images = np.stack([s["image"] for s in scenes]).astype(np.float32) / 255
+    images = (images - np.float32(view.mean)) / np.float32(view.std)
+    labels = np.array([s["label"] for s in scenes])
+    for p in read_points(out):
+        logits = run(model, params, images, **p.sub_network).logits
+        assert p.accuracy == pytest.approx((logits.argmax(-1) == labels).mean())
+        assert p.latency_ms is None
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_gives_the_same_file(folder, tmp_path, said):
+    whole = tmp_path / "whole.csv"
+    said(tool, *options(folder, whole, *SMALL, "--no-latency"))
+    out = tmp_path / "killed.csv"
+    command = [sys.executable, "tools/sweep.py"]
+    command += map(str, options(folder, out, *SMALL, "--no-latency"))
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    first = out.with_suffix(".outcomes") / "batch_000000.npz"
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert 1 <= SweepFolder(out.with_suffix(".outcomes")).batches <= 3
+    stamp = first.stat().st_mtime_ns
+    said(tool, *options(folder, out, *SMALL, "--no-latency"))
+    assert out.read_bytes() == whole.read_bytes()
+    assert first.stat().st_mtime_ns == stamp  # not computed again
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_not_measured_again(folder, tmp_path, said, monkeypatch):
+    out = tmp_path / "sweep.csv"
+    arguments = options(folder, out, *SMALL, "--depths", "1,3", "--repeats", "1")
+    real, calls = costs.measure, []
+
+    def interrupted(*given):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(given[3:5])
+        return real(*given)
+
+    monkeypatch.setattr(tool, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main([str(x) for x in arguments])
+    before = SweepFolder(out.with_suffix(".outcomes")).costs()
+    assert len(before) == 6
+    again = []
+    monkeypatch.setattr(tool, "measure", lambda *given: again.append(given[3:5]) or real(*given))
+    said(tool, *arguments)
+    assert [*calls, *again] == [(t, w) for t in (3, 4, 16) for w in (8, 24)]
+    found = {(p.num_tokens, p.width, p.depth): p.latency_ms for p in read_points(out)}
+    for sub_network, cost in before.items():
+        assert found[sub_network] == pytest.approx(cost.latency_ms, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--tokens", "0,4"), "num_tokens=0: must be at least 1"),
+        (("--widths", "25"), "width=25: must be in"),
+        (("--depths", "4"), "depth=4: must be in"),
+        (("--batch", "0"), "--batch=0: must be a multiple of"),
+        (("--repeats", "0"), "--repeats=0: must be at least 1"),
+        (("--out", "sweep.txt"), r"--out=sweep\.txt: must end in \.csv"),
+        (("--set", "model.depth=2"), "--set model.depth: must be a key of data, images or"),
+        (("--set", "data.none=2"), "there is no such key"),
+        (("--data", "folder:nowhere"), "nowhere"),
+        (("--step", "3"), "step=3: only for a run's folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(folder, tmp_path, refused, more, message):
+    out = tmp_path / "sweep.csv"
+    text = refused(tool, *options(folder, out), *more)
+    assert re.search(message, text), text
+    assert not out.with_suffix(".outcomes").exists()
+
+
+def test_a_folder_without_a_run_needs_images(folder, tmp_path, refused):
+    text = refused(tool, "--checkpoint", folder, "--out", tmp_path / "s.csv")
+    assert "--data:" in text
+    assert "say which images" in text
+
+
+def test_another_models_outcomes_are_not_mixed_in(folder, tmp_path, said, refused):
+    out = tmp_path / "sweep.csv"
+    few = ("--tokens", "4", "--widths", "8", "--no-latency")
+    said(tool, *options(folder, out, *few))
+    text = refused(tool, *options(folder, out, *few, "--set", "data.validation_count=12"))
+    assert "holds the sweep of another" in text
+    assert "name another --out" in text

@@ -1,0 +1,198 @@
+"""The paper's Table 6 for a checkpoint: what policies get, and what they take.
+
+python tools/sweep.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir DIR --out in1k.csv
+python tools/policies.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir DIR \\
+    --outcomes in1k.outcomes --learned runs/policy --out policies.csv --figure policies.png
+
+Rows: one budget for all (Baseline), leaving early at a confidence of tau (EE), learned policies
+(runs of configs/policy_in1k.py) alone and then leaving early, and the oracle. Accuracy and GFLOPs
+are looked up in what tools/sweep.py kept of each image; GFLOPs are means over the images, exit
+tests and choosing included, and 'choosing' is the policy's own part. Times are measured on
+--timed images through the server, all policies in turn. A learned policy that predicts losses is
+shown at several prices of a GFLOP: those at which it costs as much as each --targets; where
+choosing alone costs as much, at the targets and choosing on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+
+from adaperceiver_jax.convert.whole import write_bytes
+from adaperceiver_jax.evaluate.outcomes import Outcomes
+from adaperceiver_jax.evaluate.sweep import SweepFolder, weights_digest
+from adaperceiver_jax.policies.budgets import Policy
+from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, plot, time_policies
+from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
+from adaperceiver_jax.policies.learned import Learned
+from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
+from adaperceiver_jax.tasks.learned import find_policy
+
+SAMPLE = 4096
+"""Images that prices are found on."""
+
+
+def floats(text: str) -> list[float]:
+    """'0.9,0.95' -> [0.9, 0.95]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: must read like 0.9,0.95") from error
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_labelled_arguments(parser)
+    outcomes = "what tools/sweep.py kept of the same weights and images, all depths"
+    parser.add_argument("--outcomes", type=Path, required=True, metavar="FOLDER", help=outcomes)
+    parser.add_argument("--tokens", type=counts, help="of baselines (those that are trained)")
+    parser.add_argument("--taus", type=floats, default=[0.9, 0.95], help="of early exit (0.9,0.95)")
+    learned = "a run of configs/policy_in1k.py; may be given more than once"
+    parser.add_argument("--learned", action="append", default=[], metavar="RUN", help=learned)
+    targets = "GFLOPs an image that learned policies are to take (halfway between baselines)"
+    parser.add_argument("--targets", type=floats, help=targets)
+    parser.add_argument("--timed", type=int, default=512, metavar="N", help="images timed (512)")
+    parser.add_argument("--repeats", type=int, default=3, help="times each is timed (3; 0: none)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a CSV (only printed)")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="a PNG (none)")
+    return parser
+
+
+def evaluate(options: argparse.Namespace) -> list[Row]:
+    """All rows; ValueError for what cannot be."""
+    if options.timed < 1 or options.repeats < 0:
+        raise ValueError(f"--timed={options.timed} --repeats={options.repeats}: must be above 0")
+    found = find_labelled(options)
+    outcomes = find_outcomes(found, options)
+    policies = make_policies(found, outcomes, options)
+    rows = compare(found.model, policies, (images for images, _ in found.batches()), outcomes)
+    if not options.repeats:
+        return rows
+    images: list[np.ndarray] = []
+    for batch, _ in found.batches():
+        images.append(np.asarray(batch))
+        if sum(map(len, images)) >= min(options.timed, len(found)):
+            break
+    timed = np.concatenate(images)[: min(options.timed, len(found))]
+    times = time_policies(
+        found.model, found.params, policies, timed, options.batch, options.repeats
+    )
+    return [row.timed(times[row.policy]) for row in rows]
+
+
+def find_outcomes(found: Labelled, options: argparse.Namespace) -> Outcomes:
+    """What the sweep kept; ValueError if it was of other weights or images."""
+    folder = SweepFolder(options.outcomes)
+    for name, value in {"weights": weights_digest(found.params), **found.description}.items():
+        if folder.about.get(name) != value:
+            raise ValueError(
+                f"--outcomes={options.outcomes}: of another {name} ({folder.about.get(name)}; here "
+                f"{value}); run tools/sweep.py on this checkpoint and these images"
+            )
+    outcomes = folder.outcomes()
+    if len(outcomes) != len(found):
+        raise ValueError(
+            f"--outcomes={options.outcomes}: holds {len(outcomes)} of {len(found)} images; give "
+            "tools/sweep.py's command again, it goes on there"
+        )
+    return outcomes
+
+
+def make_policies(
+    found: Labelled, outcomes: Outcomes, options: argparse.Namespace
+) -> dict[str, Policy]:
+    """By name, in the table's order."""
+    config = found.model.config
+    tokens = options.tokens or [t for t in config.token_granularities if t in outcomes.grid.tokens]
+    baselines = {t: Baseline(config, t) for t in tokens}
+    policies: dict[str, Policy] = {f"Baseline (t={t})": b for t, b in baselines.items()}
+    for t, baseline in baselines.items():
+        for tau in options.taus:
+            policies[f"EE (t={t}, tau={tau:g})"] = EarlyExit(tau, baseline)
+    for run in options.learned:
+        policies |= learned_policies(run, found, tokens, options)
+    policies["Optimal"] = Optimal(config, outcomes)
+    policies["Optimal (never right: whole)"] = Optimal(config, outcomes, "whole")
+    return policies
+
+
+def learned_policies(
+    run: str, found: Labelled, tokens: Sequence[int], options: argparse.Namespace
+) -> dict[str, Policy]:
+    """Of one run: at each target where it predicts losses, and leaving early."""
+    policy = find_policy(run, found.model, found.params)
+    name = Path(run).name
+    chosen: dict[str, Policy] = {}
+    if policy.predicts_losses:
+        images = sample(found)
+        for target in within_reach(policy, options.targets or between(policy, tokens)):
+            chosen[f"{name} (at {target:.4g})"] = policy.at(target, images)
+    else:
+        chosen[name] = policy
+    early = {
+        f"{label[:-1]}, tau={tau:g})" if label.endswith(")") else f"{label} (tau={tau:g})": (
+            EarlyExit(tau, each)
+        )
+        for label, each in chosen.items()
+        for tau in options.taus
+    }
+    return chosen | early
+
+
+def between(policy: Learned, tokens: Sequence[int]) -> list[float]:
+    """GFLOPs halfway between neighbouring baselines."""
+    config = policy.model.config
+    whole = [
+        float(cost)
+        for cost, (t, w, l) in zip(policy.costs, policy.budgets.tolist(), strict=True)
+        if t in tokens and (w, l) == (config.full_width, config.depth)
+    ]
+    return [(a + b) / 2 for a, b in itertools.pairwise(whole)] or whole
+
+
+def within_reach(policy: Learned, targets: Sequence[float]) -> list[float]:
+    """The targets that leave enough for the cheapest budget; where none does, choosing on top."""
+    least = policy.gflops + policy.costs.min()
+    return [x for x in targets if x >= least] or [
+        x + policy.gflops for x in targets if x >= policy.costs.min()
+    ]
+
+
+def sample(found: Labelled) -> list[np.ndarray]:
+    """Some images to find prices on; their labels are not looked at."""
+    batches: list[np.ndarray] = []
+    for images, _ in found.batches():
+        batches.append(jax.device_get(images))
+        if len(batches) * found.batch >= SAMPLE:
+            break
+    return batches
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = make_parser().parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
+    try:
+        rows = evaluate(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(markdown(rows))
+    if options.out:
+        write_bytes(options.out, csv_text(rows).encode())
+        print(f"\n{options.out}: {len(rows)} lines")
+    if options.figure:
+        plot(rows, options.figure)
+        print(options.figure)
+
+
+if __name__ == "__main__":
+    main()
