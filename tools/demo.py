@@ -2,9 +2,9 @@
 
 Stages 1 (tokens), 2 (and depth) and 3 (and width), each from the one before, then the same model
 for its full budget alone, with as many steps; then every sub-network is evaluated. Leaves in the
-folder: one run a stage, `results.md` (the claims, accuracy against FLOPs of every sub-network, early
-exit and the oracle), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes on where
-it stopped.
+folder: one run a stage, `results.md` (the claims, accuracy against FLOPs of every sub-network, of
+early exit and of the oracle), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes
+on where it stopped.
 """
 
 from __future__ import annotations

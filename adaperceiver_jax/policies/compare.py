@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
+from adaperceiver_jax.evaluate.plotting import MARKS, finish, scale_costs, start
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.replay import join_budgets, replay
@@ -126,29 +127,20 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kind = row.policy.partition(" (")[0]
-        kind += " then early exit" if "tau" in row.policy and kind != "EE" else ""
-        kind = {"EE": "early exit", "Optimal": "oracle"}.get(kind, kind)
+        kind = {"Baseline": "one budget for all", "EE": "early exit", "Optimal": "oracle"}.get(
+            kind, kind + (", then early exit" if "tau=" in row.policy else "")
+        )
         if "whole" not in row.policy:
             kinds.setdefault(kind, []).append(row)
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes,) = start("GFLOPs an image, on average", "top-1 accuracy (%)", title, width=9.5)
     for i, (kind, found) in enumerate(kinds.items()):
         found = sorted(found, key=lambda row: row.gflops)
         x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
-        line = "-" if kind not in ("early exit", "oracle") and len(found) > 1 else ""
-        look: dict[str, Any] = dict(color=plt.get_cmap("tab10")(i % 10), ms=6, lw=1.2, alpha=0.85)
-        axes.plot(x, y, "osD^vPX*"[i % 8] + line, label=kind, **look)
-    axes.set(xlabel="GFLOPs an image, on average", ylabel="top-1 accuracy (%)", title=title)
-    axes.set_xscale("log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+        look: dict[str, Any] = dict(color=f"C{i % 10}", marker=MARKS[i % len(MARKS)], alpha=0.85)
+        lone = kind in ("early exit", "oracle") or len(found) == 1
+        axes.plot(x, y, label=kind, ls="" if lone else "-", ms=6, lw=1.2, **look)
+    scale_costs(axes, [row.gflops for row in rows])
+    finish(figure, path)
