@@ -65,6 +65,11 @@ class Budgets:
     def __len__(self) -> int:
         return len(self.num_tokens)
 
+    def first(self, count: int) -> Budgets:
+        """Those of the first `count` images."""
+        tau = None if self.tau is None else self.tau[:count]
+        return Budgets(self.num_tokens[:count], self.width[:count], self.depth[:count], tau)
+
 
 class Policy:
     """Images in, a budget an image out."""

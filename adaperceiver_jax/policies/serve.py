@@ -117,9 +117,10 @@ class _Call:
         size = next(s for s in server.batch_sizes if s >= count)
         padded = images[np.minimum(np.arange(size), count - 1)]
         embedded = embed(server.model, server.params, padded)
-        self.computed += size * self._costs(1, 1).embed + count * server.policy.gflops * 1e9
-        budgets = server.policy.choose(images, jax.tree.map(lambda x: x[:count], embedded))
-        _check_budgets(budgets, self.admitted, count, server.model)
+        self.computed += size * (self._costs(1, 1).embed + server.policy.gflops * 1e9)
+        budgets = server.policy.choose(padded, embedded)  # of few sizes: compiled once each
+        _check_budgets(budgets, self.admitted, size, server.model)
+        budgets = budgets.first(count)
         tau = np.full(count, np.inf) if budgets.tau is None else budgets.tau
         groups: dict[tuple[int, int], list[int]] = {}
         for i, group in enumerate(zip(budgets.num_tokens, budgets.width, strict=True)):

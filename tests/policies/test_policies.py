@@ -174,7 +174,8 @@ def test_a_target_includes_choosing(setting):
     target = policy.gflops + np.median(policy.costs)
     at = policy.at(target, [images[:10], images[10:]])
     spent = policy.costs[[policy.grid.tokens.index(t) for t in at(images).num_tokens]].mean()
-    assert spent + policy.gflops <= target * (1 + 1e-6)
+    one_image = np.ptp(policy.costs) / 24  # at the price one image is torn, and rounding decides
+    assert spent + policy.gflops <= target + one_image
     assert policy.price == 0.0
     with pytest.raises(ValueError, match="are left for the model"):
         policy.at(policy.gflops, [images])

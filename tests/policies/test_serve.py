@@ -87,6 +87,7 @@ def test_exits_are_those_of_early_exit(setup, taus, batch_size, compact_every):
         assert served.logits.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_every_image_has_the_answer_of_its_own_sub_network(setup):
     model, params, images = setup
     policy = Drawn(**MIXED)
