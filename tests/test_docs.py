@@ -9,6 +9,7 @@ import jax
 from PIL import Image
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.points import csv_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,11 +22,16 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(ap, "from_pretrained", from_pretrained)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    points = [ap.Point(t, 624, 2, 0.5 + t / 1000, float(t)) for t in (8, 16, 32)]
+    Path("sweep.csv").write_text(csv_text(points))
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    exec(first, names)
     assert capsys.readouterr().out.startswith("(2, 1000) ")
     assert names["left"].depth.tolist() == [21, 21]
+    exec(second, names)
+    assert names["best"] == points[1]
+    assert capsys.readouterr().out.startswith("(2, 1000) [21 21] ")
     assert sorted(p.name for p in (tmp_path / "my-small-adaperceiver").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -60,7 +66,7 @@ def test_every_command_that_documents_give_is_understood(monkeypatch):
 
 
 def test_every_command_that_evaluates_or_predicts_is_understood():
-    command = re.compile(r"^python tools/(evaluate|predict)\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
+    command = re.compile(r"^python tools/(evaluate|predict|sweep|policies)\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
     found = []
     documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py"))
     for document in documents:
@@ -68,7 +74,7 @@ def test_every_command_that_evaluates_or_predicts_is_understood():
             arguments = shlex.split(re.sub(r"\\+\n", " ", rest))
             found.append(importlib.import_module(f"tools.{name}").make_parser())
             found[-1].parse_args(arguments)
-    assert len(found) >= 7
+    assert len(found) >= 12
 
 
 def test_every_command_that_prepares_data_is_understood():

@@ -2,11 +2,12 @@
 
 python tools/sweep.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir DIR \\
     --tokens 32,48,64,96,128,192,256,384 --widths 416,624,832 --depths 1-21 --out in1k.csv
-python tools/sweep.py --checkpoint runs/demo/stage3 --out demo.csv     # on the images of the run
+python tools/sweep.py --checkpoint runs/demo/stage3 --out demo.csv
 
-All depths of a token count and width come from one pass, under the block mask those of all trained
-token counts too. Columns: top-1 and top-5 accuracy (0 to 1), GFLOPs of an image, the median time of
-a call with --batch images, what its program needs of the device's memory, weights included.
+Without --data the images are the run's own validation images. All depths of a token count and width
+come from one pass, under the block mask those of all trained token counts too. Columns: top-1 and
+top-5 accuracy (0 to 1), GFLOPs of an image, the median time of a call with --batch images, what its
+program needs of the device's memory, weights included.
 
 Beside sweep.csv the folder sweep.outcomes keeps what was said of each image: the same command goes
 on there after any end, and tools/policies.py reads it.
