@@ -66,7 +66,8 @@ def test_every_command_that_documents_give_is_understood(monkeypatch):
 
 
 def test_every_command_that_evaluates_or_predicts_is_understood():
-    command = re.compile(r"^python tools/(evaluate|predict|sweep|policies)\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
+    tools = "evaluate|predict|sweep|policies"
+    command = re.compile(rf"^python tools/({tools})\.py ((?:.*\\\n)*.*)$", re.MULTILINE)
     found = []
     documents = (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "tools").glob("*.py"))
     for document in documents:
