@@ -19,7 +19,7 @@ class Segment(NamedTuple):
     left_at: jax.Array
     """(B,) the depth at which an image left; 0 if it did not"""
     depth: jax.Array
-    """Where the segment ended: before its last block, if all have left."""
+    """Where the segment ended."""
     tests: jax.Array
     """How often all images were tested."""
 
@@ -38,14 +38,15 @@ def read(model, num_tokens, params, embedded):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def run_segment(model, num_tokens, width, params, latents, folded, first, stop, ceiling, tau):
-    """Blocks first..stop - 1, or until all have left; an image of ceiling 0 is padding."""
+def run_segment(model, num_tokens, width, params, latents, folded, first, least, ceiling, tau):
+    """Blocks from `first` on, until no more than `least` images are left; an image of ceiling 0 is
+    padding."""
     config = model.config
     run = model.make_run(num_tokens, config.hidden_units(width))
     block = Block(config, model.dtype, model.attention)
 
     def running(state):
-        return (state.depth < stop) & ((state.left_at == 0) & (ceiling > 0)).any()
+        return ((state.left_at == 0) & (ceiling > 0)).sum() > least
 
     def run_block(state):
         z, _ = apply_block(block, params["blocks"], state.depth, state.latents, run)

@@ -17,8 +17,8 @@ from adaperceiver_jax.policies.costs import Costs, costs
 from adaperceiver_jax.policies.programs import embed, read, run_segment
 from adaperceiver_jax.policies.queues import Queue, Waiting
 
-BATCH_COST = 2
-"""What a batch costs beside its images, in images: decides between padding one and running two."""
+SIZES = 8
+"""How many sizes batches have, where nothing else is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Served:
 class Server:
     """Answers images with the sub-network that a policy chooses for each.
 
-    Images of one token count and width share a batch. Its blocks run in segments; after each, the
-    images that have left are dropped, and the others wait at that depth until they fill a batch
-    again. Every shape is one of a few, so that a call compiles nothing that was compiled before:
-    a program of reading a (token count, batch size), one of blocks a (token count, width, batch
-    size), whatever the depths and thresholds.
+    Images of one token count and width share a batch. As soon as so many of it have left that the
+    others fit a smaller batch, those that left are dropped, and the others wait at that depth for
+    others to fill a batch with. Every shape is one of a few, so that a call compiles nothing that
+    was compiled before: a program of reading a (token count, batch size), one of blocks a (token
+    count, width, batch size), whatever the depths and thresholds.
     """
 
     def __init__(
@@ -56,34 +56,29 @@ class Server:
         policy: Policy,
         *,
         batch_size: int = 64,
-        compact_every: int = 1,
         batch_sizes: Sequence[int] | None = None,
     ) -> None:
         """A server of one model on one device.
 
         Args:
           batch_size: images a full batch.
-          compact_every: blocks a segment, where some image may leave early. Fewer drop images
-            sooner, but each segment is a program of its own to start and to wait for.
-          batch_sizes: what else a batch may hold when no more images come; None is the powers of
-            two below batch_size. Each is a program more to compile.
+          batch_sizes: what else a batch may hold; None is the eighths of batch_size. Fewer compile
+            less and drop images later.
         """
         if not isinstance(model, AdaPerceiver):
             raise ValueError(f"model={type(model).__name__}: must be an AdaPerceiver")
         if model.config.num_classes is None:
             raise ValueError("num_classes=None: serving needs a model with class logits")
-        for name, value in (("batch_size", batch_size), ("compact_every", compact_every)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: must be an integer, at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be an integer, at least 1")
         if batch_sizes is None:
-            batch_sizes = [2**k for k in range(batch_size.bit_length()) if 2**k < batch_size]
+            batch_sizes = [-(-batch_size * k // SIZES) for k in range(1, SIZES)]
         if any(not 1 <= size <= batch_size for size in batch_sizes):
             raise ValueError(f"batch_sizes={tuple(batch_sizes)}: must be in 1..{batch_size}")
         self.model = model
         self.params = jax.device_put(params)
         self.policy = policy
         self.batch_size = batch_size
-        self.compact_every = compact_every
         self.batch_sizes = sorted({*batch_sizes, batch_size})
 
     def __call__(self, images: ArrayLike | Iterable[ArrayLike]) -> Served:
@@ -133,15 +128,14 @@ class _Call:
         self.budgets.append(budgets)
         self.admitted += count
         while full := [key for key, q in self.queues.items() if len(q) >= server.batch_size]:
-            self._run(max(full), server.batch_size, server.batch_size)
+            self._run(max(full))
 
     def finish(self) -> None:
         """Runs what is left, the shallowest first: those behind it may still fill a batch."""
         server = self.server
         while left := [key for key, q in self.queues.items() if len(q)]:
             full = [key for key in left if len(self.queues[key]) >= server.batch_size]
-            key = max(full) if full else min(left)
-            self._run(key, *_fit(len(self.queues[key]), server.batch_sizes))
+            self._run(max(full) if full else min(left))
 
     def _queue(self, depth: int, num_tokens: int, width: int) -> Queue:
         key = (depth, num_tokens, width)
@@ -149,10 +143,12 @@ class _Call:
             self.queues[key] = Queue(2 * self.server.batch_size)
         return self.queues[key]
 
-    def _run(self, key: tuple[int, int, int], count: int, size: int) -> None:
-        """Runs the first images of a queue, padded to `size`, for a segment, or while all stay."""
+    def _run(self, key: tuple[int, int, int]) -> None:
+        """Runs the first images of a queue until they fit a smaller batch."""
         server, (depth, num_tokens, width) = self.server, key
         cost = self._costs(num_tokens, width)
+        count = min(len(self.queues[key]), server.batch_size)
+        size = next(s for s in server.batch_sizes if s >= count)
         states, waiting = self.queues[key].take(count, size)
         if not len(self.queues[key]):
             del self.queues[key]
@@ -163,35 +159,26 @@ class _Call:
         ceiling, tau = np.zeros(size, np.int32), np.full(size, np.inf, np.float32)
         ceiling[:count] = [w.ceiling for w in waiting]
         tau[:count] = [w.tau for w in waiting]
-        while True:
-            stop = ceiling[:count].min()  # where the first leaves, if none may leave early
-            if (tau <= 1).any():
-                stop = (depth // server.compact_every + 1) * server.compact_every
-            segment = run_segment(
-                server.model,
-                num_tokens,
-                width,
-                server.params,
-                states,
-                self.folded[num_tokens],
-                np.int32(depth),
-                np.int32(stop),
-                ceiling,
-                tau,
-            )
-            states = segment.latents
-            logits, left_at, end, tests = jax.device_get(segment[1:])
-            blocks = int(end) - depth
-            self.computed += size * (blocks * cost.block + int(tests) * cost.test)
-            depth = int(end)
-            left = np.flatnonzero(left_at)
-            self.answers += [(waiting[i].image, int(left_at[i]), logits[i]) for i in left]
-            if len(left) or count < server.batch_size:
-                break
+        segment = run_segment(
+            server.model,
+            num_tokens,
+            width,
+            server.params,
+            states,
+            self.folded[num_tokens],
+            np.int32(depth),
+            np.int32(max((s for s in server.batch_sizes if s < count), default=0)),
+            ceiling,
+            tau,
+        )
+        logits, left_at, end, tests = jax.device_get(segment[1:])
+        self.computed += size * ((int(end) - depth) * cost.block + int(tests) * cost.test)
+        for i in np.flatnonzero(left_at):
+            self.answers.append((waiting[i].image, int(left_at[i]), logits[i]))
         rows = [i for i in range(count) if not left_at[i]]
         if rows:
-            queue = self._queue(depth, num_tokens, width)
-            queue.put(states, rows, [waiting[i] for i in rows])
+            queue = self._queue(int(end), num_tokens, width)
+            queue.put(segment.latents, rows, [waiting[i] for i in rows])
 
     def served(self) -> Served:
         """What all images were given, when they all have left."""
@@ -259,21 +246,3 @@ def _check_budgets(budgets: Budgets, first: int, count: int, model: AdaPerceiver
         except ValueError as error:
             index = first + np.flatnonzero((chosen == sub_network).all(axis=1))[0]
             raise ValueError(f"budget of image {index}: {error}") from None
-
-
-def _fit(waiting: int, sizes: Sequence[int]) -> tuple[int, int]:
-    """How many of those waiting to run now, and in which of the ascending sizes.
-
-    All of them, padded, or as many as fill a batch, whichever way costs less for all.
-    """
-    waiting = min(waiting, sizes[-1])
-    padded = next(size for size in sizes if size >= waiting)
-    rest, cost = waiting, 0
-    while rest > 0:
-        size = max((s for s in sizes if s <= rest), default=sizes[0])
-        cost += size + BATCH_COST
-        rest -= size
-    if padded + BATCH_COST <= cost:
-        return waiting, padded
-    size = max(s for s in sizes if s <= waiting)
-    return size, size

@@ -7,10 +7,10 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.flops import exit_flops
-from adaperceiver_jax.policies import programs
+from adaperceiver_jax.policies import programs, serve
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.queues import Queue
-from adaperceiver_jax.policies.serve import Server, _fit
+from adaperceiver_jax.policies.serve import Server
 from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -67,9 +67,9 @@ def taus(setup):
 MIXED = dict(tokens=(3, 16), widths=(8, 24), depths=(2, 5))
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, 64])
-@pytest.mark.parametrize("compact_every", [1, 2])
-def test_exits_are_those_of_early_exit(setup, taus, batch_size, compact_every):
+@pytest.mark.parametrize("batch_size", [4, 8, 64])
+@pytest.mark.parametrize("batch_sizes", [None, (), (3,)])
+def test_exits_are_those_of_early_exit(setup, taus, batch_size, batch_sizes):
     model, params, images = setup
     for tau in taus:
         server = Server(
@@ -77,7 +77,7 @@ def test_exits_are_those_of_early_exit(setup, taus, batch_size, compact_every):
             params,
             Drawn(taus=(tau,)),
             batch_size=batch_size,
-            compact_every=compact_every,
+            batch_sizes=batch_sizes,
         )
         served = server(images)
         want = ap.early_exit(model, params, images, tau)
@@ -191,14 +191,28 @@ def test_a_group_runs_few_programs_whatever_the_depths_and_thresholds(setup, tau
     assert programs.run_segment._cache_size() - before["run_segment"] <= groups * sizes
 
 
-def test_the_cheaper_of_padding_and_cutting_is_run():
-    assert _fit(64, (1, 2, 4, 8, 16, 32, 64)) == (64, 64)
-    assert _fit(100, (1, 2, 4, 8, 16, 32, 64)) == (64, 64)
-    assert _fit(61, (1, 2, 4, 8, 16, 32, 64)) == (61, 64)
-    assert _fit(40, (1, 2, 4, 8, 16, 32, 64)) == (32, 32)
-    assert _fit(3, (1, 2, 4, 8)) == (3, 4)
-    assert _fit(3, (4, 8)) == (3, 4)
-    assert _fit(3, (8,)) == (3, 8)
+def test_batches_shrink_by_eighths_as_images_leave(setup, taus, monkeypatch):
+    """64 images, and as soon as 8 have left, 56: no call runs on where a smaller one would do."""
+    model, params, images = setup
+    runs, run = [], serve.run_segment
+
+    def watched(*arguments):
+        segment = run(*arguments)
+        ceiling, left_at = np.asarray(arguments[8]), np.asarray(segment.left_at)
+        runs.append((len(ceiling), int((ceiling > 0).sum()), int((left_at > 0).sum())))
+        return segment
+
+    monkeypatch.setattr(serve, "run_segment", watched)
+    images = np.concatenate([images] * 2)[:64]
+    served = Server(model, params, Drawn(taus=(taus[1],)), batch_size=64)(images)
+    assert [size for size, _, _ in runs] == sorted((r[0] for r in runs), reverse=True)
+    assert runs[0][:2] == (64, 64)
+    assert len(runs) > 2
+    for size, count, left in runs:
+        assert size == -(-count // 8) * 8
+        smaller = -(-count // 8) * 8 - 8
+        assert count - left <= smaller
+    assert sum(left for _, _, left in runs) == 64 == len(served.depth)
 
 
 def test_no_queue_outgrows_two_batches(setup, taus, monkeypatch):
@@ -226,7 +240,7 @@ def test_without_more_images_the_batches_shrink(setup, taus):
     ("arguments", "message"),
     [
         (dict(batch_size=0), "batch_size=0: must be an integer, at least 1"),
-        (dict(compact_every=0), "compact_every=0: must be an integer, at least 1"),
+        (dict(batch_size=1.5), r"batch_size=1\.5: must be an integer, at least 1"),
         (dict(batch_size=8, batch_sizes=(4, 9)), r"batch_sizes=\(4, 9\): must be in 1\.\.8"),
     ],
 )
