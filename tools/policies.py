@@ -4,13 +4,14 @@ python tools/sweep.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir
 python tools/policies.py --checkpoint runs/in1k --data tfds:imagenet2012 --data-dir DIR \\
     --outcomes in1k.outcomes --learned runs/policy --out policies.csv --figure policies.png
 
-Rows: one budget for all (Baseline), leaving early at a confidence of tau (EE), learned policies
-(runs of configs/policy_in1k.py) alone and then leaving early, and the oracle. Accuracy and GFLOPs
-are looked up in what tools/sweep.py kept of each image; GFLOPs are means over the images, exit
-tests and choosing included, and 'choosing' is the policy's own part. Times are measured on
---timed images through the server, all policies in turn. A learned policy that predicts losses is
-shown at several prices of a GFLOP: those at which it costs as much as each --targets; where
-choosing alone costs as much, at the targets and choosing on top.
+Rows: one budget for all (Baseline: full width and depth; Best fixed: the best of the sweep that is
+no dearer), leaving early at a confidence of tau (EE), learned policies (runs of
+configs/policy_in1k.py) alone and then leaving early, and the oracle. Accuracy and GFLOPs are looked
+up in what tools/sweep.py kept of each image; GFLOPs are means over the images, exit tests and
+choosing included, and 'choosing' is the policy's own part. Times are measured on --timed images
+through the server, all policies in turn. A learned policy that predicts losses is shown at several
+prices of a GFLOP: those at which it costs as much as each --targets; where choosing alone costs as
+much, at the targets and choosing on top.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
 
+import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.outcomes import Outcomes
-from adaperceiver_jax.evaluate.sweep import SweepFolder, weights_digest
+from adaperceiver_jax.evaluate.sweep import SweepFolder, points, weights_digest
 from adaperceiver_jax.policies.budgets import Policy
 from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, plot, time_policies
 from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
@@ -92,7 +94,8 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
 def find_outcomes(found: Labelled, options: argparse.Namespace) -> Outcomes:
     """What the sweep kept; ValueError if it was of other weights or images."""
     folder = SweepFolder(options.outcomes)
-    for name, value in {"weights": weights_digest(found.params), **found.description}.items():
+    wanted = {"weights": weights_digest(found.params), "dtype": options.dtype, **found.description}
+    for name, value in wanted.items():
         if folder.about.get(name) != value:
             raise ValueError(
                 f"--outcomes={options.outcomes}: of another {name} ({folder.about.get(name)}; here "
@@ -114,28 +117,70 @@ def make_policies(
     config = found.model.config
     tokens = options.tokens or [t for t in config.token_granularities if t in outcomes.grid.tokens]
     baselines = {t: Baseline(config, t) for t in tokens}
+    for t in tokens:
+        check_swept(outcomes, [(t, config.full_width, config.depth)], f"Baseline (t={t})")
+    if outcomes.grid.depths != tuple(range(1, config.depth + 1)):
+        raise ValueError(
+            f"--outcomes={options.outcomes}: holds depths {outcomes.grid.depths}; early exit needs "
+            f"all {config.depth}: run tools/sweep.py without --depths"
+        )
     policies: dict[str, Policy] = {f"Baseline (t={t})": b for t, b in baselines.items()}
     for t, baseline in baselines.items():
         for tau in options.taus:
             policies[f"EE (t={t}, tau={tau:g})"] = EarlyExit(tau, baseline)
+    policies |= best_fixed(config, outcomes, baselines)
     for run in options.learned:
-        policies |= learned_policies(run, found, tokens, options)
+        for name, policy in learned_policies(run, found, outcomes, tokens, options).items():
+            if name in policies:
+                raise ValueError(f"--learned={run}: another run is named {Path(run).name}, too")
+            policies[name] = policy
     policies["Optimal"] = Optimal(config, outcomes)
     policies["Optimal (never right: whole)"] = Optimal(config, outcomes, "whole")
     return policies
 
 
+def check_swept(outcomes: Outcomes, budgets: Iterable[Sequence[int]], name: str) -> None:
+    """ValueError unless the sweep holds these sub-networks."""
+    for budget in budgets:
+        try:
+            outcomes.index(*budget)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; sweep these sub-networks, too") from error
+
+
+def best_fixed(
+    config: ap.AdaPerceiverConfig, outcomes: Outcomes, baselines: dict[int, Baseline]
+) -> dict[str, Policy]:
+    """The best sub-network of the sweep, of any width and depth, no dearer than each baseline.
+
+    Picked on the images it is judged on, which flatters it a little.
+    """
+    found = points(config, outcomes)
+    policies: dict[str, Policy] = {}
+    for baseline in baselines.values():
+        whole = ap.flops(config, baseline.num_tokens).total / 1e9
+        best = ap.plan(found, max_gflops=whole)
+        name = f"Best fixed (t={best.num_tokens}, w={best.width}, l={best.depth})"
+        policies[name] = Baseline(config, **best.sub_network)
+    return policies
+
+
 def learned_policies(
-    run: str, found: Labelled, tokens: Sequence[int], options: argparse.Namespace
+    run: str,
+    found: Labelled,
+    outcomes: Outcomes,
+    tokens: Sequence[int],
+    options: argparse.Namespace,
 ) -> dict[str, Policy]:
     """Of one run: at each target where it predicts losses, and leaving early."""
     policy = find_policy(run, found.model, found.params)
     name = Path(run).name
+    check_swept(outcomes, policy.budgets.tolist(), f"--learned={run}")
     chosen: dict[str, Policy] = {}
     if policy.predicts_losses:
         images = sample(found)
-        for target in within_reach(policy, options.targets or between(policy, tokens)):
-            chosen[f"{name} (at {target:.4g})"] = policy.at(target, images)
+        for label, target in within_reach(policy, options.targets or between(policy, tokens), run):
+            chosen[f"{name} (at {label})"] = policy.at(target, images)
     else:
         chosen[name] = policy
     early = {
@@ -159,12 +204,24 @@ def between(policy: Learned, tokens: Sequence[int]) -> list[float]:
     return [(a + b) / 2 for a, b in itertools.pairwise(whole)] or whole
 
 
-def within_reach(policy: Learned, targets: Sequence[float]) -> list[float]:
-    """The targets that leave enough for the cheapest budget; where none does, choosing on top."""
-    least = policy.gflops + policy.costs.min()
-    return [x for x in targets if x >= least] or [
-        x + policy.gflops for x in targets if x >= policy.costs.min()
-    ]
+def within_reach(policy: Learned, targets: Sequence[float], run: str) -> list[tuple[str, float]]:
+    """(name, GFLOPs) of the targets that leave enough for the cheapest budget.
+
+    Where none does, choosing comes on top of them, and their names say so.
+    """
+    cheapest, least = policy.costs.min(), policy.gflops + policy.costs.min()
+    for target in targets:
+        if target < cheapest:
+            raise ValueError(
+                f"--targets={target:g}: the cheapest budget of {run} takes {cheapest:.4g} GFLOPs, "
+                f"choosing {policy.gflops:.4g} more"
+            )
+    reached = [x for x in targets if x >= least]
+    if not reached:
+        return [(f"{x:.4g} + choosing", x + policy.gflops) for x in targets]
+    for target in sorted(set(targets) - set(reached)):
+        print(f"{run}: takes {least:.4g} GFLOPs at least; not shown at {target:g}", file=sys.stderr)
+    return [(f"{x:.4g}", x) for x in reached]
 
 
 def sample(found: Labelled) -> list[np.ndarray]:

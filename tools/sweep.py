@@ -30,7 +30,13 @@ from adaperceiver_jax.evaluate.costs import measure, pairs
 from adaperceiver_jax.evaluate.outcomes import make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, weights_digest
-from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
+from adaperceiver_jax.tasks.labelled import (
+    Labelled,
+    add_labelled_arguments,
+    counts,
+    find_labelled,
+    on_all_devices,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -67,14 +73,14 @@ def sweep(options: argparse.Namespace) -> list[Point]:
     if not options.no_latency:
         run_costs(found, folder, options.repeats)
     costs = {} if options.no_latency else folder.costs()
-    device = jax.devices()[0].device_kind
-    return points(found.model.config, folder.outcomes(), costs, options.batch, device)
+    return points(found.model.config, folder.outcomes(), costs)
 
 
 def run_images(found: Labelled, folder: SweepFolder) -> None:
     """The outcomes of all batches that are not done."""
     done = folder.batches
-    batches = collect(found.model, found.params, found.batches(done), folder.grid)
+    params = on_all_devices(found.params)
+    batches = collect(found.model, params, found.batches(done), folder.grid)
     first = min(done * found.batch, len(found))
     with tqdm(total=len(found), initial=first, unit="image", ncols=80) as bar:
         for outcomes in batches:
@@ -84,7 +90,7 @@ def run_images(found: Labelled, folder: SweepFolder) -> None:
 
 def run_costs(found: Labelled, folder: SweepFolder, repeats: int) -> None:
     """What all sub-networks that were not measured take."""
-    images, _ = next(iter(found.batches()))
+    images = jax.device_get(next(iter(found.batches()))[0])  # measured on one device
     bar = tqdm(list(pairs(folder.grid)), unit="tokens x width", ncols=80)
     for num_tokens, width in bar:
         bar.set_postfix_str(f"t={num_tokens} w={width}")

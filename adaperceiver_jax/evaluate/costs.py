@@ -25,8 +25,12 @@ class Cost:
     depth: int
     latency_ms: float
     """The median."""
-    memory_mib: float
-    """What the compiled program needs of the device: weights, images, intermediate arrays."""
+    memory_mib: float | None
+    """What the compiled program needs of the device: all weights, images, intermediate arrays; the
+    same for every depth. None where the compiler does not say."""
+    batch: int
+    """Images a call."""
+    device: str
 
 
 def measure(
@@ -44,7 +48,8 @@ def measure(
     """
     program = compile_sub_network(model, params, images, num_tokens, width)
     memory = program.memory_analysis()
-    mib = 0.0
+    device = jax.devices()[0].device_kind
+    mib = None
     if memory is not None:
         taken = ("argument", "output", "temp")
         mib = sum(getattr(memory, f"{x}_size_in_bytes") for x in taken) / 2**20
@@ -57,7 +62,7 @@ def measure(
             if turn:  # the first is for warming up
                 seconds[l].append(time.perf_counter() - began)
     return [
-        Cost(num_tokens, width, l, 1e3 * statistics.median(values), mib)
+        Cost(num_tokens, width, l, 1e3 * statistics.median(values), mib, len(images), device)
         for l, values in seconds.items()
     ]
 

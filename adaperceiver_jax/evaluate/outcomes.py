@@ -81,11 +81,14 @@ Counts = tuple[int, ...]
 def passes(config: AdaPerceiverConfig, tokens: Sequence[int]) -> list[tuple[Counts, Counts]]:
     """How few passes give these token counts: (the mask's granularities, the counts) of each.
 
-    Under the block mask one pass over the largest trained count gives all trained ones; every
-    other count takes a pass of its own.
+    Under the block mask one pass over the largest trained count gives all trained ones. Every other
+    count takes a pass of its own, and so does each beyond `max_latent_tokens`, where RoPE's
+    frequencies follow the count (unless `rope_scale` fixes them).
     """
     trained = config.token_granularities
-    together = tuple(t for t in tokens if t in trained) if config.mask == "block" else ()
+    most = config.max_latent_tokens if config.rope_scale is None else max(tokens)
+    shared = config.mask == "block"
+    together = tuple(t for t in tokens if shared and t in trained and t <= most)
     found = [(blocks_of(together[-1], trained), together)] if together else []
     return found + [(blocks_of(t, trained), (t,)) for t in tokens if t not in together]
 

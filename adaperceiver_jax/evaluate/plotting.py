@@ -45,11 +45,11 @@ def finish(figure: Any, path: Path, handles: Sequence[Any] | None = None) -> Non
         plt.close(figure)
 
 
-def scale_costs(axes: Any, costs: Sequence[float]) -> None:
-    """A logarithmic x axis where costs differ by more than 5 x."""
+def scale_costs(axes: Any, costs: Sequence[float], most: float = 5) -> None:
+    """A logarithmic x axis where costs differ by more than `most` x."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    if max(costs) > 5 * min(costs) > 0:
+    if max(costs) > most * min(costs) > 0:
         axes.set_xscale("log")
         ticks = (1, 2, 5) if max(costs) > 10 * min(costs) else (1, 1.5, 2, 3, 4, 6, 8)
         axes.xaxis.set_major_locator(LogLocator(subs=ticks))

@@ -71,10 +71,8 @@ def points(
     config: AdaPerceiverConfig,
     outcomes: Outcomes,
     costs: Mapping[tuple[int, int, int], Cost] | None = None,
-    batch: int | None = None,
-    device: str = "",
 ) -> list[Point]:
-    """A point a sub-network, with what was measured of it on `device`, `batch` images a call."""
+    """A point a sub-network, with what was measured of it."""
     top1, top5 = (getattr(outcomes.scores, name).mean(-1) for name in ("right", "top5"))
     found = []
     for sub_network in outcomes.grid.sub_networks():
@@ -82,9 +80,9 @@ def points(
         cost = (costs or {}).get(sub_network)
         measured: dict[str, Any] = {}
         if cost is not None:
-            measured = dict(
-                latency_ms=cost.latency_ms, memory_mib=cost.memory_mib, batch=batch, device=device
-            )
+            measured = dataclasses.asdict(cost)
+            for axis in ("num_tokens", "width", "depth"):
+                del measured[axis]
         found.append(
             Point(
                 *sub_network,

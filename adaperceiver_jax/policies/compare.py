@@ -126,21 +126,26 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
-    """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket."""
+    """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket.
+
+    The oracle, far above all others, is a line of text.
+    """
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kind = row.policy.partition(" (")[0]
-        kind = {"Baseline": "one budget for all", "EE": "early exit", "Optimal": "oracle"}.get(
-            kind, kind + (", then early exit" if "tau=" in row.policy else "")
-        )
-        if "whole" not in row.policy:
-            kinds.setdefault(kind, []).append(row)
+        names = {"Baseline": "one budget for all", "EE": "early exit", "Best fixed": "best fixed"}
+        kind = names.get(kind, kind + (", then early exit" if "tau=" in row.policy else ""))
+        kinds.setdefault(kind, []).append(row)
+    oracles = kinds.pop("Optimal", [])
     figure, (axes,) = start("GFLOPs an image, on average", "top-1 accuracy (%)", title, width=9.5)
     for i, (kind, found) in enumerate(kinds.items()):
         found = sorted(found, key=lambda row: row.gflops)
         x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
+        lone = kind == "early exit" or len(found) == 1
         look: dict[str, Any] = dict(color=f"C{i % 10}", marker=MARKS[i % len(MARKS)], alpha=0.85)
-        lone = kind in ("early exit", "oracle") or len(found) == 1
         axes.plot(x, y, label=kind, ls="" if lone else "-", ms=6, lw=1.2, **look)
-    scale_costs(axes, [row.gflops for row in rows])
+    if oracles:
+        text = f"oracle: {100 * oracles[0].accuracy:.1f}% at {oracles[0].gflops:.4g} GFLOPs"
+        axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", fontsize=9)
+    scale_costs(axes, [row.gflops for found in kinds.values() for row in found] or [1.0], 2)
     finish(figure, path)

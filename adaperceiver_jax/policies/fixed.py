@@ -40,6 +40,8 @@ class EarlyExit(Policy):
 
     def __init__(self, tau: float, policy: Policy) -> None:
         """policy: whose tokens and widths it takes, and whose depth is the most it runs."""
+        if not isinstance(policy, Policy):
+            raise ValueError(f"policy={policy!r}: must be a Policy; tau comes first")
         if not 0 <= tau <= 1:
             raise ValueError(f"tau={tau}: must be a probability, 0 to 1")
         self.tau = tau

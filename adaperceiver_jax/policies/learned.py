@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -91,15 +90,22 @@ class Learned(Policy):
         )
         return add_up(self.grid, *(np.asarray(x) for x in out)).reshape(len(out[0]), -1)
 
-    def at(self, gflops: float, images: Iterable[ArrayLike]) -> Learned:
+    def at(self, gflops: float, images: Any) -> Learned:
         """The same policy at the price where these images take `gflops` each on average, choosing
-        included. They need no labels; a few thousand like those to be served are enough."""
+        included.
+
+        images: (B, H, W, C), or several such batches. They need no labels; a few thousand like
+        those to be served are enough.
+        """
+        batches = [images] if hasattr(images, "shape") else list(images)
+        if not batches:
+            raise ValueError("images=[]: a price is found on images; give some")
         if not self.predicts_losses:
             raise ValueError(
                 f"gflops={gflops}: this policy has one trade-off (predicts_losses=False); learn "
                 "one with config.policy.learner=regress to choose another"
             )
-        scores = np.concatenate([self.scores(batch) for batch in images])
+        scores = np.concatenate([self.scores(batch) for batch in batches])
         policy = Learned(
             self.model,
             self.params,

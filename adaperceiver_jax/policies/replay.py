@@ -30,13 +30,13 @@ def replay(
     budgets: Budgets,
     outcomes: Outcomes,
     *,
-    batch_size: int = 64,
+    batch_size: int = 1,
     attention: str = "cut",
 ) -> Replayed:
     """What these budgets give the images of the outcomes, in their order.
 
-    batch_size: over which what a batch shares is spread. ValueError for budgets that the outcomes
-    do not hold; early exits need those of every depth.
+    batch_size: over which what a batch shares is spread; 1 is what `ap.flops` counts. ValueError
+    for budgets that the outcomes do not hold; early exits need those of every depth.
     """
     if len(budgets) != len(outcomes):
         raise ValueError(f"budgets: {len(budgets)} for the outcomes of {len(outcomes)} images")

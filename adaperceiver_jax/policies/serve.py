@@ -71,6 +71,8 @@ class Server:
             raise ValueError("num_classes=None: serving needs a model with class logits")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: must be an integer, at least 1")
+        if not isinstance(policy, Policy):
+            raise ValueError(f"policy={policy!r}: must be a Policy, ap.policies.Baseline say")
         if batch_sizes is None:
             batch_sizes = [-(-batch_size * k // SIZES) for k in range(1, SIZES)]
         if any(not 1 <= size <= batch_size for size in batch_sizes):

@@ -102,7 +102,7 @@ class Labelled:
         prepare = prepared(self.config, INPUTS, self.model.config.num_classes)
         data = self.config.data
         loading = Loading(data.threads, data.workers, data.prefetch)
-        place = NamedSharding(Mesh(np.array(jax.local_devices()), "batch"), P("batch"))
+        place = NamedSharding(_mesh(), P("batch"))
         found = evaluation_batches(rest, self.batch, loading, prepare.evaluate)
         try:
             for sample in found:
@@ -118,6 +118,16 @@ class Labelled:
         settings = self.config.images
         mean, std = (np.array(x, np.float32) for x in (settings.mean, settings.std))
         return _look_up((values - mean) / std, images)
+
+
+def on_all_devices(params: Any) -> Any:
+    """Parameters as programs on `Labelled.batches` need them: a copy on each of this process's
+    devices."""
+    return jax.device_put(jax.device_get(params), NamedSharding(_mesh(), P()))
+
+
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), "batch")
 
 
 @jax.jit

@@ -40,11 +40,20 @@ def test_each_point_is_the_accuracy_of_its_sub_network(swept):
     assert kinds == {4: "trained", 6: "interpolated", 16: "trained"}
 
 
-@pytest.mark.parametrize("mask", ["block", "causal", "none"])
-def test_scores_are_those_of_separate_calls(mask):
+@pytest.mark.parametrize(
+    ("mask", "most", "rope_scale", "count"),
+    [
+        ("block", 9, None, 3),
+        ("causal", 9, None, 4),
+        ("none", 9, None, 4),
+        ("block", 5, None, 4),  # 9 is trained, but beyond the maximum its positions are divided
+        ("block", 5, 1.0, 3),
+    ],
+)
+def test_scores_are_those_of_separate_calls(mask, most, rope_scale, count):
     model, params = model_and_params(
-        3, token_granularities=(2, 5, 9), max_latent_tokens=9, num_classes=7, output_feat_dim=None,
-        depth=3, block_mask=mask,
+        3, token_granularities=(2, 5, 9), max_latent_tokens=most, num_classes=7, depth=3,
+        output_feat_dim=None, block_mask=mask, rope_scale=rope_scale,
     )  # fmt: skip
     images, labels = random_images(model.config, batch=4), np.array([0, 3, 6, 2])
     grid = Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
@@ -58,7 +67,7 @@ def test_scores_are_those_of_separate_calls(mask):
         np.testing.assert_array_equal(found.top5[k, j, i], top5)
         np.testing.assert_allclose(found.confidence[k, j, i], confidence, rtol=1e-5)
         np.testing.assert_allclose(found.loss[k, j, i], loss, rtol=1e-4, atol=1e-5)
-    assert len(passes(model.config, grid.tokens)) == (3 if mask == "block" else 4)
+    assert len(passes(model.config, grid.tokens)) == count
 
 
 def test_scores_are_their_definitions():
@@ -121,15 +130,16 @@ def test_a_folder_gives_back_what_was_put_in(swept, tmp_path):
     again = SweepFolder(tmp_path / "s", about)
     assert again.batches == 1
     again.add(second)
-    costs = [Cost(4, 8, l, float(l), 2.0) for l in (1, 2, 3)]
+    costs = [Cost(4, 8, l, float(l), 2.0, 16, "a cpu") for l in (1, 2, 3)]
     again.add_costs(4, 8, costs)
     assert again.has_costs(4, 8)
     assert not again.has_costs(4, 24)
     opened = SweepFolder(tmp_path / "s")
     assert len(opened.outcomes()) == 24
     assert points(model.config, opened.outcomes()) == found
-    measured = points(model.config, opened.outcomes(), opened.costs(), 16, "a cpu")
+    measured = points(model.config, opened.outcomes(), opened.costs())
     assert [p.latency_ms for p in measured[:4]] == [1.0, 2.0, 3.0, None]
+    assert [p.batch for p in measured[:4]] == [16, 16, 16, None]
     assert [p.device for p in measured[:4]] == ["a cpu"] * 3 + [""]
 
 
@@ -157,5 +167,7 @@ def test_every_depth_is_measured_by_one_program_that_gives_what_the_model_gives(
     costs = measure(model, params, images[:4], 6, 8, (1, 3), repeats=2)
     assert [(c.num_tokens, c.width, c.depth) for c in costs] == [(6, 8, 1), (6, 8, 3)]
     assert all(c.latency_ms > 0 for c in costs)
-    weights = sum(x.size * 4 for x in jax.tree.leaves(params)) / 2**20
-    assert all(c.memory_mib > weights for c in costs)
+    assert {(c.batch, c.device) for c in costs} == {(4, "cpu")}
+    given = sum(x.size * 4 for x in jax.tree.leaves((params, images[:4])))
+    latents = 4 * 4 * 6 * model.config.embed_dim  # of 4 images, in float32, beside what was given
+    assert all(c.memory_mib > (given + latents) / 2**20 for c in costs)

@@ -61,6 +61,10 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     names = list(rows)
     assert names[:4] == [f"Baseline (t={t})" for t in (2, 4, 8, 16)]
     assert names[4:8] == [f"EE (t={t}, tau=0.5)" for t in (2, 4, 8, 16)]
+    fixed = [name for name in names if name.startswith("Best fixed (")]
+    assert 1 <= len(fixed) <= 4
+    assert names[8 : 8 + len(fixed)] == fixed
+    del names[8 : 8 + len(fixed)]
     assert names[8:10] == ["drawn", "drawn (tau=0.5)"]
     assert all(name.startswith("told (at ") for name in names[10:-2])
     assert len(names[10:-2]) >= 2
@@ -71,13 +75,16 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
         row = rows[f"Baseline (t={t})"]
         right = outcomes.scores.right[outcomes.index(t, 24, 3)]
         assert float(row["accuracy"]) == pytest.approx(right.mean())
-        cost = ap.flops(model.config, t, batch_size=64).total / 1e9
+        cost = ap.flops(model.config, t).total / 1e9
         assert float(row["gflops"]) == pytest.approx(cost, rel=1e-6)
     assert all(float(row["ms"]) > 0 and row["images"] == "20" for row in rows.values())
     best = max(float(row["accuracy"]) for row in rows.values())
     assert float(rows["Optimal"]["accuracy"]) == best
-    assert float(rows["drawn"]["choosing_gflops"]) > 0
-    for name in names:
+    drawn, cheapest = rows["drawn"], rows["Baseline (t=2)"]
+    assert float(drawn["choosing_gflops"]) > 0
+    whole = float(drawn["gflops"]) - float(drawn["choosing_gflops"])
+    assert float(cheapest["gflops"]) <= whole <= float(rows["Baseline (t=16)"]["gflops"])
+    for name in rows:
         assert f"| {name} |" in text
     pixels = np.asarray(Image.open(figure).convert("RGB"))
     assert pixels.shape[1] > 1000
@@ -111,7 +118,13 @@ def test_a_learned_policy_comes_back_as_it_was_learned(place):
         (("--taus", "x"), "must read like 0.9,0.95"),
         (("--set", "data.validation_count=12"), "of another"),
         (("--learned", "{place}/tiny"), "tiny: not a run's folder"),
-        (("--learned", "{place}/told", "--targets", "1e-9"), "are left for the model"),
+        (
+            ("--learned", "{place}/told", "--targets", "1e-9"),
+            "--targets=1e-09: the cheapest",
+        ),
+        (("--learned", "{place}/told", "--learned", "{place}/told"), "another run is named told"),
+        (("--dtype", "bfloat16"), "of another dtype"),
+        (("--tokens", "3"), r"Baseline \(t=3\): num_tokens=3: these outcomes hold"),
         (("--outcomes", "{place}/tiny"), "holds no sweep"),
         (("--timed", "0"), "--timed=0"),
     ],
