@@ -142,7 +142,9 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
         found = sorted(found, key=lambda row: row.gflops)
         x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
         lone = kind == "early exit" or len(found) == 1
-        look: dict[str, Any] = dict(color=f"C{i % 10}", marker=MARKS[i % len(MARKS)], alpha=0.85)
+        look: dict[str, Any] = dict(
+            color=f"C{(i - 1) % 10}" if i else "black", marker=MARKS[i % len(MARKS)], alpha=0.85
+        )
         axes.plot(x, y, label=kind, ls="" if lone else "-", ms=6, lw=1.2, **look)
     if oracles:
         text = f"oracle: {100 * oracles[0].accuracy:.1f}% at {oracles[0].gflops:.4g} GFLOPs"
