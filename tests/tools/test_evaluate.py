@@ -104,7 +104,7 @@ def test_refusals(runs, refused, name, options, message):
 
 
 def test_without_the_mask_and_with_too_few_points_for_a_figure(runs, tmp_path, said):
-    options = ["--tokens", "3", "--depths", "2", "--set", "model.block_mask=none"]
+    options = ["--tokens", "3", "--widths", "12", "--depths", "2", "--set", "model.block_mask=none"]
     said(tool, runs / "ade20k", *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
     found = lines(tmp_path / "a.csv")
     assert {(row["tokens_are"], row["mask"]) for row in found} == {("interpolated", "none")}
