@@ -44,10 +44,10 @@ def test_each_point_is_the_accuracy_of_its_sub_network(swept):
     ("mask", "most", "rope_scale", "count"),
     [
         ("block", 9, None, 3),
-        ("causal", 9, None, 4),
-        ("none", 9, None, 4),
+        pytest.param("causal", 9, None, 4, marks=pytest.mark.slow),
+        pytest.param("none", 9, None, 4, marks=pytest.mark.slow),
         ("block", 5, None, 4),  # 9 is trained, but beyond the maximum its positions are divided
-        ("block", 5, 1.0, 3),
+        pytest.param("block", 5, 1.0, 3, marks=pytest.mark.slow),
     ],
 )
 def test_scores_are_those_of_separate_calls(mask, most, rope_scale, count):

@@ -86,6 +86,7 @@ def test_the_loss_by_bands_is_the_whole_maps_cross_entropy_over_all_granularitie
     np.testing.assert_allclose(metrics["loss"], each.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_whatever_is_labelled_in_each():
     task, batch = segment(), make_batch()
     params = random_params(task.model)

@@ -57,6 +57,7 @@ def test_a_float32_teacher_is_left_as_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_no_gradient_reaches_it_and_its_backward_is_not_computed():
     task, _ = distill("float32")
     images = jnp.asarray(random_images(MODEL.config))
