@@ -291,8 +291,7 @@ class AdaPerceiver(nn.Module):
 
         visible: bool, broadcasts to (..., R, N), which latents each readout sees.
         """
-        scores, source = self.write_head.scores(folded, z)
-        written = self.write_head.write_one(self._class_token(), scores, source, visible, train)
+        written = self.write_head.write_one(self._class_token(), folded, z, visible, train)
         logits = self.output_adapter(written, train)
         return logits if visible is not None else logits[..., 0, :]
 

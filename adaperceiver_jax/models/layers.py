@@ -60,14 +60,20 @@ class LayerNorm(nn.Module):
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (self.features,))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    def setup(self) -> None:
+        self.scale = self.param("scale", nn.initializers.ones, (self.features,))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x (..., D) -> mean and 1 / deviation, (..., 1) in float32."""
         x = x.astype(jnp.float32)
-        x = x - x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(x).mean(axis=-1, keepdims=True)
-        return (x * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+        mean = x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
+        return mean, jax.lax.rsqrt(variance + self.epsilon)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean, factor = self.statistics(x)
+        return ((x - mean) * factor * self.scale + self.bias).astype(self.dtype)
 
 
 class LayerScale(nn.Module):

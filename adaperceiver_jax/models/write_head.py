@@ -22,12 +22,22 @@ from adaperceiver_jax.models.rope import Rope, unrotate
 
 @struct.dataclass
 class FoldedQuery:
-    """One output token's query, folded through the key projection."""
+    """One output token's query and the latents' norm, folded through key and value projections.
+
+    With the mean and the inverse deviation of a latent, a score of head h is
+    (z[n] . keys[n, h] - mean[n] sums[n, h]) / deviation[n] + offset[n, h].
+    """
 
     keys: jax.Array
-    """(H, N, D): the score of latent n for head h is keys[h, n] . src_norm(z[n]) + offset[h, n]."""
+    """(N, H, D)"""
+    sums: jax.Array
+    """(N, H), of keys over D"""
     offset: jax.Array
-    """(H, N)"""
+    """(N, H)"""
+    values: jax.Array
+    """(H, D, d), of normalised latents before the norm's scale and bias"""
+    value_offset: jax.Array
+    """(H, d)"""
 
 
 class WriteHead(CrossAttentionHead):
@@ -58,49 +68,54 @@ class WriteHead(CrossAttentionHead):
 
     def fold(self, output: jax.Array, rope: Rope) -> FoldedQuery:
         """Folds the query of the one output token (D,) for N latents."""
-        attention = self.cattn
+        attention, norm = self.cattn, self.src_norm
         q = attention.queries(self.snk_norm(output))  # (H, d)
         q = q.astype(jnp.float32) * q.shape[-1] ** -0.5
-        num_tokens = rope.cos.shape[0]
-        turned = unrotate(jnp.broadcast_to(q, (num_tokens, *q.shape)), rope)  # (N, H, d)
+        turned = unrotate(jnp.broadcast_to(q, (len(rope.cos), *q.shape)), rope)  # (N, H, d)
         kernel = attention.heads(attention.k.kernel)  # (D, H, d)
-        keys = jnp.einsum("nhd,chd->hnc", turned.astype(self.dtype), kernel.astype(self.dtype))
-        if attention.k.bias is None:
-            return FoldedQuery(keys, jnp.zeros(keys.shape[:2]))
-        bias = attention.heads(attention.k.bias)
-        return FoldedQuery(keys, jnp.einsum("nhd,hd->hn", turned, bias))
-
-    def scores(self, folded: FoldedQuery, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents (..., N, D) -> scores (..., H, N) in float32, and the normalised latents."""
-        source = self.src_norm(z)
-        scores = jnp.einsum(
-            "...nc,hnc->...hn", source, folded.keys, preferred_element_type=jnp.float32
-        )
-        return scores + folded.offset, source
+        keys = jnp.einsum("nhd,chd->nhc", turned.astype(self.dtype), kernel.astype(self.dtype))
+        offset = jnp.einsum("nhc,c->nh", keys, norm.bias)
+        if attention.k.bias is not None:
+            offset += jnp.einsum("nhd,hd->nh", turned, attention.heads(attention.k.bias))
+        keys = (keys * norm.scale).astype(self.dtype)
+        kernel = attention.heads(attention.v.kernel).swapaxes(0, 1)  # (H, D, d)
+        value_offset = jnp.einsum("hcd,c->hd", kernel, norm.bias)
+        if attention.v.bias is not None:
+            value_offset += attention.heads(attention.v.bias)
+        values = (kernel * norm.scale[:, None]).astype(self.dtype)
+        sums = keys.astype(jnp.float32).sum(axis=-1)
+        return FoldedQuery(keys, sums, offset, values, value_offset)
 
     def write_one(
         self,
         output: jax.Array,
-        scores: jax.Array,
-        source: jax.Array,
+        folded: FoldedQuery,
+        z: jax.Array,
         visible: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Writes the one output token (D,) R times: scores (..., H, N), source (..., N, D).
+        """Writes the one output token (D,) R times from latents z (..., N, D).
 
         visible: bool, broadcasts to (..., R, N), which latents each readout sees; None is one
         readout of all. -> (..., R, D).
         """
         attention = self.cattn
-        scores = scores[..., None, :, :]
+        mean, factor = self.src_norm.statistics(z)  # (..., N, 1)
+        z = z.astype(self.dtype)
+        float32 = {"preferred_element_type": jnp.float32}
+        scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, **float32)
+        scores = jnp.moveaxis(scores, 0, -2)  # (..., N, H)
+        scores = (scores - mean * folded.sums) * factor + folded.offset
+        scores = scores.swapaxes(-1, -2)[..., None, :, :]  # (..., 1, H, N)
         weights = softmax(scores, None if visible is None else visible[..., None, :])
         key = attention.weight_key(train)
         if key is not None:
             weights = drop_weights(weights, attention.attn_drop, key)
-        pooled = jnp.einsum("...rhn,...nc->...rhc", weights.astype(self.dtype), source)
-        kernel = attention.heads(attention.v.kernel)  # (D, H, d)
-        values = jnp.einsum("...rhc,chd->...rhd", pooled, kernel.astype(self.dtype))
-        if attention.v.bias is not None:
-            total = weights.sum(axis=-1, keepdims=True)  # 1, but under dropout
-            values = values + (total * attention.heads(attention.v.bias)).astype(self.dtype)
+        scaled = (weights * factor[..., None, None, :, 0]).astype(self.dtype)
+        pooled = jnp.einsum("...rhn,...nc->...rhc", scaled, z, **float32)
+        pooled -= jnp.einsum("...rhn,...nc->...rhc", scaled, mean, **float32)
+        values = jnp.einsum("...rhc,hcd->h...rd", pooled.astype(self.dtype), folded.values)
+        values = jnp.moveaxis(values, 0, -2)  # (..., R, H, d)
+        total = weights.sum(axis=-1, keepdims=True)  # 1, but under dropout
+        values = values + (total * folded.value_offset).astype(self.dtype)
         return output + attention.project(values, train)

@@ -45,36 +45,43 @@ def run_segment(model, num_tokens, width, params, latents, folded, first, least,
     run = model.make_run(num_tokens, config.hidden_units(width))
     block = Block(config, model.dtype, model.attention)
 
+    def here(left_at):
+        return (left_at == 0) & (ceiling > 0)
+
     def running(state):
-        return ((state.left_at == 0) & (ceiling > 0)).sum() > least
+        return here(state.left_at).sum() > least
 
-    def run_block(state):
-        z, _ = apply_block(block, params["blocks"], state.depth, state.latents, run)
-        depth = state.depth + 1
-        here = (state.left_at == 0) & (ceiling > 0)
-        must = here & (depth >= ceiling)
+    def to_next_test(state):
+        """Blocks, up to a depth where some image is tested."""
 
-        def test(logits, left_at, tests):
-            now = model.apply({"params": params}, z, folded, method="write_logits")
-            leaves = must | (here & (jax.nn.softmax(now).max(axis=-1) >= tau))
-            return (
-                jnp.where(leaves[:, None], now, logits),
-                jnp.where(leaves, depth, left_at),
-                tests + 1,
-            )
+        def untested(carry):
+            _, depth = carry
+            may_leave = here(state.left_at) & ((depth >= ceiling) | (tau <= 1))
+            return (depth == state.depth) | ~may_leave.any()
 
-        logits, left_at, tests = jax.lax.cond(
-            (must | (here & (tau <= 1))).any(),
-            test,
-            lambda *same: same,
-            *(state.logits, state.left_at, state.tests),
+        def run_block(carry):
+            z, depth = carry
+            return apply_block(block, params["blocks"], depth, z, run)[0], depth + 1
+
+        return jax.lax.while_loop(untested, run_block, (state.latents, state.depth))
+
+    def step(state):
+        z, depth = to_next_test(state)
+        now = model.apply({"params": params}, z, folded, method="write_logits")
+        sure = jax.nn.softmax(now).max(axis=-1) >= tau
+        leaves = here(state.left_at) & (sure | (depth >= ceiling))
+        return Segment(
+            z,
+            jnp.where(leaves[:, None], now, state.logits),
+            jnp.where(leaves, depth, state.left_at),
+            depth,
+            state.tests + 1,
         )
-        return Segment(z, logits, left_at, depth, tests)
 
     batch = len(latents)
     return jax.lax.while_loop(
         running,
-        run_block,
+        step,
         Segment(
             latents,
             jnp.zeros((batch, config.num_classes), jnp.float32),

@@ -115,8 +115,7 @@ def test_a_folded_write_equals_an_unfolded_one(seed, bias):
         return head(outputs, head.queries(outputs), k, v, visible)
 
     def folded(head, visible):
-        scores, source = head.scores(head.fold(output, rope), z)
-        return head.write_one(output, scores, source, visible)
+        return head.write_one(output, head.fold(output, rope), z, visible)
 
     shapes = jax.eval_shape(lambda key: head.init(key, None, method=plain), jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
