@@ -64,16 +64,26 @@ class LayerNorm(nn.Module):
         self.scale = self.param("scale", nn.initializers.ones, (self.features,))
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
-    def statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """x (..., D) -> mean and 1 / deviation, (..., 1) in float32."""
-        x = x.astype(jnp.float32)
-        mean = x.mean(axis=-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(axis=-1, keepdims=True)
-        return mean, jax.lax.rsqrt(variance + self.epsilon)
-
     def __call__(self, x: jax.Array) -> jax.Array:
-        mean, factor = self.statistics(x)
-        return ((x - mean) * factor * self.scale + self.bias).astype(self.dtype)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return (centred * self.inverse_deviation(x) * self.scale + self.bias).astype(self.dtype)
+
+    def inverse_deviation(self, x: jax.Array) -> jax.Array:
+        """x (..., D) -> (..., 1) in float32."""
+        x = x.astype(jnp.float32)
+        variance = jnp.square(x - x.mean(axis=-1, keepdims=True)).mean(axis=-1, keepdims=True)
+        return jax.lax.rsqrt(variance + self.epsilon)
+
+    def fold(self, kernel: jax.Array, axis: int) -> jax.Array:
+        """A linear map of the norm's outputs, along `axis` of kernel, as one of its inputs.
+
+        norm(x) @ kernel = x @ fold(kernel) * inverse_deviation(x) + bias @ kernel.
+        """
+        shape = [1] * kernel.ndim
+        shape[axis] = self.features
+        kernel = kernel.astype(jnp.float32) * self.scale.reshape(shape)
+        return (kernel - kernel.mean(axis, keepdims=True)).astype(self.dtype)
 
 
 class LayerScale(nn.Module):

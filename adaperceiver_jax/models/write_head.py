@@ -5,9 +5,9 @@ depth out of one pass; two forms keep that nearly free:
 
 - many output tokens (dense): keys and values are made once for all granularities;
 - one output token: its query is a parameter, the same for every sample, so the query, the
-  rotation of a key's position and the key projection fold into one vector per head and latent,
-  and the value projection waits until after the weighted mean. Per sample a readout then costs
-  4 N H D instead of 4 N D^2 operations.
+  rotation of a key's position, the key projection and what is linear of the latents' norm fold
+  into one vector per head and latent, and the value projection waits until after the weighted
+  mean. Per sample a readout then costs 4 N H D instead of 4 N D^2 operations.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from adaperceiver_jax.models.rope import Rope, unrotate
 class FoldedQuery:
     """One output token's query and the latents' norm, folded through key and value projections.
 
-    With the mean and the inverse deviation of a latent, a score of head h is
-    (z[n] . keys[n, h] - mean[n] sums[n, h]) / deviation[n] + offset[n, h].
+    A norm's mean, scale and bias are linear, so they fold too; of it only the division by the
+    deviation is left for each latent: the score of latent n for head h is
+    z[n] . keys[n, h] / deviation(z[n]) + offset[n, h].
     """
 
     keys: jax.Array
     """(N, H, D)"""
-    sums: jax.Array
-    """(N, H), of keys over D"""
     offset: jax.Array
     """(N, H)"""
     values: jax.Array
-    """(H, D, d), of normalised latents before the norm's scale and bias"""
+    """(H, D, d)"""
     value_offset: jax.Array
     """(H, d)"""
 
@@ -73,18 +72,22 @@ class WriteHead(CrossAttentionHead):
         q = q.astype(jnp.float32) * q.shape[-1] ** -0.5
         turned = unrotate(jnp.broadcast_to(q, (len(rope.cos), *q.shape)), rope)  # (N, H, d)
         kernel = attention.heads(attention.k.kernel)  # (D, H, d)
-        keys = jnp.einsum("nhd,chd->nhc", turned.astype(self.dtype), kernel.astype(self.dtype))
+        keys = jnp.einsum(
+            "nhd,chd->nhc",
+            turned.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
         offset = jnp.einsum("nhc,c->nh", keys, norm.bias)
         if attention.k.bias is not None:
             offset += jnp.einsum("nhd,hd->nh", turned, attention.heads(attention.k.bias))
-        keys = (keys * norm.scale).astype(self.dtype)
+        keys = norm.fold(keys, axis=-1)
         kernel = attention.heads(attention.v.kernel).swapaxes(0, 1)  # (H, D, d)
         value_offset = jnp.einsum("hcd,c->hd", kernel, norm.bias)
         if attention.v.bias is not None:
             value_offset += attention.heads(attention.v.bias)
-        values = (kernel * norm.scale[:, None]).astype(self.dtype)
-        sums = keys.astype(jnp.float32).sum(axis=-1)
-        return FoldedQuery(keys, sums, offset, values, value_offset)
+        values = norm.fold(kernel, axis=1)
+        return FoldedQuery(keys, offset, values, value_offset)
 
     def write_one(
         self,
@@ -100,22 +103,19 @@ class WriteHead(CrossAttentionHead):
         readout of all. -> (..., R, D).
         """
         attention = self.cattn
-        mean, factor = self.src_norm.statistics(z)  # (..., N, 1)
+        factor = self.src_norm.inverse_deviation(z)  # (..., N, 1)
         z = z.astype(self.dtype)
-        float32 = {"preferred_element_type": jnp.float32}
-        scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, **float32)
-        scores = jnp.moveaxis(scores, 0, -2)  # (..., N, H)
-        scores = (scores - mean * folded.sums) * factor + folded.offset
+        # The latents come first in products, so that CPUs copy whole rows of them, if at all.
+        scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, preferred_element_type=jnp.float32)
+        scores = jnp.moveaxis(scores, 0, -2) * factor + folded.offset  # (..., N, H)
         scores = scores.swapaxes(-1, -2)[..., None, :, :]  # (..., 1, H, N)
         weights = softmax(scores, None if visible is None else visible[..., None, :])
         key = attention.weight_key(train)
         if key is not None:
             weights = drop_weights(weights, attention.attn_drop, key)
         scaled = (weights * factor[..., None, None, :, 0]).astype(self.dtype)
-        pooled = jnp.einsum("...rhn,...nc->...rhc", scaled, z, **float32)
-        pooled -= jnp.einsum("...rhn,...nc->...rhc", scaled, mean, **float32)
-        values = jnp.einsum("...rhc,hcd->h...rd", pooled.astype(self.dtype), folded.values)
-        values = jnp.moveaxis(values, 0, -2)  # (..., R, H, d)
+        pooled = jnp.einsum("...rhn,...nc->...rhc", scaled, z)
+        values = jnp.einsum("...rhc,hcd->h...rd", pooled, folded.values)
         total = weights.sum(axis=-1, keepdims=True)  # 1, but under dropout
-        values = values + (total * folded.value_offset).astype(self.dtype)
+        values = jnp.moveaxis(values, 0, -2) + (total * folded.value_offset).astype(self.dtype)
         return output + attention.project(values, train)

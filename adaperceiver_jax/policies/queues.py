@@ -25,8 +25,8 @@ class Waiting(NamedTuple):
 class Queue:
     """First in, first out, `capacity` images at most.
 
-    States that come to an empty queue stay in the array they came in; only when others join them
-    are all of them written into one of `capacity` rows.
+    States that come to an empty queue stay in the array they came in; when others join them it
+    grows to `capacity` rows, and theirs are written into free ones.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -45,22 +45,13 @@ class Queue:
             self.states, self.rows = states, collections.deque(rows)
         else:
             if _rows(self.states) < self.capacity:
-                held, old = self.states, list(self.rows)
-                self.states = jax.tree.map(
-                    lambda x: jnp.zeros((self.capacity, *x.shape[1:]), x.dtype), held
-                )
-                self.rows.clear()
-                self._write(held, old)
-            self._write(states, rows)
+                self.states = _grow(self.states, self.capacity)
+            free = [row for row in range(self.capacity) if row not in self.rows][: len(rows)]
+            places = np.full(_rows(states), self.capacity)  # beyond the end: not written
+            places[rows] = free
+            self.states = _put(self.states, states, places)
+            self.rows.extend(free)
         self.waiting.extend(waiting)
-
-    def _write(self, states: Any, rows: list[int]) -> None:
-        """Copies rows of states to free rows of the queue's own."""
-        free = [row for row in range(self.capacity) if row not in self.rows][: len(rows)]
-        places = np.full(_rows(states), self.capacity)  # beyond the end: not written
-        places[rows] = free
-        self.states = _put(self.states, states, places)
-        self.rows.extend(free)
 
     def take(self, count: int, size: int) -> tuple[Any, list[Waiting]]:
         """The `count` first images, and their states, arrays (size, ...), the last repeated."""
@@ -71,6 +62,13 @@ class Queue:
 
 def _rows(states: Any) -> int:
     return len(jax.tree.leaves(states)[0])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(states, capacity):
+    return jax.tree.map(
+        lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype).at[: len(x)].set(x), states
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)

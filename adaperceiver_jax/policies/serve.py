@@ -112,7 +112,9 @@ class _Call:
         server, count = self.server, len(images)
         self.image_size = images.shape[1:3]
         size = next(s for s in server.batch_sizes if s >= count)
-        padded = images[np.minimum(np.arange(size), count - 1)]
+        padded = images
+        if size > count:
+            padded = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
         embedded = embed(server.model, server.params, padded)
         self.computed += size * (self._costs(1, 1).embed + server.policy.gflops * 1e9)
         budgets = server.policy.choose(padded, embedded)  # of few sizes: compiled once each

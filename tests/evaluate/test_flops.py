@@ -140,7 +140,7 @@ def test_all_exit_tests_of_the_papers_model_cost_under_2_percent_of_its_forward(
 
 @pytest.mark.parametrize("config", [PAPER, PAPER.replace(use_output_ffn=True)])
 def test_the_products_of_one_exit_test_within_2_percent_of_xla(config):
-    """Beside products it takes means and deviations, some 4 N D operations that XLA counts too."""
+    """Beside products it takes deviations, some 4 N D operations that XLA counts too."""
     model, batch, n = ap.AdaPerceiver(config), 4, 64
     z = jax.ShapeDtypeStruct((batch, n, config.embed_dim), jnp.float32)
     shapes = ap.param_shapes(model)
@@ -151,9 +151,9 @@ def test_the_products_of_one_exit_test_within_2_percent_of_xla(config):
         program = jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))
         return program.lower(shapes, *arguments).cost_analysis()["flops"] / batch
 
-    statistics = per_image(lambda module, z: module.write_head.src_norm.statistics(z), z)
-    assert 0 < statistics < 5 * n * config.embed_dim
-    products = per_image("write_logits", z, folded) - statistics
+    deviations = per_image(lambda m, z: m.write_head.src_norm.inverse_deviation(z), z)
+    assert 0 < deviations < 5 * n * config.embed_dim
+    products = per_image("write_logits", z, folded) - deviations
     assert exit_test_flops(config, n) == pytest.approx(products, rel=0.02)
 
 
