@@ -78,7 +78,8 @@ class LayerNorm(nn.Module):
     def fold(self, kernel: jax.Array, axis: int) -> jax.Array:
         """A linear map of the norm's outputs, along `axis` of kernel, as one of its inputs.
 
-        norm(x) @ kernel = x @ fold(kernel) * inverse_deviation(x) + bias @ kernel.
+        norm(x) @ kernel = x @ fold(kernel) * inverse_deviation(x) + bias @ kernel. The mean of x
+        cancels as far as x and fold(kernel) are exact: centre x first where they are rounded.
         """
         shape = [1] * kernel.ndim
         shape[axis] = self.features

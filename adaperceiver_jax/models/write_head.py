@@ -104,8 +104,11 @@ class WriteHead(CrossAttentionHead):
         """
         attention = self.cattn
         factor = self.src_norm.inverse_deviation(z)  # (..., N, 1)
+        if jnp.finfo(self.dtype).bits < 32:  # the folds cancel a mean, but not its rounding
+            z = z.astype(jnp.float32)
+            z = z - z.mean(axis=-1, keepdims=True)
         z = z.astype(self.dtype)
-        # The latents come first in products, so that CPUs copy whole rows of them, if at all.
+        # z is the left factor: of the right one, XLA on CPUs makes a copy, channel by channel.
         scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, preferred_element_type=jnp.float32)
         scores = jnp.moveaxis(scores, 0, -2) * factor + folded.offset  # (..., N, H)
         scores = scores.swapaxes(-1, -2)[..., None, :, :]  # (..., 1, H, N)

@@ -117,6 +117,8 @@ class _Call:
             padded = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
         embedded = embed(server.model, server.params, padded)
         self.computed += size * (self._costs(1, 1).embed + server.policy.gflops * 1e9)
+        padded = padded.view()
+        padded.flags.writeable = False  # they may be the caller's own
         budgets = server.policy.choose(padded, embedded)  # of few sizes: compiled once each
         _check_budgets(budgets, self.admitted, size, server.model)
         budgets = budgets.first(count)
