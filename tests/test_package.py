@@ -101,6 +101,7 @@ def test_the_costs_are_printed_and_what_is_not_there_refused():
     assert re.search(r"^ +8 +416 +1 +\d+\.\d +\d+\.\d +\d+\.\d$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
     small = (
         "runlocal,length=2 steps,batch_size=8,data.train_count=16,data.validation_count=16,"

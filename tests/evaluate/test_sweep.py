@@ -43,7 +43,7 @@ def test_each_point_is_the_accuracy_of_its_sub_network(swept):
 @pytest.mark.parametrize(
     ("mask", "most", "rope_scale", "count"),
     [
-        ("block", 9, None, 3),
+        pytest.param("block", 9, None, 3, marks=pytest.mark.slow),
         pytest.param("causal", 9, None, 4, marks=pytest.mark.slow),
         pytest.param("none", 9, None, 4, marks=pytest.mark.slow),
         ("block", 5, None, 4),  # 9 is trained, but beyond the maximum its positions are divided

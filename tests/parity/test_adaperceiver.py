@@ -23,7 +23,10 @@ HUB_FOLDERS = [
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [(n, "cut") for n in HUB_FOLDERS if n != "early_exit"] + [("classification", "masked")],
+    [
+        *((n, "cut") for n in HUB_FOLDERS if n != "early_exit"),
+        pytest.param("classification", "masked", marks=pytest.mark.slow),
+    ],
 )
 def test_every_sub_network_gives_the_references_outputs(goldens, name, attention):
     golden = read(goldens / name)

@@ -60,7 +60,9 @@ def check(model, golden, compute) -> None:
     return out
 
 
-@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize(
+    "computed", ["scan", *(pytest.param(c, marks=pytest.mark.slow) for c in [*COMPUTED][1:])]
+)
 def test_distillation(goldens, computed):
     golden = read(goldens / "train_distillation")
     config = ap.AdaPerceiverConfig(**SIZES, output_feat_dim=40)

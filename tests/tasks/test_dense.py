@@ -107,7 +107,8 @@ def test_a_batch_with_nothing_that_counts_teaches_nothing(make):
     assert all(not np.asarray(g).any() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("make", [segment, pytest.param(depth, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [segment, depth])
 def test_one_image_with_nothing_that_counts_changes_nothing(make):
     """Its pixels are no part of the batch's loss."""
     task, batch = make(), make_batch(3)
@@ -118,6 +119,7 @@ def test_one_image_with_nothing_that_counts_changes_nothing(make):
     np.testing.assert_allclose(with_it["loss"], without["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_warm_up_is_counted_in_steps():
     task, batch = depth(DenseSettings(warm_up=7)), make_batch()
     params = random_params(task.model)
@@ -148,6 +150,7 @@ def test_dropout_before_the_head_is_drawn_from_the_steps_key():
     assert losses[0] != float(plain.loss(params, {}, samples, shared, jax.random.key(0))[0])
 
 
+@pytest.mark.slow
 def test_how_deep_depth_counts_is_the_models_to_say():
     near = ap.DepthConfig(backbone=BACKBONE, bins=8, max_depth=5.0)
     task = Depth(model=ap.DepthModel(near), image_size=(16, 16))

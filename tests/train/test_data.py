@@ -41,6 +41,7 @@ def damage(folder, *names):
         path.write_bytes(path.read_bytes()[:500])
 
 
+@pytest.mark.slow
 def test_a_run_goes_past_bad_images_and_counts_an_epochs(tmp_path, folder, caplog):
     damage(folder, "cat_3", "dog_5")
     result = run(tmp_path / "run", changes=changes(folder, length="6 steps"))
