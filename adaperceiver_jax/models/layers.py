@@ -65,21 +65,25 @@ class LayerNorm(nn.Module):
         self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        return (centred * self.inverse_deviation(x) * self.scale + self.bias).astype(self.dtype)
+        x = self.centre(x)
+        return (x * self.inverse_deviation(x) * self.scale + self.bias).astype(self.dtype)
 
-    def inverse_deviation(self, x: jax.Array) -> jax.Array:
-        """x (..., D) -> (..., 1) in float32."""
+    def centre(self, x: jax.Array) -> jax.Array:
+        """x (..., D) less its mean, in float32."""
         x = x.astype(jnp.float32)
-        variance = jnp.square(x - x.mean(axis=-1, keepdims=True)).mean(axis=-1, keepdims=True)
+        return x - x.mean(axis=-1, keepdims=True)
+
+    def inverse_deviation(self, centred: jax.Array) -> jax.Array:
+        """(..., D) in float32 -> (..., 1)."""
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         return jax.lax.rsqrt(variance + self.epsilon)
 
     def fold(self, kernel: jax.Array, axis: int) -> jax.Array:
         """A linear map of the norm's outputs, along `axis` of kernel, as one of its inputs.
 
-        norm(x) @ kernel = x @ fold(kernel) * inverse_deviation(x) + bias @ kernel. The mean of x
-        cancels as far as x and fold(kernel) are exact: centre x first where they are rounded.
+        norm(x) @ kernel = x @ fold(kernel) * inverse_deviation(centre(x)) + bias @ kernel. The
+        mean of x cancels as far as x and fold(kernel) are exact: centre x first where they are
+        rounded.
         """
         shape = [1] * kernel.ndim
         shape[axis] = self.features

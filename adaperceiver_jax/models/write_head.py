@@ -103,10 +103,10 @@ class WriteHead(CrossAttentionHead):
         readout of all. -> (..., R, D).
         """
         attention = self.cattn
-        factor = self.src_norm.inverse_deviation(z)  # (..., N, 1)
-        if jnp.finfo(self.dtype).bits < 32:  # the folds cancel a mean, but not its rounding
-            z = z.astype(jnp.float32)
-            z = z - z.mean(axis=-1, keepdims=True)
+        centred = self.src_norm.centre(z)
+        factor = self.src_norm.inverse_deviation(centred)  # (..., N, 1)
+        if jnp.dtype(self.dtype) != jnp.float32:  # the folds cancel a mean, but not its rounding
+            z = centred
         z = z.astype(self.dtype)
         # z is the left factor: of the right one, XLA on CPUs makes a copy, channel by channel.
         scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, preferred_element_type=jnp.float32)
