@@ -83,7 +83,9 @@ class WriteHead(CrossAttentionHead):
             offset += jnp.einsum("nhd,hd->nh", turned, attention.heads(attention.k.bias))
         keys = norm.fold(keys, axis=-1)
         kernel = attention.heads(attention.v.kernel).swapaxes(0, 1)  # (H, D, d)
-        value_offset = jnp.einsum("hcd,c->hd", kernel, norm.bias)
+        value_offset = jnp.einsum(
+            "hcd,c->hd", kernel, norm.bias, preferred_element_type=jnp.float32
+        )
         if attention.v.bias is not None:
             value_offset += attention.heads(attention.v.bias)
         values = norm.fold(kernel, axis=1)

@@ -99,9 +99,12 @@ def test_readouts_equal_one_at_a_time_writes(seed):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "weights"),
+    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")],
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype):
+def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype, weights):
     rng = np.random.default_rng(seed)
     heads, head_dim = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 5))
     dim = heads * head_dim
@@ -121,7 +124,7 @@ def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype):
 
     shapes = jax.eval_shape(lambda key: head.init(key, None, method=plain), jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
-    leaves = [rng.normal(0, 0.5, leaf.shape).astype(np.float32) for leaf in leaves]
+    leaves = [jnp.asarray(rng.normal(0, 0.5, leaf.shape), weights) for leaf in leaves]
     params = jax.tree.unflatten(tree, leaves)
     exact = head.clone(dtype=jnp.float32)
     want = exact.apply(params, None, method=plain)
