@@ -40,14 +40,15 @@ def test_each_point_is_the_accuracy_of_its_sub_network(swept):
     assert kinds == {4: "trained", 6: "interpolated", 16: "trained"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "most", "rope_scale", "count"),
     [
-        pytest.param("block", 9, None, 3, marks=pytest.mark.slow),
-        pytest.param("causal", 9, None, 4, marks=pytest.mark.slow),
-        pytest.param("none", 9, None, 4, marks=pytest.mark.slow),
+        ("block", 9, None, 3),
+        ("causal", 9, None, 4),
+        ("none", 9, None, 4),
         ("block", 5, None, 4),  # 9 is trained, but beyond the maximum its positions are divided
-        pytest.param("block", 5, 1.0, 3, marks=pytest.mark.slow),
+        ("block", 5, 1.0, 3),
     ],
 )
 def test_scores_are_those_of_separate_calls(mask, most, rope_scale, count):

@@ -154,6 +154,7 @@ def test_the_mask_transformer():
     np.testing.assert_allclose(head.apply({"params": p}, x), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_readouts_through_any_function_of_the_maps_recomputed_or_not():
     config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)
     images = random_images(BACKBONE)

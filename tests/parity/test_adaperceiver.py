@@ -24,7 +24,8 @@ HUB_FOLDERS = [
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
-        *((n, "cut") for n in HUB_FOLDERS if n != "early_exit"),
+        *((n, "cut") for n in HUB_FOLDERS if n not in ("early_exit", "distillation")),
+        pytest.param("distillation", "cut", marks=pytest.mark.slow),
         pytest.param("classification", "masked", marks=pytest.mark.slow),
     ],
 )

@@ -80,7 +80,7 @@ def samples_of(golden):
     return samples, {"readout_tokens": np.array(golden.cases["readout_tokens_by_depth"])}
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TASKS)
 def test_losses_and_gradients_of_a_step(goldens, name, parts):
     golden = read(goldens / name)
@@ -164,7 +164,7 @@ def _dense_step(task, params, batch, step, parts):
 
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("computed", COMPUTED)
+@pytest.mark.parametrize("computed", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_a_step_of_segmentation(goldens, computed, parts):
     golden = read(goldens / "train_segmentation")
     config = ap.SegmentationConfig(backbone=DENSE, num_classes=9)
@@ -177,7 +177,8 @@ def test_a_step_of_segmentation(goldens, computed, parts):
     assert_gradients(model, gradients, golden)
 
 
-@pytest.mark.parametrize("computed", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("computed", COMPUTED)
 def test_a_step_of_depth(goldens, computed):
     golden = read(goldens / "train_depth")
     cases, depth = golden.cases, golden.arrays["depth"][:, 0]

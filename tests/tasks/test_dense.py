@@ -97,7 +97,7 @@ def test_parts_of_a_batch_add_up_whatever_is_labelled_in_each():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("make", [segment, depth])
+@pytest.mark.parametrize("make", [segment, pytest.param(depth, marks=pytest.mark.slow)])
 def test_a_batch_with_nothing_that_counts_teaches_nothing(make):
     task, batch = make(), make_batch()
     batch |= {"segmentation": np.full((4, 16, 16), 255, np.uint8)}

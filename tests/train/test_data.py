@@ -68,6 +68,7 @@ def test_a_resumed_run_counts_on(tmp_path, folder):
     assert max(whole) >= 4
 
 
+@pytest.mark.slow
 def test_more_bad_images_than_may_be_end_a_run(tmp_path, folder):
     damage(folder, "cat_3", "dog_5", "dog_6")
     allowed = r"step (\d): (\d+) images .*more than config.data.bad_images=2; .*allow"
