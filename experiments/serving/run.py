@@ -1,6 +1,6 @@
 """Time falls with FLOPs: how much of the saving that a policy's FLOPs promise, time reaches.
 
-python -m experiments.serving.run      # some 15 minutes on 2 cores, 1 GB
+python -m experiments.serving.run      # 12 to 25 minutes on 2 cores, 2 GB
 
 A policy and the full sub-network answer the same images through the same server, batch 64, in
 turn. With r = time / time of full, and f = GFLOPs / GFLOPs of full (of the images' own
