@@ -8,10 +8,12 @@ Rows: one budget for all (Baseline: full width and depth; Best fixed: the best o
 no dearer), leaving early at a confidence of tau (EE), learned policies (runs of
 configs/policy_in1k.py) alone and then leaving early, and the oracle. Accuracy and GFLOPs are looked
 up in what tools/sweep.py kept of each image; GFLOPs are means over the images, exit tests and
-choosing included, and 'choosing' is the policy's own part. Times are measured on --timed images
-through the server, all policies in turn. A learned policy that predicts losses is shown at several
-prices of a GFLOP: those at which it costs as much as each --targets; where choosing alone costs as
-much, at the targets and choosing on top.
+choosing included, and 'choosing' is the policy's own part. 'Above baselines' are the points of
+accuracy over what baselines get for the same GFLOPs, the images dealt at random to the best two of
+them, or for the cheapest one's, where a policy is cheaper still; +- one standard error, taken image
+by image. Times are measured on --timed images through the server, all policies in turn. A learned
+policy that predicts losses is shown at several prices of a GFLOP: those at which it costs as much
+as each --targets; where choosing alone costs as much, at the targets and choosing on top.
 """
 
 from __future__ import annotations

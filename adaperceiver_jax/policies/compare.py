@@ -17,7 +17,10 @@ import numpy as np
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
 from adaperceiver_jax.evaluate.plotting import MARKS, finish, scale_costs, start
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.fixed import Baseline
+from adaperceiver_jax.policies.mix import Mix
 from adaperceiver_jax.policies.replay import join_budgets, replay
 from adaperceiver_jax.policies.serve import Server
 
@@ -35,6 +38,10 @@ class Row:
     images: int
     ms: float | None = None
     """Of an image on average, the median of the repeats."""
+    gain: float | None = None
+    """Accuracy above the baselines mixed at the same GFLOPs; None for the baselines themselves."""
+    gain_error: float | None = None
+    """One standard error of it, over the images."""
 
     def timed(self, ms: float) -> Row:
         return dataclasses.replace(self, ms=ms)
@@ -48,7 +55,8 @@ def compare(
 ) -> list[Row]:
     """A row a policy, on batches of the images (B, H, W, C) whose outcomes these are, in order.
 
-    The last batch may hold fillers beyond them.
+    The last batch may hold fillers beyond them. Gains are over those policies that are a `Baseline`
+    of full width and depth.
     """
     budgets: dict[str, list[Budgets]] = {name: [] for name in policies}
     seen = 0
@@ -61,13 +69,30 @@ def compare(
         seen += len(images)
         for name, policy in policies.items():
             budgets[name].append(policy(images))
-    rows = []
+    found, gflops = {}, {}
     for name, policy in policies.items():
         chosen = join_budgets(budgets[name])
-        found = replay(model.config, chosen, outcomes, attention=model.attention)
-        gflops = float(found.gflops.mean()) + policy.gflops
-        rows.append(Row(name, float(found.right.mean()), gflops, policy.gflops, len(outcomes)))
+        found[name] = replay(model.config, chosen, outcomes, attention=model.attention)
+        gflops[name] = float(found[name].gflops.mean()) + policy.gflops
+    whole = [name for name, policy in policies.items() if is_whole(policy, model.config)]
+    mix = Mix(
+        np.array([found[name].right for name in whole]), np.array([gflops[name] for name in whole])
+    )
+    rows = []
+    for name, policy in policies.items():
+        right = found[name].right
+        row = Row(name, float(right.mean()), gflops[name], policy.gflops, len(outcomes))
+        if whole and name not in whole:
+            gain, error = mix.gain(right, gflops[name])
+            row = dataclasses.replace(row, gain=gain, gain_error=error)
+        rows.append(row)
     return rows
+
+
+def is_whole(policy: Policy, config: AdaPerceiverConfig) -> bool:
+    """Whether it is a baseline of full width and depth."""
+    whole = (config.full_width, config.depth)
+    return isinstance(policy, Baseline) and (policy.width, policy.depth) == whole
 
 
 def time_policies(
@@ -96,7 +121,7 @@ def time_policies(
     return {name: 1e3 * statistics.median(each) / len(images) for name, each in seconds.items()}
 
 
-COLUMNS = ("policy", "accuracy", "gflops", "choosing_gflops", "ms", "images")
+COLUMNS = ("policy", "accuracy", "gflops", "choosing_gflops", "gain", "gain_error", "ms", "images")
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -113,15 +138,17 @@ def csv_text(rows: Sequence[Row]) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The table, in Markdown."""
     lines = [
-        "| policy | accuracy (%) | GFLOPs | choosing | ms an image |",
-        "|---|---|---|---|---|",
+        "| policy | accuracy (%) | GFLOPs | choosing | above baselines | ms an image |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         ms = "-" if row.ms is None else f"{row.ms:.3g}"
         choosing = f"{row.choosing_gflops:.3g}" if row.choosing_gflops else "-"
-        lines.append(
-            f"| {row.policy} | {100 * row.accuracy:.2f} | {row.gflops:.4g} | {choosing} | {ms} |"
-        )
+        gain = "-"
+        if row.gain is not None and row.gain_error is not None:
+            gain = f"{100 * row.gain:+.2f} +- {100 * row.gain_error:.2f}"
+        cells = [row.policy, f"{100 * row.accuracy:.2f}", f"{row.gflops:.4g}", choosing, gain, ms]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

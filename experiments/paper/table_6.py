@@ -18,7 +18,7 @@ from experiments.paper.table_5 import adaperceiver, csv_text, markdown
 
 TABLE = FOLDER / "table_6.csv"
 DEPTH = 21
-OURS = ("policy", "accuracy", "gflops", "choosing_gflops", "ms", "images")
+OURS = ("policy", "accuracy", "gflops", "choosing_gflops", "gain", "gain_error", "ms", "images")
 PAPER_COLUMNS = (
     "policy",
     "accuracy (%)",
@@ -32,6 +32,7 @@ OUR_COLUMNS = (
     "accuracy (%)",
     "GFLOPs",
     "GFLOPs of choosing",
+    "above baselines (points)",
     "ms",
     "images",
 )
@@ -92,7 +93,13 @@ def paper_row(row: dict[str, str]) -> list[str]:
 
 
 def our_row(row: dict[str, str]) -> list[str]:
-    return [row["policy"], f"{100 * float(row['accuracy']):.4g}", *(row[n] for n in OURS[2:])]
+    gain = row["gain"]
+    if gain != "-":
+        gain = f"{100 * float(gain):+.2f} +- {100 * float(row['gain_error']):.2f}"
+    return [
+        *(row["policy"], f"{100 * float(row['accuracy']):.4g}", row["gflops"]),
+        *(row["choosing_gflops"], gain, row["ms"], row["images"]),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

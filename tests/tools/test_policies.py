@@ -80,6 +80,15 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     assert all(float(row["ms"]) > 0 and row["images"] == "20" for row in rows.values())
     best = max(float(row["accuracy"]) for row in rows.values())
     assert float(rows["Optimal"]["accuracy"]) == best
+    for name, row in rows.items():
+        whole = name.startswith("Baseline") or name.endswith("w=24, l=3)")
+        assert (row["gain"] == "") == (row["gain_error"] == "") == whole, name
+    cheapest, oracle = outcomes.scores.right[outcomes.index(2, 24, 3)], rows["Optimal"]
+    assert float(oracle["gflops"]) < float(rows["Baseline (t=2)"]["gflops"])
+    gain = float(oracle["accuracy"]) - cheapest.mean()
+    assert float(oracle["gain"]) == pytest.approx(gain, abs=1e-6)
+    early, right = rows["EE (t=16, tau=0.5)"], outcomes.scores.right[outcomes.index(16, 24, 3)]
+    assert float(early["gain"]) <= float(early["accuracy"]) - right.mean() + 1e-6
     drawn, cheapest = rows["drawn"], rows["Baseline (t=2)"]
     assert float(drawn["choosing_gflops"]) > 0
     whole = float(drawn["gflops"]) - float(drawn["choosing_gflops"])
@@ -136,9 +145,16 @@ def test_what_cannot_be_is_refused(place, refused, more, message):
 
 
 def test_what_was_not_measured_is_left_out():
-    rows = [Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4), Row("told", 0.75, 2.0, 0.25, 4, 3.0)]
-    assert csv_text(rows).splitlines()[1:] == ["Baseline (t=2),0.5,1,0,,4", "told,0.75,2,0.25,3,4"]
+    rows = [
+        Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4),
+        Row("told", 0.75, 2.0, 0.25, 4, 3.0, gain=0.125, gain_error=0.0123),
+    ]
+    assert csv_text(rows).splitlines() == [
+        "policy,accuracy,gflops,choosing_gflops,gain,gain_error,ms,images",
+        "Baseline (t=2),0.5,1,0,,,,4",
+        "told,0.75,2,0.25,0.125,0.0123,3,4",
+    ]
     assert markdown(rows).splitlines()[2:] == [
-        "| Baseline (t=2) | 50.00 | 1 | - | - |",
-        "| told | 75.00 | 2 | 0.25 | 3 |",
+        "| Baseline (t=2) | 50.00 | 1 | - | - | - |",
+        "| told | 75.00 | 2 | 0.25 | +12.50 +- 1.23 | 3 |",
     ]
