@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,24 +156,34 @@ def markdown(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket.
 
-    The oracle, far above all others, is a line of text.
+    Hollow, and broken lines, where images may leave early. The oracle, far above all others, is a
+    line of text.
     """
-    kinds: dict[str, list[Row]] = {}
+    kinds: dict[tuple[str, str], list[Row]] = {}
+    names = {"Baseline": "one budget for all", "EE": "one budget for all"}
     for row in rows:
-        kind = row.policy.partition(" (")[0]
-        names = {"Baseline": "one budget for all", "EE": "early exit", "Best fixed": "best fixed"}
-        kind = names.get(kind, kind + (", then early exit" if "tau=" in row.policy else ""))
-        kinds.setdefault(kind, []).append(row)
-    oracles = kinds.pop("Optimal", [])
+        kind, early = row.policy.partition(" (")[0], re.search(r"tau=[\d.]+", row.policy)
+        kinds.setdefault((names.get(kind, kind), early.group() if early else ""), []).append(row)
+    oracles = kinds.pop(("Optimal", ""), [])
+    looks = {kind: i for i, kind in enumerate(dict.fromkeys(kind for kind, _ in kinds))}
+    taus = list(dict.fromkeys(tau for _, tau in kinds if tau))
+    lines = {"": "-"} | {tau: ("--", ":", "-.")[i % 3] for i, tau in enumerate(taus)}
     figure, (axes,) = start("GFLOPs an image, on average", "top-1 accuracy (%)", title, width=9.5)
-    for i, (kind, found) in enumerate(kinds.items()):
+    for (kind, tau), found in kinds.items():
         found = sorted(found, key=lambda row: row.gflops)
         x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
-        lone = kind == "early exit" or len(found) == 1
-        look: dict[str, Any] = dict(
-            color=f"C{(i - 1) % 10}" if i else "black", marker=MARKS[i % len(MARKS)], alpha=0.85
+        i = looks[kind]
+        color = f"C{(i - 1) % 10}" if i else "black"
+        axes.plot(
+            *(x, y, MARKS[i % len(MARKS)]),
+            color=color,
+            mfc="white" if tau else color,
+            ls=lines[tau] if len(found) > 1 else "",
+            label=f"{kind}, then {tau}" if tau else kind,
+            ms=6,
+            lw=1.2,
+            alpha=0.85,
         )
-        axes.plot(x, y, label=kind, ls="" if lone else "-", ms=6, lw=1.2, **look)
     if oracles:
         text = f"oracle: {100 * oracles[0].accuracy:.1f}% at {oracles[0].gflops:.4g} GFLOPs"
         axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", fontsize=9)
