@@ -8,12 +8,13 @@ Rows: one budget for all (Baseline: full width and depth; Best fixed: the best o
 no dearer), leaving early at a confidence of tau (EE), learned policies (runs of
 configs/policy_in1k.py) alone and then leaving early, and the oracle. Accuracy and GFLOPs are looked
 up in what tools/sweep.py kept of each image; GFLOPs are means over the images, exit tests and
-choosing included, and 'choosing' is the policy's own part. 'Above baselines' are the points of
-accuracy over what baselines get for the same GFLOPs, the images dealt at random to the best two of
-them, or for the cheapest one's, where a policy is cheaper still; +- one standard error, taken image
-by image. Times are measured on --timed images through the server, all policies in turn. A learned
-policy that predicts losses is shown at several prices of a GFLOP: those at which it costs as much
-as each --targets; where choosing alone costs as much, at the targets and choosing on top.
+choosing included, and 'choosing' is the policy's own part. 'Over baselines' and 'over any fixed'
+are the points of accuracy above what fixed sub-networks get for no more GFLOPs, +- one standard
+error taken image by image: the baselines of the table, or all that were swept, the images dealt at
+random to the two that give most; '-' where a policy is cheaper than each of them. Times are
+measured on --timed images through the server, all policies in turn. A learned policy that predicts
+losses is shown at several prices of a GFLOP: those at which it costs as much as each --targets;
+where choosing alone costs as much, at the targets and choosing on top.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.outcomes import Outcomes
 from adaperceiver_jax.evaluate.sweep import SweepFolder, points, weights_digest
 from adaperceiver_jax.policies.budgets import Policy
-from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, plot, time_policies
+from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, time_policies
+from adaperceiver_jax.policies.figure import plot
 from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.policies.learned import Learned
 from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled

@@ -1,28 +1,25 @@
-"""Policies side by side: accuracy, FLOPs and time, as a table, a CSV file and a picture."""
+"""Policies side by side: accuracy, FLOPs and time, as a table and a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import io
-import re
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
-from adaperceiver_jax.evaluate.plotting import MARKS, finish, scale_costs, start
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.fixed import Baseline
 from adaperceiver_jax.policies.mix import Mix
-from adaperceiver_jax.policies.replay import join_budgets, replay
+from adaperceiver_jax.policies.replay import Replayed, join_budgets, replay
 from adaperceiver_jax.policies.serve import Server
 
 
@@ -39,10 +36,13 @@ class Row:
     images: int
     ms: float | None = None
     """Of an image on average, the median of the repeats."""
-    gain: float | None = None
-    """Accuracy above the baselines mixed at the same GFLOPs; None for the baselines themselves."""
-    gain_error: float | None = None
+    over_baselines: float | None = None
+    """Accuracy above the best mix of the baselines that costs no more; None where there is none."""
+    over_baselines_error: float | None = None
     """One standard error of it, over the images."""
+    over_fixed: float | None = None
+    """The same over any fixed sub-networks that were swept."""
+    over_fixed_error: float | None = None
 
     def timed(self, ms: float) -> Row:
         return dataclasses.replace(self, ms=ms)
@@ -56,7 +56,7 @@ def compare(
 ) -> list[Row]:
     """A row a policy, on batches of the images (B, H, W, C) whose outcomes these are, in order.
 
-    The last batch may hold fillers beyond them. Gains are over those policies that are a `Baseline`
+    The last batch may hold fillers beyond them. Baselines are those policies that are a `Baseline`
     of full width and depth.
     """
     budgets: dict[str, list[Budgets]] = {name: [] for name in policies}
@@ -70,24 +70,35 @@ def compare(
         seen += len(images)
         for name, policy in policies.items():
             budgets[name].append(policy(images))
-    found, gflops = {}, {}
-    for name, policy in policies.items():
-        chosen = join_budgets(budgets[name])
-        found[name] = replay(model.config, chosen, outcomes, attention=model.attention)
-        gflops[name] = float(found[name].gflops.mean()) + policy.gflops
+    found = {
+        name: replay(model.config, join_budgets(each), outcomes, attention=model.attention)
+        for name, each in budgets.items()
+    }
     whole = [name for name, policy in policies.items() if is_whole(policy, model.config)]
-    mix = Mix(
-        np.array([found[name].right for name in whole]), np.array([gflops[name] for name in whole])
-    )
+    fixed = [
+        replay(
+            model.config, Budgets.fixed(len(outcomes), *each), outcomes, attention=model.attention
+        )
+        for each in outcomes.grid.sub_networks()
+    ]
+    over_baselines = mix_of([found[name] for name in whole]) if whole else None
+    over_fixed = mix_of(fixed)
     rows = []
     for name, policy in policies.items():
-        right = found[name].right
-        row = Row(name, float(right.mean()), gflops[name], policy.gflops, len(outcomes))
-        if whole and name not in whole:
-            gain, error = mix.gain(right, gflops[name])
-            row = dataclasses.replace(row, gain=gain, gain_error=error)
+        right, gflops = found[name].right, float(found[name].gflops.mean()) + policy.gflops
+        row = Row(name, float(right.mean()), gflops, policy.gflops, len(outcomes))
+        if over_baselines and name not in whole and (gain := over_baselines.gain(right, gflops)):
+            row = dataclasses.replace(row, over_baselines=gain[0], over_baselines_error=gain[1])
+        if gain := over_fixed.gain(right, gflops):
+            row = dataclasses.replace(row, over_fixed=gain[0], over_fixed_error=gain[1])
         rows.append(row)
     return rows
+
+
+def mix_of(fixed: Sequence[Replayed]) -> Mix:
+    """Of sub-networks, each replayed for all images."""
+    right = np.array([each.right for each in fixed])
+    return Mix(right, np.array([each.gflops.mean() for each in fixed]))
 
 
 def is_whole(policy: Policy, config: AdaPerceiverConfig) -> bool:
@@ -122,7 +133,11 @@ def time_policies(
     return {name: 1e3 * statistics.median(each) / len(images) for name, each in seconds.items()}
 
 
-COLUMNS = ("policy", "accuracy", "gflops", "choosing_gflops", "gain", "gain_error", "ms", "images")
+COLUMNS = (
+    *("policy", "accuracy", "gflops", "choosing_gflops"),
+    *("over_baselines", "over_baselines_error", "over_fixed", "over_fixed_error"),
+    *("ms", "images"),
+)
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -138,54 +153,22 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, in Markdown."""
-    lines = [
-        "| policy | accuracy (%) | GFLOPs | choosing | above baselines | ms an image |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("policy", "accuracy (%)", "GFLOPs", "choosing", "over baselines", "over any fixed")
+    lines = [f"| {' | '.join((*head, 'ms an image'))} |", "|---" * (len(head) + 1) + "|"]
     for row in rows:
-        ms = "-" if row.ms is None else f"{row.ms:.3g}"
-        choosing = f"{row.choosing_gflops:.3g}" if row.choosing_gflops else "-"
-        gain = "-"
-        if row.gain is not None and row.gain_error is not None:
-            gain = f"{100 * row.gain:+.2f} +- {100 * row.gain_error:.2f}"
-        cells = [row.policy, f"{100 * row.accuracy:.2f}", f"{row.gflops:.4g}", choosing, gain, ms]
+        cells = (
+            *(row.policy, f"{100 * row.accuracy:.2f}", f"{row.gflops:.4g}"),
+            f"{row.choosing_gflops:.3g}" if row.choosing_gflops else "-",
+            points_text(row.over_baselines, row.over_baselines_error),
+            points_text(row.over_fixed, row.over_fixed_error),
+            "-" if row.ms is None else f"{row.ms:.3g}",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
-    """Accuracy against GFLOPs: a line for each kind of policy, the name before its bracket.
-
-    Hollow, and broken lines, where images may leave early. The oracle, far above all others, is a
-    line of text.
-    """
-    kinds: dict[tuple[str, str], list[Row]] = {}
-    names = {"Baseline": "one budget for all", "EE": "one budget for all"}
-    for row in rows:
-        kind, early = row.policy.partition(" (")[0], re.search(r"tau=[\d.]+", row.policy)
-        kinds.setdefault((names.get(kind, kind), early.group() if early else ""), []).append(row)
-    oracles = kinds.pop(("Optimal", ""), [])
-    looks = {kind: i for i, kind in enumerate(dict.fromkeys(kind for kind, _ in kinds))}
-    taus = list(dict.fromkeys(tau for _, tau in kinds if tau))
-    lines = {"": "-"} | {tau: ("--", ":", "-.")[i % 3] for i, tau in enumerate(taus)}
-    figure, (axes,) = start("GFLOPs an image, on average", "top-1 accuracy (%)", title, width=9.5)
-    for (kind, tau), found in kinds.items():
-        found = sorted(found, key=lambda row: row.gflops)
-        x, y = [row.gflops for row in found], [100 * row.accuracy for row in found]
-        i = looks[kind]
-        color = f"C{(i - 1) % 10}" if i else "black"
-        axes.plot(
-            *(x, y, MARKS[i % len(MARKS)]),
-            color=color,
-            mfc="white" if tau else color,
-            ls=lines[tau] if len(found) > 1 else "",
-            label=f"{kind}, then {tau}" if tau else kind,
-            ms=6,
-            lw=1.2,
-            alpha=0.85,
-        )
-    if oracles:
-        text = f"oracle: {100 * oracles[0].accuracy:.1f}% at {oracles[0].gflops:.4g} GFLOPs"
-        axes.text(0.98, 0.03, text, transform=axes.transAxes, ha="right", fontsize=9)
-    scale_costs(axes, [row.gflops for found in kinds.values() for row in found] or [1.0], 2)
-    finish(figure, path)
+def points_text(gain: float | None, error: float | None) -> str:
+    """'+0.52 +- 0.07', in points of accuracy, or '-'."""
+    if gain is None or error is None:
+        return "-"
+    return f"{100 * gain:+.2f} +- {100 * error:.2f}"

@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("--set", "data.validation_count=20000")
+TOKENS = "2,3,4,6,8,16,32"
+"""Of the baselines: those that the demo trains, and two between them."""
 SETTINGS = {
     "patches": "length=1000 steps",
     "peek": "length=6000 steps,optimizer.lr=2e-3",
@@ -49,7 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     model, workdir = options.model.resolve(), options.workdir.resolve()
     sweep = workdir / "sweep.csv"
-    call("tools/sweep.py", "--checkpoint", model, *IMAGES, "--no-latency", "--out", sweep)
+    some = (*IMAGES, "--tokens", TOKENS)
+    call("tools/sweep.py", "--checkpoint", model, *some, "--no-latency", "--out", sweep)
     runs: list[object] = []
     for name, (learner, looks_at, *axes) in LEARNED.items():
         argument = f"runlocal,policy.path={model},policy.learner={learner}"
@@ -61,7 +64,7 @@ def main() -> None:
         call("main.py", config, f"--config.policy.axes={tuple(axes)}", f"--workdir={run}")
         runs += ["--learned", run]
     call(
-        *("tools/policies.py", "--checkpoint", model, *IMAGES),
+        *("tools/policies.py", "--checkpoint", model, *some),
         *("--outcomes", sweep.with_suffix(".outcomes"), *runs, "--taus", "0.9"),
         *("--targets", ",".join(f"{target / 1e3:g}" for target in TARGETS)),
         *("--repeats", options.repeats, "--timed", 1024),

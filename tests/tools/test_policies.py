@@ -9,7 +9,6 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.sweep import SweepFolder
-from adaperceiver_jax.policies.compare import Row, csv_text, markdown
 from adaperceiver_jax.tasks.learned import find_policy
 from tests.small_models import TINY, random_params
 from tests.train.small import run as train_run
@@ -82,22 +81,17 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     assert float(rows["Optimal"]["accuracy"]) == best
     for name, row in rows.items():
         whole = name.startswith("Baseline") or name.endswith("w=24, l=3)")
-        assert (row["gain"] == "") == (row["gain_error"] == "") == whole, name
-    cheapest, oracle = outcomes.scores.right[outcomes.index(2, 24, 3)], rows["Optimal"]
-    assert float(oracle["gflops"]) < float(rows["Baseline (t=2)"]["gflops"])
-    gain = float(oracle["accuracy"]) - cheapest.mean()
-    assert float(oracle["gain"]) == pytest.approx(gain, abs=1e-6)
-    early, right = rows["EE (t=16, tau=0.5)"], outcomes.scores.right[outcomes.index(16, 24, 3)]
-    assert float(early["gain"]) <= float(early["accuracy"]) - right.mean() + 1e-6
+        cheap = float(row["gflops"]) < float(rows["Baseline (t=2)"]["gflops"])
+        assert (row["over_baselines"] == "") == (whole or cheap), name
+        assert float(row["over_fixed"]) < 0.5
+    assert float(rows["Optimal"]["over_fixed"]) > 0.1
     drawn, cheapest = rows["drawn"], rows["Baseline (t=2)"]
     assert float(drawn["choosing_gflops"]) > 0
     whole = float(drawn["gflops"]) - float(drawn["choosing_gflops"])
     assert float(cheapest["gflops"]) <= whole <= float(rows["Baseline (t=16)"]["gflops"])
     for name in rows:
         assert f"| {name} |" in text
-    pixels = np.asarray(Image.open(figure).convert("RGB"))
-    assert pixels.shape[1] > 1000
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert Image.open(figure).size[0] > 1000
 
 
 def test_without_times(place, tmp_path, said):
@@ -142,19 +136,3 @@ def test_what_cannot_be_is_refused(place, refused, more, message):
     more = [text.format(place=place) for text in more]
     text = refused(tool, *options(place), "--outcomes", place / "sweep.outcomes", *more)
     assert re.search(message, text), text
-
-
-def test_what_was_not_measured_is_left_out():
-    rows = [
-        Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4),
-        Row("told", 0.75, 2.0, 0.25, 4, 3.0, gain=0.125, gain_error=0.0123),
-    ]
-    assert csv_text(rows).splitlines() == [
-        "policy,accuracy,gflops,choosing_gflops,gain,gain_error,ms,images",
-        "Baseline (t=2),0.5,1,0,,,,4",
-        "told,0.75,2,0.25,0.125,0.0123,3,4",
-    ]
-    assert markdown(rows).splitlines()[2:] == [
-        "| Baseline (t=2) | 50.00 | 1 | - | - | - |",
-        "| told | 75.00 | 2 | 0.25 | +12.50 +- 1.23 | 3 |",
-    ]

@@ -1,0 +1,182 @@
+"""Policies side by side: what a row says, and the table, the CSV file and the picture of them."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.outcomes import make_grid
+from adaperceiver_jax.evaluate.sweep import collect
+from adaperceiver_jax.policies import figure
+from adaperceiver_jax.policies.budgets import Budgets, Policy
+from adaperceiver_jax.policies.compare import Row, compare, csv_text, is_whole, markdown
+from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
+from tests.small_models import TINY, random_images, random_params
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
+    images = np.asarray(random_images(model.config, batch=40, seed=5))
+    labels = np.random.default_rng(0).integers(0, 5, 40)
+    (outcomes,) = collect(
+        model, random_params(model, 1), [(images, labels)], make_grid(model.config)
+    )
+    return model, images, outcomes
+
+
+class Alternating(Policy):
+    """Few tokens and many, in turn."""
+
+    def __init__(self, gflops=0.0):
+        self.gflops = gflops
+
+    def choose(self, images, embedded=None):
+        tokens = np.where(np.arange(len(images)) % 2, 16, 2)
+        whole = np.full_like(tokens, 24), np.full_like(tokens, 3)
+        return Budgets(tokens, *whole)
+
+
+def rows_of(setting, policies):
+    model, images, outcomes = setting
+    found = compare(model, policies, [images[:16], images[16:]], outcomes)
+    return {row.policy: row for row in found}
+
+
+def test_a_policy_is_held_to_baselines_of_its_whole_cost(setting):
+    model, _, outcomes = setting
+    c = model.config
+    costs = np.array([ap.flops(c, t).total / 1e9 for t in (2, 16)])
+    right = [outcomes.scores.right[outcomes.index(t, 24, 3)].astype(float) for t in (2, 16)]
+    free, dear = Alternating(), Alternating(0.25 * (costs[1] - costs[0]))
+    named = {"a": Baseline(c, 2), "b": Baseline(c, 16), "free": free, "dear": dear}
+    rows = rows_of(setting, named)
+    assert rows["a"].over_baselines is None
+    cheap, best = (0, 1) if right[0].mean() < right[1].mean() else (0, 0)
+    mine = np.where(np.arange(40) % 2, right[1], right[0])
+    for name, share in (("free", 0.5), ("dear", 0.75)):
+        row = rows[name]
+        assert row.gflops == pytest.approx((1 - share) * costs[0] + share * costs[1])
+        each = mine - ((1 - share) * right[cheap] + share * right[best])
+        assert row.over_baselines == pytest.approx(each.mean())
+        assert row.over_baselines_error == pytest.approx(each.std(ddof=1) / 40**0.5)
+    assert cheap != best, "the two rows would be held to the same"
+
+
+def test_a_policy_is_held_to_every_swept_sub_network(setting):
+    model, _, outcomes = setting
+    c = model.config
+    subs = outcomes.grid.sub_networks()
+    top = {sub: outcomes.scores.right[outcomes.index(*sub)].mean() for sub in subs}
+    cost = {sub: ap.flops(c, *sub).total for sub in subs}
+    best = max(subs, key=lambda sub: (top[sub], -cost[sub]))
+    rows = rows_of(
+        setting, {"best": Baseline(c, *best), "all": Baseline(c), "oracle": Optimal(c, outcomes)}
+    )
+    assert rows["best"].over_fixed == 0
+    assert rows["all"].over_fixed == pytest.approx(top[16, 24, 3] - top[best])
+    assert rows["oracle"].over_fixed > 0.1
+    assert rows["oracle"].over_baselines is None  # it is cheaper
+    assert rows["best"].over_baselines_error is None
+
+
+def test_no_baselines_no_gain_over_them(setting):
+    row = rows_of(setting, {"free": Alternating()})["free"]
+    assert row.over_baselines is row.over_baselines_error is None
+    assert row.over_fixed is not None
+
+
+def test_a_baseline_is_whole_but_for_tokens():
+    c = ap.AdaPerceiverConfig(**TINY)
+    assert is_whole(Baseline(c, 2), c)
+    assert not is_whole(Baseline(c, 2, depth=2), c)
+    assert not is_whole(Baseline(c, 2, width=12), c)
+    assert not is_whole(EarlyExit(0.5, Baseline(c, 2)), c)
+
+
+def test_what_was_not_measured_is_left_out():
+    rows = [
+        Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4),
+        Row("told", 0.75, 2.0, 0.25, 4, 3.0, 0.125, 0.0123, -0.01, 0.002),
+    ]
+    assert csv_text(rows).splitlines() == [
+        "policy,accuracy,gflops,choosing_gflops,over_baselines,over_baselines_error,over_fixed,"
+        "over_fixed_error,ms,images",
+        "Baseline (t=2),0.5,1,0,,,,,,4",
+        "told,0.75,2,0.25,0.125,0.0123,-0.01,0.002,3,4",
+    ]
+    assert markdown(rows).splitlines() == [
+        "| policy | accuracy (%) | GFLOPs | choosing | over baselines | over any fixed "
+        "| ms an image |",
+        "|---|---|---|---|---|---|---|",
+        "| Baseline (t=2) | 50.00 | 1 | - | - | - | - |",
+        "| told | 75.00 | 2 | 0.25 | +12.50 +- 1.23 | -1.00 +- 0.20 | 3 |",
+    ]
+
+
+FIGURE = [
+    Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4),
+    Row("Baseline (t=4)", 0.6, 3.0, 0.0, 4),
+    Row("EE (t=2, tau=0.9)", 0.5, 0.9, 0.0, 4),
+    Row("EE (t=4, tau=0.9)", 0.6, 2.5, 0.0, 4),
+    Row("EE (t=2, tau=0.95)", 0.51, 0.95, 0.0, 4),
+    Row("EE (t=4, tau=0.95)", 0.61, 2.6, 0.0, 4),
+    Row("told (at 1.5)", 0.55, 1.5, 0.1, 4),
+    Row("drawn", 0.58, 2.0, 0.1, 4),
+    Row("drawn (tau=0.9)", 0.57, 1.9, 0.1, 4),
+    Row("Optimal", 0.9, 0.8, 0.0, 4),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """rows -> the axes of their picture."""
+
+    def draw(rows):
+        kept = []
+        monkeypatch.setattr(figure, "finish", lambda *found: kept.append(found[0]))
+        figure.plot(rows, tmp_path / "policies.png")
+        (found,) = kept
+        plt.close(found)
+        return found.axes
+
+    return draw
+
+
+def test_a_line_of_the_picture_is_a_kind_of_policy(drawn):
+    (axes,) = drawn(FIGURE)
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == [
+        *("Baseline", "EE, tau=0.9", "EE, tau=0.95", "told", "drawn", "drawn, tau=0.9"),
+    ]
+    x, y = lines["Baseline"].get_data()
+    marks = slice(None, None, lines["Baseline"].get_markevery())
+    np.testing.assert_allclose(x[marks], [1, 3])
+    np.testing.assert_allclose(y[marks], [50, 60])
+    np.testing.assert_allclose(
+        y, 50 + 5 * (x - 1)
+    )  # mixes lie on it, though the axis is not linear
+    assert axes.get_xscale() == "log"
+    looks = {n: (line.get_linestyle(), line.get_color()) for n, line in lines.items()}
+    assert [looks[n][0] for n in ("Baseline", "EE, tau=0.9", "EE, tau=0.95")] == ["-", "--", ":"]
+    assert looks["told"][0] == looks["drawn"][0] == "None"
+    assert looks["EE, tau=0.9"][1] == looks["Baseline"][1] != looks["told"][1]
+    assert looks["drawn"][1] == looks["drawn, tau=0.9"][1] != looks["told"][1]
+    hollow = {n for n, line in lines.items() if line.get_markerfacecolor() == "white"}
+    assert hollow == {n for n in lines if "tau" in n}
+    assert axes.get_xlabel() == "GFLOPs an image, on average"
+    assert [text.get_text() for text in axes.texts] == ["oracle: 90.0% at 0.8 GFLOPs"]
+
+
+def test_small_costs_are_in_mflops_and_far_ones_leave_the_near_ones_room(drawn):
+    small = [Row(r.policy, r.accuracy, r.gflops / 1e3, 0.0, 4) for r in FIGURE]
+    far = [Row(f"far (at {i})", 0.3, 0.03, 0.0, 4) for i in range(3)]
+    whole, near = drawn([*small, *far])
+    assert whole.get_xlabel() == near.get_xlabel() == "MFLOPs an image, on average"
+    x, y = whole.lines[0].get_data()
+    np.testing.assert_allclose((x[[0, -1]], y[[0, -1]]), [[1, 3], [50, 60]])
+    assert whole.texts[0].get_text() == "oracle: 90.0% at 0.8 MFLOPs"
+    low, high = near.get_xlim()
+    assert low < 0.9 < 2.5 < high < 3.5
+    low, high = near.get_ylim()
+    assert 30 < low < 50 < 60 < high < 70
