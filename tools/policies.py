@@ -11,10 +11,10 @@ up in what tools/sweep.py kept of each image; GFLOPs are means over the images, 
 choosing included, and 'choosing' is the policy's own part. 'Over baselines' and 'over any fixed'
 are the points of accuracy above what fixed sub-networks get for no more GFLOPs, +- one standard
 error taken image by image: the baselines of the table, or all that were swept, the images dealt at
-random to the two that give most; '-' where a policy is cheaper than each of them. Times are
-measured on --timed images through the server, all policies in turn. A learned policy that predicts
-losses is shown at several prices of a GFLOP: those at which it costs as much as each --targets;
-where choosing alone costs as much, at the targets and choosing on top.
+random to the two that give most; '-' for the baselines themselves, and where a policy is cheaper
+than each of them. Times are measured on --timed images through the server, all policies in turn. A
+learned policy that predicts losses is shown at several prices of a GFLOP: those at which it costs
+as much as each --targets; where choosing alone costs as much, at the targets and choosing on top.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from adaperceiver_jax.policies.learned import Learned
 from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
 from adaperceiver_jax.tasks.learned import find_policy
 
+OWN_ROWS = ("Baseline", "EE", "Best fixed", "Optimal")
 SAMPLE = 4096
 """Images that prices are found on."""
 
@@ -134,6 +135,8 @@ def make_policies(
             policies[f"EE (t={t}, tau={tau:g})"] = EarlyExit(tau, baseline)
     policies |= best_fixed(config, outcomes, baselines)
     for run in options.learned:
+        if Path(run).name in OWN_ROWS:
+            raise ValueError(f"--learned={run}: named like the table's own rows; rename the folder")
         for name, policy in learned_policies(run, found, outcomes, tokens, options).items():
             if name in policies:
                 raise ValueError(f"--learned={run}: another run is named {Path(run).name}, too")

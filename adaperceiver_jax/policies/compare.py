@@ -75,14 +75,9 @@ def compare(
         for name, each in budgets.items()
     }
     whole = [name for name, policy in policies.items() if is_whole(policy, model.config)]
-    fixed = [
-        replay(
-            model.config, Budgets.fixed(len(outcomes), *each), outcomes, attention=model.attention
-        )
-        for each in outcomes.grid.sub_networks()
-    ]
-    over_baselines = mix_of([found[name] for name in whole]) if whole else None
-    over_fixed = mix_of(fixed)
+    fixed = (Budgets.fixed(len(outcomes), *each) for each in outcomes.grid.sub_networks())
+    over_fixed = mix_of(replay(model.config, b, outcomes, attention=model.attention) for b in fixed)
+    over_baselines = mix_of(found[name] for name in whole) if whole else None
     rows = []
     for name, policy in policies.items():
         right, gflops = found[name].right, float(found[name].gflops.mean()) + policy.gflops
@@ -95,10 +90,11 @@ def compare(
     return rows
 
 
-def mix_of(fixed: Sequence[Replayed]) -> Mix:
+def mix_of(fixed: Iterable[Replayed]) -> Mix:
     """Of sub-networks, each replayed for all images."""
-    right = np.array([each.right for each in fixed])
-    return Mix(right, np.array([each.gflops.mean() for each in fixed]))
+    found = [(each.right, each.gflops.mean()) for each in fixed]
+    right, gflops = zip(*found, strict=True)
+    return Mix(np.array(right), np.array(gflops))
 
 
 def is_whole(policy: Policy, config: AdaPerceiverConfig) -> bool:

@@ -14,18 +14,19 @@ from adaperceiver_jax.policies.compare import Row
 
 
 def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
-    """Accuracy against FLOPs: a line for each kind of policy, the name before its bracket.
+    """Accuracy against FLOPs: a line for each kind of policy, named before how it is set.
 
     Where two points of a line are mixed at random is on the line between them. Hollow, and broken
     lines, where images may leave early. The cheaper half is drawn larger beside it where the others
     lie far off. The oracle, far above all others, is a line of text.
     """
+    if not rows:
+        raise ValueError("rows: no policy to draw")
     kinds: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        kind, early = row.policy.partition(" (")[0], re.search(r"tau=[\d.]+", row.policy)
-        kinds.setdefault((kind, early.group() if early else ""), []).append(row)
+        kinds.setdefault(kind_of(row.policy), []).append(row)
     oracles = kinds.pop(("Optimal", ""), [])
-    drawn = [row for found in kinds.values() for row in found]
+    drawn = [row for found in kinds.values() for row in found] or oracles
     costs = sorted(row.gflops for row in drawn)
     unit, factor = ("MFLOPs", 1e3) if costs[-1] < 0.1 else ("GFLOPs", 1.0)
     middle = costs[len(costs) // 2]
@@ -37,7 +38,7 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
     scale_costs(all_axes[0], [factor * cost for cost in costs], 2)
     if panels == 2:
         near = [100 * row.accuracy for row in drawn if row.gflops <= middle]
-        x, y = 0.03 * (middle - costs[0]), 0.03 * (max(near) - min(near))
+        x, y = 0.03 * (middle - costs[0]) or 0.1 * middle, 0.03 * (max(near) - min(near)) or 1
         all_axes[1].set(
             xlim=(factor * (costs[0] - x), factor * (middle + x)),
             ylim=(min(near) - y, max(near) + y),
@@ -48,6 +49,14 @@ def plot(rows: Sequence[Row], path: Path, title: str = "") -> None:
         text = f"oracle: {100 * oracles[0].accuracy:.1f}% at {cost:.3g} {unit}"
         all_axes[0].text(0.98, 0.03, text, transform=all_axes[0].transAxes, ha="right", fontsize=9)
     finish(figure, path)
+
+
+def kind_of(policy: str) -> tuple[str, str]:
+    """'told (at 5.4, tau=0.9)' -> ('told', 'tau=0.9'); brackets of a run's own name stay."""
+    found = re.fullmatch(r"(.*) \(((?:at |t=|tau=|never )[^()]*)\)", policy)
+    name, how = found.groups() if found else (policy, "")
+    tau = how.rpartition(", ")[2]
+    return name, tau if tau.startswith("tau=") else ""
 
 
 def draw_kinds(

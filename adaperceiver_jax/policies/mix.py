@@ -51,8 +51,9 @@ class Mix:
     def gain(self, right: np.ndarray, gflops: float) -> tuple[float, float] | None:
         """Accuracy of a policy above the mix of its cost, and the standard error of that.
 
-        Image by image: what is hard for both cancels. The mix is the best on these very images, and
-        the policy's cost is taken as given. None where no mix is so cheap.
+        Image by image: what is hard for both cancels. The mix is the best on these very images; the
+        policy's cost is taken as given. None where no mix is so cheap; the error of one image is
+        NaN.
 
         Args:
           right: (N,) bool, the policy's.
@@ -62,5 +63,5 @@ class Mix:
         if mixed is None:
             return None
         difference = right - mixed
-        error = difference.std(ddof=1) / np.sqrt(len(right)) if len(right) > 1 else 0.0
+        error = difference.std(ddof=1) / np.sqrt(len(right)) if len(right) > 1 else np.nan
         return float(difference.mean()), float(error)

@@ -7,6 +7,7 @@ import pytest
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.outcomes import make_grid
 from adaperceiver_jax.evaluate.sweep import collect
+from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.policies import figure
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.compare import Row, compare, csv_text, is_whole, markdown
@@ -39,7 +40,9 @@ class Alternating(Policy):
 
 def rows_of(setting, policies):
     model, images, outcomes = setting
-    found = compare(model, policies, [images[:16], images[16:]], outcomes)
+    fillers = np.zeros_like(images[:3])
+    batches = [images[:16], np.concatenate([images[16:], fillers])]
+    found = compare(model, policies, batches, outcomes)
     return {row.policy: row for row in found}
 
 
@@ -114,6 +117,17 @@ def test_what_was_not_measured_is_left_out():
     ]
 
 
+@pytest.mark.parametrize("attention", IMPLEMENTATIONS)
+def test_baselines_and_sub_networks_cost_the_same(setting, attention):
+    model, images, outcomes = setting
+    model = model.clone(attention=attention)
+    cheapest = outcomes.grid.sub_networks()[0]
+    policies = {"one": Baseline(model.config, *cheapest), "whole": Baseline(model.config)}
+    rows = compare(model, policies, [images], outcomes)
+    assert rows[0].over_fixed == 0  # not None: as dear as the cheapest of the sweep
+    assert rows[1].over_fixed <= 0
+
+
 FIGURE = [
     Row("Baseline (t=2)", 0.5, 1.0, 0.0, 4),
     Row("Baseline (t=4)", 0.6, 3.0, 0.0, 4),
@@ -144,11 +158,12 @@ def drawn(monkeypatch, tmp_path):
 
 
 def test_a_line_of_the_picture_is_a_kind_of_policy(drawn):
-    (axes,) = drawn(FIGURE)
+    (axes,) = drawn(FIGURE[1::2] + FIGURE[::2])
     lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == [
-        *("Baseline", "EE, tau=0.9", "EE, tau=0.95", "told", "drawn", "drawn, tau=0.9"),
-    ]
+    names = {"Baseline", "EE, tau=0.9", "EE, tau=0.95", "told", "drawn", "drawn, tau=0.9"}
+    assert set(lines) == names
+    marks = {n: line.get_marker() for n, line in lines.items()}
+    assert len({marks["Baseline"], marks["told"], marks["drawn"]}) == 3
     x, y = lines["Baseline"].get_data()
     marks = slice(None, None, lines["Baseline"].get_markevery())
     np.testing.assert_allclose(x[marks], [1, 3])
@@ -175,8 +190,35 @@ def test_small_costs_are_in_mflops_and_far_ones_leave_the_near_ones_room(drawn):
     assert whole.get_xlabel() == near.get_xlabel() == "MFLOPs an image, on average"
     x, y = whole.lines[0].get_data()
     np.testing.assert_allclose((x[[0, -1]], y[[0, -1]]), [[1, 3], [50, 60]])
+    assert all(line.get_label().startswith("_") for line in near.lines)  # one legend
     assert whole.texts[0].get_text() == "oracle: 90.0% at 0.8 MFLOPs"
     low, high = near.get_xlim()
     assert low < 0.9 < 2.5 < high < 3.5
     low, high = near.get_ylim()
     assert 30 < low < 50 < 60 < high < 70
+
+
+@pytest.mark.parametrize(
+    ("policy", "kind"),
+    [
+        ("Baseline (t=2)", ("Baseline", "")),
+        ("EE (t=2, tau=0.95)", ("EE", "tau=0.95")),
+        ("told", ("told", "")),
+        ("told (tau=1e-05)", ("told", "tau=1e-05")),
+        ("told (at 0.0052 + choosing)", ("told", "")),
+        ("told (v2) (at 5.2, tau=0.9)", ("told (v2)", "tau=0.9")),
+        ("tau=0.5 run (v2)", ("tau=0.5 run (v2)", "")),
+        ("Optimal (never right: whole)", ("Optimal", "")),
+    ],
+)
+def test_the_kind_of_a_policy_is_its_name_without_its_settings(policy, kind):
+    assert figure.kind_of(policy) == kind
+
+
+def test_pictures_of_few_rows(drawn):
+    (axes,) = drawn([FIGURE[-1]])
+    assert axes.texts[0].get_text() == "oracle: 90.0% at 0.8 GFLOPs"
+    (axes,) = drawn([FIGURE[2]])
+    assert axes.lines[0].get_label() == "EE, tau=0.9"
+    with pytest.raises(ValueError, match="no policy to draw"):
+        drawn([])

@@ -45,6 +45,19 @@ def test_of_equal_costs_the_more_accurate():
     np.testing.assert_allclose(mix.at(2.0), RIGHT[1])
 
 
+def test_one_sub_network_is_its_own_mix():
+    mix = Mix(RIGHT[:1], np.array([6.0]))
+    assert mix.at(5.9) is None
+    for gflops in (6.0, 7.0):
+        np.testing.assert_allclose(mix.at(gflops), RIGHT[0])
+
+
+def test_of_three_on_a_line_the_middle_one_is_left_out():
+    right = np.array([[1, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0]], bool)  # 1/4, 2/4, 3/4
+    mix = Mix(right, np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(mix.at(2.0), [1, 0.5, 0.5, 0])
+
+
 def test_the_best_of_a_grid_of_mixes():
     rng = np.random.default_rng(0)
     shares = np.linspace(0, 1, 101)
@@ -81,3 +94,9 @@ def test_the_error_is_that_of_the_mean():
 
 def test_a_corner_gains_nothing_over_the_mix():
     assert MIX.gain(RIGHT[1], 2.0) == (0.0, 0.0)
+
+
+def test_one_image_has_no_standard_error():
+    gain, error = Mix(RIGHT[:, :1], MIX.gflops).gain(np.array([True]), 1.0)
+    assert gain == 0
+    assert np.isnan(error)

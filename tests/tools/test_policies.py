@@ -84,7 +84,7 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
         cheap = float(row["gflops"]) < float(rows["Baseline (t=2)"]["gflops"])
         assert (row["over_baselines"] == "") == (whole or cheap), name
         assert float(row["over_fixed"]) < 0.5
-    assert float(rows["Optimal"]["over_fixed"]) > 0.1
+    assert float(rows["Optimal"]["over_fixed"]) > 0.05
     drawn, cheapest = rows["drawn"], rows["Baseline (t=2)"]
     assert float(drawn["choosing_gflops"]) > 0
     whole = float(drawn["gflops"]) - float(drawn["choosing_gflops"])
@@ -126,6 +126,7 @@ def test_a_learned_policy_comes_back_as_it_was_learned(place):
             "--targets=1e-09: the cheapest",
         ),
         (("--learned", "{place}/told", "--learned", "{place}/told"), "another run is named told"),
+        (("--learned", "{place}/EE"), "EE: named like the table's own rows; rename the folder"),
         (("--dtype", "bfloat16"), "of another dtype"),
         (("--tokens", "3"), r"Baseline \(t=3\): num_tokens=3: these outcomes hold"),
         (("--outcomes", "{place}/tiny"), "holds no sweep"),
