@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.layers import FFN, LayerNorm, Linear, torch_uniform
+from adaperceiver_jax.models.layers import FFN, LayerNorm, Linear, affine, torch_uniform
 
 
 def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> jax.Array:
@@ -61,10 +61,10 @@ class StridedConv(nn.Module):
             batch, height // p, p, width // p, p, self.in_channels
         )
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p * (width // p), fan_in)
-        x = x @ kernel.reshape(fan_in, -1).astype(self.dtype)
+        bias = None
         if self.use_bias:
-            x = x + self.param("bias", torch_uniform(fan_in), (self.features,)).astype(self.dtype)
-        return x
+            bias = self.param("bias", torch_uniform(fan_in), (self.features,))
+        return affine(x, kernel.reshape(fan_in, -1), bias, self.dtype, self.dtype)
 
 
 class Patchify(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -27,6 +28,41 @@ def activation(name: str, x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False) if name == "gelu" else jax.nn.silu(x)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def affine(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    dtype: DTypeLike,
+    out_dtype: DTypeLike,
+) -> jax.Array:
+    """x (..., m) @ kernel (m, n) + bias (n,), multiplied in `dtype`, given in `out_dtype`.
+
+    The gradients of kernel and bias are summed, over samples and devices, in their own dtypes:
+    left to itself, JAX would sum float32 parameters' in `dtype`.
+    """
+    y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=out_dtype)
+    return y if bias is None else y + bias.astype(out_dtype)
+
+
+def _affine_forward(x, kernel, bias, dtype, out_dtype):  # type: ignore[no-untyped-def]
+    x_type = jnp.zeros((), x.dtype)
+    residuals = (x.astype(dtype), kernel, None if bias is None else bias[:0], x_type)
+    return affine(x, kernel, bias, dtype, out_dtype), residuals
+
+
+def _affine_backward(dtype, out_dtype, residuals, grad):  # type: ignore[no-untyped-def]
+    x, kernel, bias, x_type = residuals
+    to_x = jnp.matmul(grad, kernel.astype(dtype).T, preferred_element_type=out_dtype)
+    batch = tuple(range(x.ndim - 1))
+    to_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=kernel.dtype)
+    to_bias = None if bias is None else grad.sum(axis=batch, dtype=bias.dtype)
+    return to_x.astype(x_type.dtype), to_kernel, to_bias
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Linear(nn.Module):
     """x @ kernel + bias, the kernel optionally cut to its first rows or columns.
 
@@ -47,10 +83,9 @@ class Linear(nn.Module):
 
     def __call__(self, x: jax.Array, rows: int | None = None, columns: int | None = None):
         """(..., rows or in_features) -> (..., columns or features)."""
-        out_dtype = self.out_dtype or self.dtype
-        kernel = self.kernel[:rows, :columns].astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=out_dtype)
-        return y if self.bias is None else y + self.bias[:columns].astype(out_dtype)
+        bias = None if self.bias is None else self.bias[:columns]
+        kernel = self.kernel[:rows, :columns]
+        return affine(x, kernel, bias, self.dtype, self.out_dtype or self.dtype)
 
 
 class LayerNorm(nn.Module):

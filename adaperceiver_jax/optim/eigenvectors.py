@@ -1,202 +1,198 @@
 """Eigenvectors of SOAP's factors: inside a compiled program, or by LAPACK on the hosts.
 
 A TPU takes minutes to compile the eigendecomposition of a matrix of 832, and is slow at it, so a
-trainer has the hosts do it between two compiled programs. The matrices of one size, over all
-parameters, are stacked and dealt out to the devices; each host decomposes what its own devices
-hold, and the result goes back to where the old eigenvectors were.
+trainer has the hosts do it between two compiled programs. Factors lie in stacks that are dealt out
+to the devices: each host decomposes what its own devices hold, and puts the result in its place.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from threadpoolctl import threadpool_limits
 
-from adaperceiver_jax.optim.layout import pad_axis
+from adaperceiver_jax.optim.stacks import ALL, Stack
+
+LARGE = 4096
+"""From this size on a matrix gets all of a host's cores."""
+Factors = Mapping[str, tuple[jax.Array, ...]]
+"""By the name of a stack, one array (slots, m, m) an axis of its blocks; zero beyond the stack's
+rows, and beyond the length of the blocks' axis."""
 
 
-def eigenvectors_in_graph(factors: Any, scale: jax.Array) -> Any:
-    """Eigenvectors of factors / scale, in ascending order of eigenvalues.
+def eigenvectors_in_graph(factors: Factors, scale: jax.Array, stacks: list[Stack]) -> Factors:
+    """Eigenvectors of factors / scale, (slots, m, m), in ascending order of eigenvalues."""
 
-    Args:
-      factors: a tree of symmetric (..., m, m padded), zero beyond column m.
-      scale: ().
-    """
+    def decompose(factor: jax.Array, rows: int, m: int) -> jax.Array:
+        vectors = jnp.linalg.eigh(factor[:rows, :m, :m] / scale)[1]
+        return jnp.zeros_like(factor).at[:rows, :m, :m].set(vectors)
 
-    def decompose(factor: jax.Array) -> jax.Array:
-        m, width = factor.shape[-2:]
-        vectors = jnp.linalg.eigh(factor[..., :m] / scale)[1]
-        return pad_axis(vectors, factor.ndim - 1, width)
-
-    return jax.tree.map(decompose, factors)
-
-
-def eigenvectors_on_hosts(factors: Any, scale: jax.Array, old: Any) -> Any:
-    """As `eigenvectors_in_graph`, outside of any compiled program, each host doing its share.
-
-    All processes must call it. FloatingPointError names the parameter whose factor has no finite
-    eigenvectors.
-
-    Args:
-      factors: a tree of tuples of symmetric (*batch, m, m padded), zero beyond column m.
-      scale: ().
-      old: the same tree of eigenvectors; the new ones are sharded as they are.
-    """
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(factors)
-    names = [
-        jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in paths_and_leaves
-    ]
-    leaves = [leaf for _, leaf in paths_and_leaves]
-    new = jax.tree.leaves(old)
-    for size in sorted({leaf.shape[-2] for leaf in leaves}):
-        members = [i for i, leaf in enumerate(leaves) if leaf.shape[-2] == size]
-        group = [leaves[i] for i in members]
-        owners = [names[i] for i in members for _ in range(_count(leaves[i].shape))]
-        routes = _routes(group[0])
-        stack = _stack(routes)(group, scale)
-        vectors = _decompose(stack, owners)
-        del stack
-        shardings = tuple(new[i].sharding for i in members)
-        shapes = tuple(leaf.shape for leaf in group)
-        for i, array in zip(members, _unstack(routes, shapes, shardings)(vectors), strict=True):
-            new[i] = array
-    return jax.tree.unflatten(treedef, new)
+    return {
+        stack.name: tuple(
+            decompose(factor, stack.rows, m)
+            for factor, m in zip(factors[stack.name], stack.size, strict=True)
+        )
+        for stack in stacks
+    }
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    """Matrices in an array (*batch, m, m padded)."""
-    return int(np.prod(shape[:-2], dtype=int))
+class Refresh:
+    """Eigenvectors that the hosts are working on; all processes begin and finish one together."""
+
+    def __init__(
+        self,
+        factors: Factors,
+        scale: float | jax.Array,
+        stacks: list[Stack],
+        owners: Callable[[Stack], list[str]],
+    ) -> None:
+        """Copies this host's share of factors / scale to it, and begins.
+
+        owners: the parameters that a stack's rows are of, for errors.
+        """
+        scale = np.float32(jax.device_get(scale))
+        self._shares: dict[str, list[_Share]] = {}
+        jobs: list[_Job] = []
+        split = sum(not _lie_whole(f.shape, f.sharding) for s in stacks for f in factors[s.name])
+        nth = itertools.count()
+        for stack in stacks:
+            names = owners(stack)
+            self._shares[stack.name] = []
+            for factor, m in zip(factors[stack.name], stack.size, strict=True):
+                share = _Share(factor.shape, factor.sharding)
+                if not _lie_whole(factor.shape, factor.sharding):
+                    share.first = next(nth) * factor.sharding.mesh.size // split
+                    factor = _programs(factor.sharding, factor.shape, share.first)[0](factor)
+                share.dealt_shape, share.dealt = factor.shape, factor.sharding
+                self._shares[stack.name].append(share)
+                for shard in factor.addressable_shards:
+                    start = (shard.index[0].start or 0) - share.first
+                    result = np.zeros(shard.data.shape, np.float32)
+                    share.results.append((shard.device, result))
+                    rows = range(max(0, start), min(start + len(result), stack.rows))
+                    data = np.asarray(shard.data) if rows else None
+                    for row in rows:
+                        assert data is not None
+                        matrix = data[row - start, :m, :m] / scale
+                        jobs.append((matrix, result[row - start], names[row]))
+        self._pool = ThreadPoolExecutor(1)
+        self._work = self._pool.submit(_decompose_all, jobs)
+
+    def result(self) -> Factors:
+        """The eigenvectors, once they are there, sharded as the factors are.
+
+        FloatingPointError names the parameter whose factor has none that are finite.
+        """
+        try:
+            self._work.result()
+        finally:
+            self._pool.shutdown()
+        return {
+            name: tuple(share.array() for share in shares) for name, shares in self._shares.items()
+        }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Routes:
-    """How a stack of matrices (K, m, n) goes from where factors live to one owner each, and back.
+@dataclasses.dataclass
+class _Share:
+    """This host's eigenvectors of one array of factors."""
 
-    The stops between lie such that every step is a slice, an all-to-all or an all-gather of one
-    shard; left to find its own way, XLA moves whole stacks to every device.
-    """
+    shape: tuple[int, ...]
+    sharding: Any
+    """Of the factors."""
+    first: int = 0
+    """Where the first matrix is, once each has one owner."""
+    dealt_shape: tuple[int, ...] = ()
+    dealt: Any = None
+    """Shape and sharding then."""
+    results: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list)
+    """By device."""
 
-    home: NamedSharding
-    """The matrices split as the factors are, K whole."""
-    halfway: NamedSharding
-    """K split too, over the axes of the mesh that do not split the matrices."""
-    owned: NamedSharding
-    """K split over all devices, the matrices whole."""
+    def array(self) -> jax.Array:
+        """Them all, as an array like the factors."""
+        array = jax.make_array_from_single_device_arrays(
+            self.dealt_shape,
+            self.dealt,
+            [jax.device_put(result, device) for device, result in self.results],
+        )
+        if _lie_whole(self.shape, self.sharding):
+            return array
+        return _programs(self.sharding, self.shape, self.first)[1](array)
 
 
-def _routes(array: jax.Array) -> _Routes:
-    """The routes for factors that are sharded as one of them, (*batch, m, m padded)."""
-    sharding = array.sharding
-    if isinstance(sharding, NamedSharding):
-        mesh = sharding.mesh
-        spec = (*sharding.spec, *(None,) * (array.ndim - len(sharding.spec)))[-2:]
-    elif len(sharding.device_set) == 1:
-        mesh = Mesh(np.array(list(sharding.device_set)), ("one",), axis_types=(AxisType.Auto,))
-        spec = (None, None)
-    else:
+_Job = tuple[np.ndarray, np.ndarray, str]
+"""A matrix, where its eigenvectors go, and whose it is."""
+
+
+def _decompose_all(jobs: list[_Job]) -> None:
+    """The large one after another, with all cores each; then one a core, since LAPACK's own threads
+    would fight over the cores, at many times the cost."""
+    cores = os.cpu_count() or 1
+    large = [job for job in jobs if len(job[0]) >= LARGE]
+    rest = sorted((job for job in jobs if len(job[0]) < LARGE), key=lambda job: -len(job[0]))
+    with threadpool_limits(cores, "blas"):
+        for job in large:
+            _decompose(*job)
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+        list(pool.map(lambda job: _decompose(*job), rest))
+
+
+def _decompose(factor: np.ndarray, place: np.ndarray, owner: str) -> None:
+    """Writes the eigenvectors of an (m, m) factor into an array (at least m, at least m)."""
+    m = len(factor)
+    try:
+        vectors = np.linalg.eigh(factor)[1]
+    except np.linalg.LinAlgError:
+        vectors = np.full_like(factor, np.nan)
+    if not np.isfinite(vectors).all():
+        raise FloatingPointError(
+            f"{owner}: a factor of its gradients has no finite eigenvectors; look for the step "
+            "whose gradients were not finite, and resume from before it"
+        )
+    place[:m, :m] = vectors
+
+
+def _lie_whole(shape: tuple[int, ...], sharding: Any) -> bool:
+    """Whether each matrix lies on one device, and on no other."""
+    if len(sharding.device_set) == 1:
+        return True
+    if not isinstance(sharding, NamedSharding):
         raise ValueError(
             f"a factor has sharding {sharding}: must be a NamedSharding, or one device"
         )
-    used = [
-        name for names in spec for name in ((names,) if isinstance(names, str) else names or ())
-    ]
-    rest = [name for name in mesh.axis_names if name not in used]
-    return _Routes(
-        home=NamedSharding(mesh, P(None, *spec)),
-        halfway=NamedSharding(mesh, P(tuple(rest), *spec)),
-        owned=NamedSharding(mesh, P((*rest, *used))),
-    )
+    shard = sharding.shard_shape(shape)
+    return shard[0] * sharding.mesh.size == shape[0] and shard[1:] == shape[1:]
 
 
 @functools.lru_cache
-def _stack(routes: _Routes) -> Callable[[Sequence[jax.Array], jax.Array], jax.Array]:
-    """A program: (factors (*batch, m, m padded), scale) -> (K, m, m), each with one owner."""
+def _programs(sharding: NamedSharding, shape: tuple[int, ...], first: int) -> tuple[Any, Any]:
+    """Programs for factors (slots, m, m) that are split otherwise: to one owner a matrix, the first
+    at `first`, and back. Each step is a slice, an all-to-all or a gathering of slices that
+    differ."""
+    mesh = sharding.mesh
+    after = -(shape[0] + first) % mesh.size
+    owned, sliced = (NamedSharding(mesh, spec) for spec in (P(ALL), P(None, ALL)))
+    place = jax.lax.with_sharding_constraint
 
-    @functools.partial(jax.jit, out_shardings=routes.owned)
-    def stack(factors: Sequence[jax.Array], scale: jax.Array) -> jax.Array:
-        m, width = factors[0].shape[-2:]
-        stacked = jnp.concatenate([factor.reshape(-1, m, width) for factor in factors])
-        devices = routes.owned.mesh.size
-        stacked = pad_axis(stacked, 0, -(-len(stacked) // devices) * devices)
-        for stop in (routes.home, routes.halfway, routes.owned):
-            stacked = jax.lax.with_sharding_constraint(stacked, stop)
-        return stacked[:, :, :m] / scale
+    @functools.partial(jax.jit, out_shardings=owned)
+    def deal(factor: jax.Array) -> jax.Array:
+        flat = place(factor.reshape(shape[0], -1), sliced)
+        flat = jnp.pad(flat, ((first, after), (0, 0)))
+        return place(flat, owned).reshape(-1, *shape[1:])
 
-    return stack
+    @functools.partial(jax.jit, out_shardings=sharding)
+    def back(dealt: jax.Array) -> jax.Array:
+        flat = place(place(dealt.reshape(len(dealt), -1), owned), sliced)
+        return flat[first : first + shape[0]].reshape(shape)
 
-
-@functools.lru_cache
-def _unstack(
-    routes: _Routes, shapes: tuple[tuple[int, ...], ...], shardings: tuple
-) -> Callable[[jax.Array], Sequence[jax.Array]]:
-    """A program: (K, m, m) -> arrays (*batch, m, m padded) of these shapes and shardings."""
-
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def unstack(stacked: jax.Array) -> tuple[jax.Array, ...]:
-        stacked = pad_axis(stacked, 2, shapes[0][-1])
-        for stop in (routes.owned, routes.halfway, routes.home):
-            stacked = jax.lax.with_sharding_constraint(stacked, stop)
-        ends = np.cumsum([_count(shape) for shape in shapes])
-        return tuple(
-            stacked[end - _count(shape) : end].reshape(shape)
-            for end, shape in zip(ends, shapes, strict=True)
-        )
-
-    return unstack
-
-
-def _decompose(stack: jax.Array, owners: list[str]) -> jax.Array:
-    """(K, m, m) -> its eigenvectors, sharded alike; matrices without an owner become zeros."""
-    shards = stack.addressable_shards
-    starts = [shard.index[0].start or 0 for shard in shards]
-    results = [np.zeros(shard.data.shape, np.float32) for shard in shards]
-    sources = [
-        np.asarray(shard.data) if start < len(owners) else None
-        for shard, start in zip(shards, starts, strict=True)
-    ]
-
-    def one(job: tuple[int, int]) -> None:
-        shard, row = job
-        source, owner = sources[shard], owners[starts[shard] + row]
-        assert source is not None
-        try:
-            vectors = np.linalg.eigh(source[row])[1]
-        except np.linalg.LinAlgError:
-            vectors = np.full_like(source[row], np.nan)
-        if not np.isfinite(vectors).all():
-            raise FloatingPointError(
-                f"{owner}: a factor of its gradients has no finite eigenvectors; look for the "
-                "step whose gradients were not finite, and resume from before it"
-            )
-        results[shard][row] = vectors
-
-    jobs = [
-        (shard, row)
-        for shard, result in enumerate(results)
-        for row in range(len(result))
-        if starts[shard] + row < len(owners)
-    ]
-    # One matrix a core: LAPACK's own threads would fight over the cores, at many times the cost.
-    with (
-        threadpool_limits(1, "blas"),
-        ThreadPoolExecutor(min(os.cpu_count() or 1, len(jobs)) or 1) as pool,
-    ):
-        list(pool.map(one, jobs))
-    return jax.make_array_from_single_device_arrays(
-        stack.shape,
-        stack.sharding,
-        [
-            jax.device_put(result, shard.device)
-            for result, shard in zip(results, shards, strict=True)
-        ],
-    )
+    return deal, back

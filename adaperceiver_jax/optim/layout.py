@@ -11,22 +11,9 @@ import jax.numpy as jnp
 
 STACK = "blocks"
 """Below this name a leading axis counts parameters, which have nothing to do with each other."""
-TILE = 128
-"""Longer factors are padded to a multiple of this along their last axis."""
 
 TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 """The order of a kernel's axes, by their number."""
-
-
-def padded(size: int) -> int:
-    """The length of a factor's last axis."""
-    return size if size <= TILE else -(-size // TILE) * TILE
-
-
-def pad_axis(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Zeros appended along one axis, up to `size`."""
-    widths = [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
-    return jnp.pad(x, widths) if x.shape[axis] < size else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,37 +32,36 @@ class Layout:
     """For each of these axes the slices it is cut into."""
 
     @property
+    def count(self) -> int:
+        """Parameters in one: the length of the batch, or 1."""
+        return self.shape[0] if self.batch else 1
+
+    @property
     def blocks(self) -> list[tuple[slice, ...]]:
         """Every block, as a slice for each axis."""
         return list(itertools.product(*self.sections))
 
     @property
-    def factors(self) -> list[tuple[int, ...]]:
-        """The shapes (*batch, m, m padded) of all factors: block after block, axis after axis."""
-        lengths = [part.stop - part.start for block in self.blocks for part in block]
-        return [(*self.shape[: self.batch], m, padded(m)) for m in lengths]
+    def sizes(self) -> list[tuple[int, ...]]:
+        """The lengths (m_1, ..., m_k) of every block."""
+        return [tuple(part.stop - part.start for part in block) for block in self.blocks]
 
     def cut(self, x: jax.Array) -> list[jax.Array]:
-        """An array of the parameter's shape -> its blocks, (*batch, m_1, ..., m_k) each."""
-        x = x.transpose(self.order).reshape(*self.shape[: self.batch], *self.merged)
-        return [x[(..., *block)] for block in self.blocks]
+        """An array of the parameter's shape -> its blocks, (count, m_1, ..., m_k) each."""
+        x = x.transpose(self.order).reshape(self.count, *self.merged)
+        return [x[(slice(None), *block)] for block in self.blocks]
 
     def join(self, blocks: list[jax.Array]) -> jax.Array:
         """The reverse of `cut`."""
         for axis in reversed(range(len(self.merged))):
             count = len(self.sections[axis])
             blocks = [
-                jnp.concatenate(blocks[i : i + count], self.batch + axis) if count > 1 else block
+                jnp.concatenate(blocks[i : i + count], 1 + axis) if count > 1 else block
                 for i, block in enumerate(blocks)
                 if i % count == 0
             ]
         x = blocks[0].reshape([self.shape[axis] for axis in self.order])
         return x.transpose([self.order.index(axis) for axis in range(len(self.order))])
-
-    def group(self, arrays: tuple[jax.Array, ...]) -> list[tuple[jax.Array, ...]]:
-        """Arrays in the order of `factors` -> those of each block."""
-        k = len(self.merged)
-        return [arrays[i : i + k] for i in range(0, len(arrays), k)]
 
 
 def layout_of(path: tuple, shape: tuple[int, ...], max_dim: int) -> Layout:

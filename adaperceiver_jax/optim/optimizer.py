@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from adaperceiver_jax.optim.eigenvectors import Factors, Refresh
 from adaperceiver_jax.optim.nadamw import nadamw
 from adaperceiver_jax.optim.soap import Soap, scale_and_decay
 
@@ -26,10 +28,17 @@ class Optimizer:
     """(grads, state) -> state; belongs in the program that computes the gradients."""
     due: Callable[[int], bool]
     """Whether step n, the first being 1, needs `refresh` between `observe` and `apply`."""
-    refresh: Callable[[Any], Any]
-    """state -> state; on the hosts, outside of any compiled program, in all processes."""
+    refresh: Callable[[Any, Any], Refresh]
+    """(state, params) -> what the hosts are working on from then on, outside of any compiled
+    program; all processes must call it, and ask for its result."""
+    install: Callable[[Any, Factors], Any]
+    """(state, a refresh's result) -> state"""
+    installed: Callable[[Any], Factors]
+    """state -> the eigenvectors it has."""
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
     """(grads, state, params) -> (updates to be added to params, state)"""
+    first: int = 0
+    """The first step that is due; 0: none is."""
 
 
 def make_optimizer(
@@ -42,6 +51,7 @@ def make_optimizer(
     precondition_frequency: int = 30,
     start_preconditioning_step: int = 500,
     max_preconditioner_dim: int = 8192,
+    mesh: Mesh | None = None,
 ) -> Optimizer:
     """An optimizer by name: 'soap', 'nadamw' or 'adamw', all with decoupled weight decay.
 
@@ -54,6 +64,7 @@ def make_optimizer(
       precondition_frequency: of SOAP, as are those below: steps between two refreshes.
       start_preconditioning_step: the first refresh.
       max_preconditioner_dim: the largest factor.
+      mesh: what SOAP's work is dealt out over.
     """
     if name == "soap":
         parts = Soap(
@@ -62,6 +73,7 @@ def make_optimizer(
             precondition_frequency=precondition_frequency,
             start_preconditioning_step=start_preconditioning_step,
             max_preconditioner_dim=max_preconditioner_dim,
+            mesh=mesh,
         )
         return _soap(parts, scale_and_decay(learning_rate, weight_decay))
     if name == "nadamw":
@@ -83,17 +95,25 @@ def _soap(parts: Soap, tail: optax.GradientTransformation) -> Optimizer:
         init=lambda params: (parts.init(params), tail.init(params)),
         observe=lambda grads, state: (parts.observe(grads, state[0]), state[1]),
         due=lambda step: bool(parts.due(step)),
-        refresh=lambda state: (parts.refresh_on_hosts(state[0]), state[1]),
+        refresh=lambda state, params: parts.begin_refresh(state[0], params),
+        install=lambda state, new: (state[0]._replace(eigenvectors=new), state[1]),
+        installed=lambda state: state[0].eigenvectors,
         apply=apply,
+        first=parts.start_preconditioning_step,
     )
 
 
 def _plain(transform: optax.GradientTransformation) -> Optimizer:
+    def none(*_: Any) -> Any:
+        raise NotImplementedError("is never due")
+
     return Optimizer(
         init=transform.init,
         observe=lambda grads, state: state,
         due=lambda step: False,
-        refresh=lambda state: state,
+        refresh=none,
+        install=none,
+        installed=none,
         apply=transform.update,
     )
 

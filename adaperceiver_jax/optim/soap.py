@@ -9,13 +9,10 @@ For a gradient G with k axes, at step n = 1, 2, ...:
     u   = Q (Q^T mean Q / (sqrt(v) + 1e-12)) Q^T |a| / |.|                    a before `start`
 
 A parameter below the name "blocks" has a leading axis that counts parameters: each has its own
-factors, norms and eigenvectors. `layout.py` says which axes have factors.
-
-The state mirrors the tree of parameters, all in float32, with no shape depending on the devices:
-`first`, `second` and `rotated` (m, g, v) have the parameter's shape; `factors` and `eigenvectors`
-have, in a parameter's place, a tuple of arrays (*batch, m, m padded), one for each block and axis.
-The last axis is zero beyond m and, where m > 128, a multiple of 128 long, so that it can be split
-over devices.
+factors, norms and eigenvectors. `layout.py` says which axes have factors and which parameters are
+cut into blocks. Blocks of one size, of whatever parameter, are one stack (`stacks.py`), by whose
+name the state holds, all in float32: `first`, `second` and `rotated` (m, g, v), (slots, *size); and
+`factors` and `eigenvectors`, a tuple of arrays (slots, m, m), one an axis of the blocks.
 """
 
 from __future__ import annotations
@@ -27,10 +24,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from adaperceiver_jax.optim.eigenvectors import eigenvectors_in_graph, eigenvectors_on_hosts
-from adaperceiver_jax.optim.layout import Layout, layout_of, pad_axis, padded
+from adaperceiver_jax.optim.eigenvectors import Refresh, eigenvectors_in_graph
+from adaperceiver_jax.optim.stacks import Stack, Stacks
 
 GRAFT_EPS = 1e-8
 EPS = 1e-12
@@ -42,11 +41,11 @@ class SoapState(NamedTuple):
 
     steps: jax.Array
     """() int32: gradients observed."""
-    factors: Any
-    eigenvectors: Any
-    first: Any
-    second: Any
-    rotated: Any
+    factors: dict[str, tuple[jax.Array, ...]]
+    eigenvectors: dict[str, tuple[jax.Array, ...]]
+    first: dict[str, jax.Array]
+    second: dict[str, jax.Array]
+    rotated: dict[str, jax.Array]
 
 
 def unbias(decay: float, count: jax.Array) -> jax.Array:
@@ -65,6 +64,8 @@ class Soap:
     start_preconditioning_step: int = 500
     """The first refresh; plain Adam before."""
     max_preconditioner_dim: int = 8192
+    mesh: Mesh | None = None
+    """What the work is dealt out over; gradients and directions lie as the parameters do."""
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2"):
@@ -80,20 +81,15 @@ class Soap:
 
     def init(self, params: Any) -> SoapState:
         """The state before the first step."""
+        stacks = self._stacks(params).all
 
-        def each(make: Any) -> Any:
-            return jax.tree_util.tree_map_with_path(
-                lambda path, p: tuple(make(shape) for shape in self._layout(path, p).factors),
-                params,
-            )
-
-        def zeros() -> Any:
-            return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+        def zeros() -> dict[str, jax.Array]:
+            return {s.name: jnp.zeros((s.slots, *s.held), jnp.float32) for s in stacks}
 
         return SoapState(
             steps=jnp.zeros((), jnp.int32),
-            factors=each(lambda shape: jnp.zeros(shape, jnp.float32)),
-            eigenvectors=each(lambda shape: jnp.broadcast_to(jnp.eye(shape[-2], shape[-1]), shape)),
+            factors={s.name: tuple(jnp.zeros((s.slots, m, m)) for m in s.held) for s in stacks},
+            eigenvectors={s.name: tuple(_eye(s, i) for i in range(len(s.size))) for s in stacks},
             first=zeros(),
             second=zeros(),
             rotated=zeros(),
@@ -107,73 +103,55 @@ class Soap:
 
     def observe(self, grads: Any, state: SoapState) -> SoapState:
         """Counts a step, and its gradients into the factors."""
-
-        def one(path: tuple, grad: jax.Array, factors: tuple[jax.Array, ...]) -> tuple:
-            layout = self._layout(path, grad)
-            blocks = layout.cut(grad.astype(jnp.float32))
-            return tuple(
-                self.b2 * factor + (1 - self.b2) * _gram(block, layout.batch, axis)
-                for block, group in zip(blocks, layout.group(factors), strict=True)
+        dealt = self._stacks(grads).deal(_float32(grads))
+        factors = {
+            name: tuple(
+                self.b2 * factor + (1 - self.b2) * _gram(dealt[name], 1 + axis)
                 for axis, factor in enumerate(group)
             )
-
-        factors = jax.tree_util.tree_map_with_path(one, grads, state.factors)
+            for name, group in state.factors.items()
+        }
         return state._replace(steps=state.steps + 1, factors=factors)
 
-    def refresh(self, state: SoapState) -> SoapState:
+    def refresh(self, state: SoapState, params: Any) -> SoapState:
         """New eigenvectors, inside a compiled program."""
         scale = unbias(self.b2, state.steps)
-        return state._replace(eigenvectors=eigenvectors_in_graph(state.factors, scale))
-
-    def refresh_on_hosts(self, state: SoapState) -> SoapState:
-        """New eigenvectors by LAPACK on the hosts, outside of any compiled program.
-
-        All processes must call it. FloatingPointError names a parameter with a factor that is
-        not finite.
-        """
-        vectors = eigenvectors_on_hosts(
-            state.factors, unbias(self.b2, state.steps), state.eigenvectors
-        )
+        stacks = self._stacks(params).all
+        vectors = eigenvectors_in_graph(state.factors, scale, stacks)
         return state._replace(eigenvectors=vectors)
+
+    def begin_refresh(self, state: SoapState, params: Any) -> Refresh:
+        """New eigenvectors by LAPACK on the hosts, outside of any compiled program; the result is
+        the next state's `eigenvectors`. All processes must call it."""
+        stacks = self._stacks(params)
+        scale = unbias(self.b2, state.steps)
+        return Refresh(state.factors, scale, stacks.all, stacks.owners)
 
     def precondition(self, grads: Any, state: SoapState) -> tuple[Any, SoapState]:
         """The direction of the step, float32 in the parameters' shapes, and the state after it.
 
         `observe` must have seen the same gradients.
         """
+        stacks = self._stacks(grads)
         mean_scale, square_scale = unbias(self.b1, state.steps), unbias(self.b2, state.steps)
         started = state.steps >= self.start_preconditioning_step
+        directions, first, second, rotated = {}, {}, {}, {}
+        for name, grad in stacks.deal(_float32(grads)).items():
+            vectors = state.eigenvectors[name]
+            first[name] = self.b1 * state.first[name] + (1 - self.b1) * grad
+            second[name] = self.b2 * state.second[name] + (1 - self.b2) * grad**2
+            turned = _rotate(grad, vectors) ** 2
+            rotated[name] = self.b2 * state.rotated[name] + (1 - self.b2) * turned
+            mean = first[name] / mean_scale
+            plain = mean / (jnp.sqrt(second[name] / square_scale) + GRAFT_EPS)
+            scaled = _rotate(mean, vectors) / (jnp.sqrt(rotated[name] / square_scale) + EPS)
+            direction = _graft(_rotate(scaled, vectors, back=True), plain)
+            directions[name] = jnp.where(started, direction, plain)
+        state = state._replace(first=first, second=second, rotated=rotated)
+        return stacks.collect(directions), state
 
-        def one(
-            path: tuple,
-            grad: jax.Array,
-            vectors: tuple[jax.Array, ...],
-            first: jax.Array,
-            second: jax.Array,
-            rotated: jax.Array,
-        ) -> tuple[jax.Array, ...]:
-            layout = self._layout(path, grad)
-            grad = grad.astype(jnp.float32)
-            groups = layout.group(vectors)
-            first = self.b1 * first + (1 - self.b1) * grad
-            second = self.b2 * second + (1 - self.b2) * grad**2
-            rotated = self.b2 * rotated + (1 - self.b2) * _rotate(grad, groups, layout) ** 2
-            mean = first / mean_scale
-            plain = mean / (jnp.sqrt(second / square_scale) + GRAFT_EPS)
-            scaled = _rotate(mean, groups, layout) / (jnp.sqrt(rotated / square_scale) + EPS)
-            direction = _graft(_rotate(scaled, groups, layout, back=True), plain, layout)
-            return jnp.where(started, direction, plain), first, second, rotated
-
-        results = jax.tree_util.tree_map_with_path(
-            one, grads, state.eigenvectors, state.first, state.second, state.rotated
-        )
-        direction, first, second, rotated = jax.tree.transpose(
-            jax.tree.structure(grads), jax.tree.structure((0,) * 4), results
-        )
-        return direction, state._replace(first=first, second=second, rotated=rotated)
-
-    def _layout(self, path: tuple, x: Any) -> Layout:
-        return layout_of(path, tuple(x.shape), self.max_preconditioner_dim)
+    def _stacks(self, params: Any) -> Stacks:
+        return Stacks(params, self.max_preconditioner_dim, self.mesh)
 
 
 def soap(
@@ -207,7 +185,7 @@ def soap(
         state = parts.observe(grads, state)
         vectors = jax.lax.cond(
             parts.due(state.steps),
-            lambda state: parts.refresh(state).eigenvectors,
+            lambda state: parts.refresh(state, grads).eigenvectors,
             lambda state: state.eigenvectors,
             state,
         )
@@ -232,46 +210,39 @@ def _einsum(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _gram(x: jax.Array, batch: int, axis: int) -> jax.Array:
-    """x x^T over all axes but one: (*batch, ..., m, ...) -> (*batch, m, m padded)."""
-    axis += batch
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _eye(stack: Stack, axis: int) -> jax.Array:
+    """(slots, m, m): the identity in every row that there is."""
+    m, held = stack.size[axis], stack.held[axis]
+    one = np.zeros((held, held), np.float32)
+    one[:m, :m] = np.eye(m)
+    rows = jnp.arange(stack.slots) < stack.rows
+    return jnp.where(rows[:, None, None], one, 0)
+
+
+def _gram(x: jax.Array, axis: int) -> jax.Array:
+    """x x^T over all axes but one: (slots, ..., m, ...) -> (slots, m, m)."""
     letters = string.ascii_lowercase[: x.ndim]
     own = letters[axis]
-    wide = pad_axis(x, axis, padded(x.shape[axis]))
-    return _einsum(f"{letters},{letters.replace(own, 'Z')}->{letters[:batch]}{own}Z", x, wide)
+    return _einsum(f"{letters},{letters.replace(own, 'Z')}->a{own}Z", x, x)
 
 
-def _rotate(
-    x: jax.Array, groups: list[tuple[jax.Array, ...]], layout: Layout, back: bool = False
-) -> jax.Array:
-    """Every block into its eigenbasis, or back out of it; of the parameter's shape."""
-    blocks = []
-    for block, vectors in zip(layout.cut(x), groups, strict=True):
-        letters = string.ascii_lowercase[: block.ndim]
-        for i, q in enumerate(vectors):
-            axis = layout.batch + i
-            own, head = letters[axis], letters[: layout.batch]
-            out = letters.replace(own, "Z")
-            if back:
-                block = pad_axis(block, axis, q.shape[-1])
-                block = _einsum(f"{letters},{head}Z{own}->{out}", block, q)
-            else:
-                block = _einsum(f"{letters},{head}{own}Z->{out}", block, q)
-                block = jax.lax.slice_in_dim(block, 0, q.shape[-2], axis=axis)
-        blocks.append(block)
-    return layout.join(blocks)
+def _rotate(x: jax.Array, vectors: tuple[jax.Array, ...], back: bool = False) -> jax.Array:
+    """Every block (slots, m_1, ..., m_k) into its eigenbasis, or back out of it."""
+    letters = string.ascii_lowercase[: x.ndim]
+    for own, q in zip(letters[1:], vectors, strict=True):
+        sides = f"aZ{own}" if back else f"a{own}Z"
+        x = _einsum(f"{letters},{sides}->{letters.replace(own, 'Z')}", x, q)
+    return x
 
 
-def _graft(direction: jax.Array, plain: jax.Array, layout: Layout) -> jax.Array:
+def _graft(direction: jax.Array, plain: jax.Array) -> jax.Array:
     """The direction with the norm of the plain one, in every block."""
 
     def norm(x: jax.Array) -> jax.Array:
-        axes = tuple(range(layout.batch, x.ndim))
-        return jnp.sqrt((x**2).sum(axis=axes, keepdims=True))
+        return jnp.sqrt((x**2).sum(axis=range(1, x.ndim), keepdims=True))
 
-    return layout.join(
-        [
-            u * (norm(a) / (norm(u) + NORM_EPS))
-            for u, a in zip(layout.cut(direction), layout.cut(plain), strict=True)
-        ]
-    )
+    return direction * (norm(plain) / (norm(direction) + NORM_EPS))

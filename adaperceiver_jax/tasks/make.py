@@ -83,6 +83,12 @@ class RunConfig(Settings):
             raise ValueError(
                 f"config.compute.dtype={self.compute.dtype!r}: must be 'float32' or 'bfloat16'"
             )
+        if self.mesh.gradients == "bfloat16" != self.compute.dtype:
+            raise ValueError(
+                "config.mesh.gradients='bfloat16' with config.compute.dtype="
+                f"{self.compute.dtype!r}: gradients would be summed in less than they are computed "
+                "in; set both to 'bfloat16'"
+            )
         trained = self.vit if self.trains_vit else self.model
         own = self.task == "policy" and self.policy.path != MADE_UP  # its path says what it is
         for name, side in zip(("image_size", "image_width"), self.data.size, strict=True):

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from adaperceiver_jax.optim.stacks import STACK_ROWS
 from adaperceiver_jax.train.fingerprint import fingerprints
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 PARAMS, EMA, OPTIMIZER, MEMORY, DATA = "params", "ema", "optimizer", "memory", "data"
+UPCOMING = "upcoming"
 _PRINTS = "fingerprints"
 
 
@@ -42,8 +44,8 @@ class Checkpoints:
     """The checkpoints of one run, a folder each, named by the step.
 
     Each holds four items: `params` and `ema` (all weights; either loads alone), `optimizer` and
-    `data` (JSON: where the data iterator stands, and a fingerprint of every array); where the task
-    has one, a fifth, its `memory`.
+    `data` (JSON: where the data iterator stands, and a fingerprint of every array); where there are
+    any, the task's `memory` and the `upcoming` eigenvectors.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Checkpoints:
                 EMA: ocp.StandardCheckpointHandler(),
                 OPTIMIZER: ocp.StandardCheckpointHandler(),
                 MEMORY: ocp.StandardCheckpointHandler(),
+                UPCOMING: ocp.StandardCheckpointHandler(),
                 DATA: ocp.JsonCheckpointHandler(),
             },
         )
@@ -184,13 +187,17 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
-        found = self._read_items(step, _items(shapes))
+        wanted = _items(shapes)
+        if UPCOMING in wanted and self._manager.item_metadata(step)[UPCOMING] is None:
+            del wanted[UPCOMING]  # saved before config.optimizer.overlap was set
+        found = self._read_items(step, wanted)
         trained = jax.tree_util.tree_map_with_path(
             lambda path, _: _pick(found[EMA], path), shapes.ema
         )
         number = jax.device_put(jax.numpy.int32(step), shapes.step.sharding)
         memory = found.get(MEMORY, {})
-        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER], memory)
+        upcoming = found.get(UPCOMING, {})
+        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER], memory, upcoming)
         return Restored(state, found[DATA])
 
     def _stored(self, step: int, item: str) -> Any:
@@ -215,7 +222,11 @@ class Checkpoints:
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()},
+                    # Not strict: stacks have as many rows of zeros as the devices ask for.
+                    **{
+                        name: ocp.args.StandardRestore(t, strict=False)
+                        for name, t in shapes.items()
+                    },
                     **{DATA: ocp.args.JsonRestore()},
                 ),
             )
@@ -233,7 +244,8 @@ class Checkpoints:
 def _items(state: TrainState) -> dict[str, Any]:
     """What is saved of a state, by item."""
     items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
-    return {**items, MEMORY: state.memory} if state.memory else items
+    more = {MEMORY: state.memory, UPCOMING: state.upcoming}
+    return items | {name: tree for name, tree in more.items() if tree}
 
 
 def _value_of(metric: str) -> Callable[[Mapping[str, float]], float]:
@@ -252,8 +264,13 @@ def _plain(metadata: Any) -> Any:
 
 
 def _names(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(_key(entry) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
+    """Path -> shape; of the optimizer's stacks with as many rows as there are blocks."""
+    names = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name, shape = "/".join(_key(entry) for entry in path), tuple(leaf.shape)
+        rows = STACK_ROWS.search(name)
+        names[name] = (int(rows[1]), *shape[1:]) if rows and shape[0] >= int(rows[1]) else shape
+    return names
 
 
 def _key(entry: Any) -> str:

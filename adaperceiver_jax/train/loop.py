@@ -37,7 +37,7 @@ from adaperceiver_jax.train.sharding import (
     check_batch,
     describe,
     make_mesh,
-    tree_shardings,
+    place_constants,
 )
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import Metrics, Programs, make_programs
@@ -148,20 +148,22 @@ def train(
         power=settings.schedule.power,
     )
     optimizer_settings = dataclasses.asdict(settings.optimizer)
-    for key in ("lr", "clip"):
+    for key in ("lr", "clip", "overlap"):
         del optimizer_settings[key]
     programs = make_programs(
         task,
-        make_optimizer(learning_rate=schedule, **optimizer_settings),
+        make_optimizer(learning_rate=schedule, mesh=mesh, **optimizer_settings),
         mesh,
         seed=settings.seed,
         clip=settings.optimizer.clip,
         ema=settings.ema,
         accumulate=settings.accumulate,
         train_only=settings.train_only,
+        rules=settings.mesh.rules,
+        reduce_in=settings.mesh.gradients,
+        overlap=settings.optimizer.overlap,
     )
-    constants = task.constants()
-    constants = jax.device_put(constants, tree_shardings(constants, mesh))
+    constants = place_constants(task.constants(), mesh, settings.mesh.rules)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, settings.checkpoint, _best(task))
     run = Run(settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints)
@@ -263,7 +265,7 @@ class Run:
                     value,
                 )
             self.bad_images = restored.data.get(BAD_IMAGES, 0)
-            return restored.state, restored.data["evaluated"]
+            return self.programs.resume(restored.state), restored.data["evaluated"]
         key = jax.random.key(settings.seed)
         if not settings.init_from:
             return self.programs.init(key), {}
@@ -360,6 +362,7 @@ class Run:
             "evaluated": evaluated,
             BAD_IMAGES: self.bad_images,
         }
+        state = self.programs.to_save(state)
         self.checkpoints.save(state, step, data, evaluated if fresh else None)
 
     def _profile(self, steps: int | None) -> None:

@@ -23,6 +23,11 @@ class MeshSettings:
     """Devices along which only the batch is split."""
     fsdp: int = 1
     """Devices along which parameters and optimizer state are split too."""
+    rules: tuple[tuple[str, str], ...] = ()
+    """(pattern of an array's path, 'all', 'fsdp' or 'whole'), before those of train/sharding.py."""
+    gradients: str = "float32"
+    """Of the sums of kernels' gradients over the devices; 'bfloat16' moves half as much, of these
+    and of the kernels under fsdp."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,9 @@ class OptimizerSettings:
     precondition_frequency: int = 100
     start_preconditioning_step: int = 500
     max_preconditioner_dim: int = 8192
+    overlap: bool = False
+    """SOAP's eigenvectors are found while steps go on, and used from the next refresh on; otherwise
+    steps wait for them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +184,11 @@ class Settings:
             check(f"data.{name}", getattr(data, name), getattr(data, name) >= 0, "at least 0")
         for name in ("image_size", "depth_scale", "max_depth"):
             check(f"data.{name}", getattr(data, name), getattr(data, name) > 0, "above 0")
+        dtypes = ("float32", "bfloat16")
+        check("mesh.gradients", self.mesh.gradients, self.mesh.gradients in dtypes, f"in {dtypes}")
+        for rule in self.mesh.rules:
+            good = len(rule) == 2 and rule[1] in ("all", "fsdp", "whole")
+            check("mesh.rules", rule, good, "pairs (pattern, 'all' or 'fsdp' or 'whole')")
         decay = self.optimizer.weight_decay
         check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")

@@ -1,8 +1,10 @@
-"""Where arrays live: a ('data', 'fsdp') mesh, the batch over both, large arrays over fsdp."""
+"""Where arrays live: a ('data', 'fsdp') mesh, the batch over both, the rest by rules on paths."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,13 +12,26 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from adaperceiver_jax.optim.stacks import first_axis
 from adaperceiver_jax.train.settings import MeshSettings
 
 BATCH = P(("data", "fsdp"))
 STACK = "blocks"
 """Below this name a leading axis counts blocks; it is never split."""
-LARGE = 2**20
-"""Bytes from which an array that cannot be split is an error."""
+LARGE = 2**22
+"""Bytes from which an array that should be split and cannot be is an error."""
+
+ALL, FSDP, WHOLE = "all", "fsdp", "whole"
+WAYS = (ALL, FSDP, WHOLE)
+"""How an array lies: 'all': its first axis that the devices divide is split over all of them;
+'fsdp': its longest axis that fsdp divides is split over fsdp, of equals the last, never that of the
+blocks; 'whole': every device holds it."""
+RULES = (
+    (r"(opt_state/.*|upcoming)/\d+_of_[\dx]+(/\d+)?", ALL),  # SOAP's stacks
+    (r"(params|ema|opt_state)/.*", FSDP),
+    (r"constants/.*", WHOLE),  # a frozen teacher: gathering it each step takes longer than it saves
+)
+"""(pattern of a whole path, way); the first that matches counts, the run's own come before."""
 
 
 def make_mesh(settings: MeshSettings) -> Mesh:
@@ -59,34 +74,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
     """A sharding for each array (or shape) of a tree, by its path and shape.
 
-    The longest axis that fsdp divides is split, of equals the last; the axis that counts blocks
-    never is. Raises ValueError for an array of LARGE bytes or more that nothing divides.
+    Raises ValueError for an array of LARGE bytes or more that would be whole on every device though
+    no rule says so.
+
+    Args:
+      rules: the run's own; they come before RULES.
     """
 
     def choose(path: tuple, leaf: Any) -> NamedSharding:
-        size = mesh.shape["fsdp"]
-        stacked = any(getattr(entry, "key", None) == STACK for entry in path)
-        axes = [
-            (length, axis)
-            for axis, length in enumerate(leaf.shape)
-            if length % size == 0 and length >= size and not (stacked and axis == 0)
-        ]
-        if size == 1 or not axes:
-            amount = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-            if size > 1 and amount >= LARGE:
-                raise ValueError(
-                    f"{jax.tree_util.keystr(path, simple=True, separator='/')} {leaf.shape}: no "
-                    f"axis is a multiple of config.mesh.fsdp={size}, so each device would hold all "
-                    f"{amount / 2**20:.1f} MiB; choose another fsdp"
-                )
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        way = next((way for p, way in (*rules, *RULES) if re.fullmatch(p, name)), FSDP)
+        if way == WHOLE:
             return replicated(mesh)
-        split = max(axes)[1]
-        return NamedSharding(mesh, P(*(None,) * split, "fsdp"))
+        spec = first_axis(leaf.shape, mesh) if way == ALL else _longest(path, leaf.shape, mesh)
+        parts = mesh.size if way == ALL else mesh.shape["fsdp"]
+        amount = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+        if spec == P() and parts > 1 and amount >= LARGE:
+            of = f"the {parts} devices" if way == ALL else f"config.mesh.fsdp={parts}"
+            raise ValueError(
+                f"{name} {leaf.shape}: no axis is a multiple of {of}, so each device would hold "
+                f"all {amount / 2**20:.1f} MiB; choose another fsdp, or allow it with "
+                f"--config.mesh.rules=\"(('{re.escape(name)}', 'whole'),)\""
+            )
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(choose, tree)
+
+
+def _longest(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
+    size = mesh.shape["fsdp"]
+    stacked = any(getattr(entry, "key", None) == STACK for entry in path)
+    axes = [
+        (length, axis)
+        for axis, length in enumerate(shape)
+        if length % size == 0 and length >= size and not (stacked and axis == 0)
+    ]
+    return P(*(None,) * max(axes)[1], "fsdp") if size > 1 and axes else P()
+
+
+def place_constants(constants: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
+    """What a loss needs and nobody trains, on the devices; its paths begin with 'constants/'."""
+    tree = {"constants": constants}
+    return jax.device_put(tree, tree_shardings(tree, mesh, rules))["constants"]
+
+
+def gather(params: Any, mesh: Mesh, dtype: Any = None) -> Any:
+    """Parameters as every device needs them to compute with: whole, kernels in `dtype`.
+
+    Without it XLA is free to split a product along its channels instead, and then moves
+    activations, which are far larger.
+    """
+
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+        if dtype is not None and getattr(path[-1], "key", None) == "kernel":
+            x = x.astype(dtype)
+        return jax.lax.with_sharding_constraint(x, replicated(mesh))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def describe(tree: Any) -> str:

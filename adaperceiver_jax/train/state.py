@@ -23,6 +23,9 @@ class TrainState:
     """For the trained ones only."""
     memory: dict[str, jax.Array] = struct.field(default_factory=dict)
     """What the task knows of the steps before; most know nothing."""
+    upcoming: dict[str, Any] = struct.field(default_factory=dict)
+    """In a checkpoint only: the eigenvectors that the next refresh begins to use, where the hosts
+    find them while steps go on."""
 
     def ema_params(self) -> Any:
         """The weights that are evaluated and handed on: all parameters, EMA where trained."""

@@ -19,7 +19,8 @@ from adaperceiver_jax.optim.ema import update_ema
 from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
 from adaperceiver_jax.optim.trainable import merge, split
 from adaperceiver_jax.train.metrics import BAD_IMAGES
-from adaperceiver_jax.train.sharding import BATCH, replicated, tree_shardings
+from adaperceiver_jax.train.refresh import Refresher
+from adaperceiver_jax.train.sharding import BATCH, gather, replicated, tree_shardings
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.task import COUNT, Batch, Metrics, SubNetwork, Task
 
@@ -42,9 +43,24 @@ class Programs:
     """The second, jitted: (state, gradients) -> (the next state, norm of the updates)."""
     evaluate: Callable[[TrainState, Any, Batch, SubNetwork | None], Metrics]
     """Sums over a batch, by EMA weights, and COUNT; samples of 'weight' 0 do not count."""
+    refresher: Refresher
     mesh: Mesh
     state: TrainState
-    """The state's shapes and dtypes, with their shardings."""
+    """The state's shapes and dtypes, with their shardings, as it is saved."""
+
+    def to_save(self, state: TrainState) -> TrainState:
+        """What a checkpoint has to hold."""
+        if not self.refresher.overlap:
+            return state
+        return state.replace(  # type: ignore[attr-defined]
+            upcoming=self.refresher.upcoming(state.opt_state)
+        )
+
+    def resume(self, state: TrainState) -> TrainState:
+        """What goes on from a checkpoint."""
+        if state.upcoming:
+            self.refresher.resume(state.upcoming)
+        return state.replace(upcoming={})  # type: ignore[attr-defined]
 
 
 def loss_and_gradients(
@@ -87,7 +103,8 @@ def loss_and_gradients(
     cut_samples, keys = jax.tree.map(cut, samples), jax.random.split(key, parts)
     first = jax.tree.map(lambda x: x[0], cut_samples)
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trained, first, keys[0])
+        lambda x: jnp.zeros(x.shape, jnp.float32),
+        jax.eval_shape(gradient, trained, first, keys[0]),
     )
     total, _ = jax.lax.scan(add, zeros, (cut_samples, keys))
     grads, metrics = jax.tree.map(lambda x: x / parts, total)
@@ -104,8 +121,19 @@ def make_programs(
     ema: float,
     accumulate: int = 1,
     train_only: tuple[str, ...] = (),
+    rules: tuple[tuple[str, str], ...] = (),
+    reduce_in: str = "float32",
+    overlap: bool = False,
 ) -> Programs:
-    """The programs of a run; each is compiled when it is first called."""
+    """The programs of a run; each is compiled when it is first called.
+
+    Args:
+      rules: how arrays are split, before sharding.RULES.
+      reduce_in: dtype in which kernels' gradients are summed over the devices.
+      overlap: the hosts' share of the optimizer is done while steps go on.
+    """
+    refresher = Refresher(optimizer, overlap and optimizer.first > 0)
+    kernels = jnp.bfloat16 if reduce_in == "bfloat16" else None
 
     def begin(params: Any) -> TrainState:
         trained, _ = split(params, train_only)
@@ -118,7 +146,7 @@ def make_programs(
         return begin(task.init_params(key))
 
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))  # compiles nothing, not even a key
-    shardings = tree_shardings(shapes, mesh)
+    shardings = tree_shardings(shapes, mesh, rules)
     grad_shardings, _ = split(shardings.params, train_only)
     whole = replicated(mesh)
 
@@ -132,10 +160,12 @@ def make_programs(
     ) -> tuple[Any, Any, Metrics]:
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
         samples, shared = task.draw(batch, draw_key, step)
-        trained, frozen = split(params, train_only)
+        trained, frozen = split(gather(params, mesh, kernels), train_only)
         metrics, grads = loss_and_gradients(
             task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
         )
+        grads = jax.lax.with_sharding_constraint(grads, grad_shardings)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, clip)
         if BAD in batch:
             metrics[BAD_IMAGES] = batch[BAD].sum()
@@ -164,7 +194,8 @@ def make_programs(
         memory = remember(state.memory, metrics) if state.memory else {}
         # What is not finite has no eigenvectors; the loop sees it in the metrics, and stops.
         if optimizer.due(number) and math.isfinite(metrics["grad_norm"]):
-            opt_state = optimizer.refresh(opt_state)
+            trained, _ = split(state.params, train_only)
+            opt_state = refresher(opt_state, trained, number)
         state = state.replace(opt_state=opt_state, memory=memory)  # type: ignore[attr-defined]
         state, norm = apply(state, grads)
         return state, {**metrics, "update_norm": norm}
@@ -174,7 +205,8 @@ def make_programs(
         state: TrainState, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> Metrics:
         weight = batch["weight"]
-        values = task.evaluate(state.ema_params(), constants, batch, sub_network)
+        params = gather(state.ema_params(), mesh)
+        values = task.evaluate(params, constants, batch, sub_network)
 
         def total(value: jax.Array) -> jax.Array:
             counts = jnp.expand_dims(weight > 0, tuple(range(1, value.ndim)))
@@ -182,6 +214,8 @@ def make_programs(
 
         return {**{name: total(value) for name, value in values.items()}, COUNT: weight.sum()}
 
+    upcoming = optimizer.installed(shapes.opt_state) if refresher.overlap else {}
+    saved = shapes.replace(upcoming=upcoming)
     return Programs(
         init=jax.jit(init, out_shardings=shardings),
         begin=jax.jit(begin, out_shardings=shardings, donate_argnums=0),
@@ -189,12 +223,13 @@ def make_programs(
         gradients=gradients,
         apply=apply,
         evaluate=evaluate,
+        refresher=refresher,
         mesh=mesh,
         state=jax.tree.map(
             lambda shape, sharding: jax.ShapeDtypeStruct(
                 shape.shape, shape.dtype, sharding=sharding
             ),
-            shapes,
-            shardings,
+            saved,
+            tree_shardings(saved, mesh, rules),
         ),
     )

@@ -17,56 +17,60 @@ import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from adaperceiver_jax.optim import eigenvectors
 from adaperceiver_jax.optim.soap import Soap
+from adaperceiver_jax.optim.stacks import first_axis
 
 assert jax.device_count() == 8
-parts = Soap(b2=0.9, max_preconditioner_dim=130)
-rng = np.random.default_rng(0)
-shapes = {"blocks": {"w": (3, 16, 24), "b": (3, 16)}, "w": (130, 16), "v": (16,), "s": ()}
-state = parts.init(jax.tree.map(np.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple)))
-
-def factor(x):
-    m = x.shape[-2]
-    g = rng.standard_normal((*x.shape[:-1], m + 3)).astype(np.float32)
-    full = np.zeros(x.shape, np.float32)
-    full[..., :m] = g @ g.swapaxes(-1, -2)
-    return full
-
-state = state._replace(steps=np.int32(7), factors=jax.tree.map(factor, state.factors))
-alone = parts.refresh_on_hosts(jax.tree.map(lambda x: jax.device_put(x, jax.devices()[0]), state))
+shapes = {"blocks": {"w": (3, 16, 24), "b": (3, 16)}, "w": (1030, 16), "v": (16,), "s": ()}
+params = jax.tree.map(np.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+keys = dict(b2=0.9, max_preconditioner_dim=1030)
 calls, eigh = [], np.linalg.eigh
 eigenvectors.np.linalg.eigh = lambda x: (calls.append(len(x)), eigh(x))[1]
 
-layouts = [
-    ((8, 1), lambda x: P(*(None,) * (x.ndim - 1), "fsdp")),
-    ((2, 4), lambda x: P(*(None,) * (x.ndim - 1), "fsdp")),
-    ((2, 4), lambda x: P(*(None,) * (x.ndim - 1), ("data", "fsdp"))),
-    ((4, 2), lambda x: P(*(None,) * (x.ndim - 2), "fsdp", None)),
-    ((2, 4), lambda x: P()),
-]
-for shape, spec in layouts:
+def stacked(parts):
+    rng = np.random.default_rng(0)
+    state = jax.eval_shape(parts.init, params)
+    factors = {}
+    for stack in parts._stacks(params).all:
+        group = []
+        for held, m in zip(stack.held, stack.size):
+            full = np.zeros((stack.slots, held, held), np.float32)
+            g = rng.standard_normal((stack.rows, m, m + 3)).astype(np.float32)
+            full[: stack.rows, :m, :m] = g @ g.swapaxes(-1, -2)
+            group.append(full)
+        factors[stack.name] = tuple(group)
+    return state._replace(steps=np.int32(7), factors=factors)
+
+parts = Soap(**keys)
+alone = stacked(parts)
+alone = alone._replace(factors=jax.device_put(alone.factors, jax.devices()[0]))
+alone = parts.begin_refresh(alone, params).result()
+for shape in ((8, 1), (2, 4), (1, 8), "whole"):
+    whole, shape = shape == "whole", (2, 4) if shape == "whole" else shape
     mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-
-    def place(x):
-        fits = x.ndim > 1 and x.shape[-2] % 8 == 0
-        return jax.device_put(x, NamedSharding(mesh, spec(x) if fits else P()))
-
-    sharded = jax.tree.map(place, state)
-    factor = sharded.factors["blocks"]["w"][0]
-    route = eigenvectors._stack(eigenvectors._routes(factor))
-    text = route.lower([factor], np.float32(1)).compile().as_text()
-    assert "all-gather" not in text and "collective-permute" not in text
+    parts = Soap(**keys, mesh=mesh)
+    state = stacked(parts)
+    place = lambda x: NamedSharding(mesh, P() if whole else first_axis(x.shape, mesh))
+    factors = jax.tree.map(lambda x: jax.device_put(x, place(x)), state.factors)
+    state = state._replace(factors=factors)
+    large = state.factors["1_of_1030x16"][0]
+    deal, back = eigenvectors._programs(large.sharding, large.shape, 3)
+    dealt = jax.ShapeDtypeStruct((8, 1280, 1280), np.float32, sharding=deal(large).sharding)
+    for program, moved in ((deal, large), (back, dealt)):
+        assert whole or "all-gather" not in program.lower(moved).compile().as_text()
     del calls[:]
-    new = parts.refresh_on_hosts(sharded)
-    assert sorted(calls) == [1] + [16] * 8 + [24] * 3 + [130], calls
-    for a, b, old in zip(*map(jax.tree.leaves, (new, alone, sharded)), strict=True):
-        assert a.sharding == old.sharding and a.shape == old.shape, (a.sharding, old.sharding)
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    jax.tree.map(np.testing.assert_array_equal, new._replace(eigenvectors=0),
-                 jax.tree.map(np.asarray, state)._replace(eigenvectors=0))
+    new = parts.begin_refresh(state, params).result()
+    # a number; vectors, and a side of the large block; 'w' below 'blocks', merged; its other side
+    assert sorted(calls) == [1] + [16] * 5 + [384] * 3 + [1030], calls
+    for name in alone:
+        for a, b, old in zip(new[name], alone[name], state.factors[name], strict=True):
+            assert a.sharding == old.sharding and a.shape == old.shape, (a.sharding, old.sharding)
+            np.testing.assert_array_equal(np.asarray(a)[: len(b)], np.asarray(b))
+            assert not np.asarray(a)[len(b) :].any()
 
-bad = sharded._replace(factors={**sharded.factors, "v": (sharded.factors["v"][0] * np.nan,)})
+vectors = state.factors["4_of_16"][0]
+bad = {**state.factors, "4_of_16": (vectors.at[3].set(np.nan),)}
 try:
-    parts.refresh_on_hosts(bad)
+    parts.begin_refresh(state._replace(factors=bad), params).result()
 except FloatingPointError as error:
     assert str(error).startswith("v: a factor"), error
     print("equal, and named")
@@ -101,8 +105,8 @@ def test_host_and_program_agree_and_are_right():
     rng = np.random.default_rng(0)
     grads = {"blocks": {"w": rng.standard_normal((2, 4, 5)).astype(np.float32)}}
     parts, state = observed(grads)
-    host, graph = parts.refresh_on_hosts(state), jax.jit(parts.refresh)(state)
-    ours, theirs = host.eigenvectors["blocks"]["w"][0], graph.eigenvectors["blocks"]["w"][0]
+    host, graph = parts.begin_refresh(state, grads).result(), jax.jit(parts.refresh)(state, grads)
+    ours, theirs = host["2_of_4x5"][0], graph.eigenvectors["2_of_4x5"][0]
     np.testing.assert_allclose(abs(ours), abs(theirs), rtol=0, atol=1e-5)
     for q, g in zip(np.float64(ours), np.float64(grads["blocks"]["w"]), strict=True):
         turned = q.T @ g @ g.T @ q
@@ -112,9 +116,19 @@ def test_host_and_program_agree_and_are_right():
 
 def test_the_state_that_is_given_stays_usable():
     parts, state = observed({"w": jnp.eye(4)})
-    before = np.asarray(state.eigenvectors["w"][0])
-    parts.refresh_on_hosts(state)
-    np.testing.assert_array_equal(state.eigenvectors["w"][0], before)
+    before = np.asarray(state.eigenvectors["1_of_4x4"][0])
+    parts.begin_refresh(state, {"w": jnp.eye(4)}).result()
+    np.testing.assert_array_equal(state.eigenvectors["1_of_4x4"][0], before)
+
+
+def test_what_a_refresh_was_begun_with_may_be_gone_when_it_ends():
+    """The factors are donated to the next step."""
+    grads = {"w": jnp.eye(4)}
+    parts, state = observed(grads)
+    want = parts.begin_refresh(state, grads).result()
+    begun = parts.begin_refresh(state, grads)
+    jax.tree.map(lambda x: x.delete(), state.factors)
+    np.testing.assert_array_equal(begun.result()["1_of_4x4"][0], want["1_of_4x4"][0])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -122,6 +136,7 @@ def test_a_factor_that_is_not_finite_is_named(bad):
     good = np.eye(4, 5, dtype=np.float32)
     worse = np.stack([good, good])
     worse[1, 2, 2] = bad
-    parts, state = observed({"head": {"w": good}, "blocks": {"ffn": {"w": worse}}})
+    grads = {"head": {"w": good}, "blocks": {"ffn": {"w": worse}}}
+    parts, state = observed(grads)
     with pytest.raises(FloatingPointError, match="blocks/ffn/w: a factor of its gradients"):
-        parts.refresh_on_hosts(state)
+        parts.begin_refresh(state, grads).result()

@@ -118,30 +118,39 @@ def test_merging(shape, merged):
     np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
 
 
-def test_padding_changes_nothing():
-    """130 x 140 against NumPy with the eigenvectors' first 130 and 140 columns."""
-    parts = Soap(b1=0.8, b2=0.9, start_preconditioning_step=3, max_preconditioner_dim=140)
-    grads = series({"w": (130, 140)}, 4)
+def refreshed(parts, state, params):
+    return state._replace(eigenvectors=parts.begin_refresh(state, params).result())
+
+
+def test_large_blocks_padded_to_be_split_against_numpy():
+    """1030 x 20, held as 1280 x 20, against NumPy; the eigenvectors are those of the state."""
+    parts = Soap(b1=0.8, b2=0.9, start_preconditioning_step=3, max_preconditioner_dim=1030)
+    grads = series({"w": (1030, 20)}, 4)
     state, b1, b2 = parts.init(grads[0]), 0.8, 0.9
     observe, precondition = jax.jit(parts.observe), jax.jit(parts.precondition)
     m = v = g2 = left = right = 0.0
-    ql, qr = np.eye(130), np.eye(140)
+    ql, qr = np.eye(1030), np.eye(20)
     for n, grad in enumerate(grads, 1):
         g = grad["w"].astype(np.float64)
         state = observe(grad, state)
         left, right = b2 * left + (1 - b2) * g @ g.T, b2 * right + (1 - b2) * g.T @ g
-        for factor, want in zip(state.factors["w"], (left, right), strict=True):
-            assert factor.shape == (len(want), 256)
-            np.testing.assert_allclose(factor[:, : len(want)], want, rtol=0, atol=1e-4)
-            assert not np.asarray(factor)[:, len(want) :].any()
+        for factor, want in zip(state.factors["1_of_1030x20"], (left, right), strict=True):
+            size, held = len(want), {1030: 1280, 20: 20}[len(want)]
+            assert factor.shape == (1, held, held)
+            np.testing.assert_allclose(factor[0, :size, :size], want, rtol=0, atol=1e-4)
+            assert not np.asarray(factor)[:, size:].any()
+            assert not np.asarray(factor)[:, :, size:].any()
         if parts.due(n):
-            state = parts.refresh_on_hosts(state)
-            ql, qr = (np.float64(q[:, : len(q)]) for q in jax.device_get(state.eigenvectors["w"]))
+            state = refreshed(parts, state, grad)
+            vectors = jax.device_get(state.eigenvectors["1_of_1030x20"])
+            assert not vectors[0][:, 1030:].any()
+            assert not vectors[0][:, :, 1030:].any()
+            ql, qr = np.float64(vectors[0][0, :1030, :1030]), np.float64(vectors[1][0])
             for q, factor in ((ql, left), (qr, right)):
                 np.testing.assert_allclose(q.T @ q, np.eye(len(q)), rtol=0, atol=1e-5)
                 turned = q.T @ factor @ q
                 assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-5 * turned.max()
-                assert (np.diff(np.diag(turned)) > -1e-4).all()
+                assert (np.diff(np.diag(turned)) > -1e-3).all()
         u, state = precondition(grad, state)
         m, g2 = b1 * m + (1 - b1) * g, b2 * g2 + (1 - b2) * g**2
         v = b2 * v + (1 - b2) * (ql.T @ g @ qr) ** 2
@@ -149,7 +158,7 @@ def test_padding_changes_nothing():
         adam = mean / (np.sqrt(g2 / (1 - b2**n)) + 1e-8)
         want = ql @ ((ql.T @ mean @ qr) / (np.sqrt(v / (1 - b2**n)) + 1e-12)) @ qr.T
         want = adam if n < 3 else want * np.linalg.norm(adam) / np.linalg.norm(want)
-        np.testing.assert_allclose(u["w"], want, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(u["w"], want, rtol=0, atol=1e-3)
 
 
 def test_eigenvectors_change_only_when_due(monkeypatch):
@@ -181,7 +190,7 @@ def test_eigenvectors_change_only_when_due(monkeypatch):
     for number, (grad, want) in enumerate(zip(grads, plain, strict=True), 1):
         state = observe(grad, state)
         if optimizer.due(number):
-            state = optimizer.refresh(state)
+            state = optimizer.install(state, optimizer.refresh(state, grad).result())
         updates, state = apply(grad, state, grad)
         np.testing.assert_allclose(updates["w"], want["w"], **CLOSE)
     assert calls == {"program": 6, "host": 6}
@@ -205,8 +214,8 @@ def test_it_is_an_ordinary_optax_transformation():
             np.testing.assert_allclose(updates[key], expected, rtol=0, atol=2e-5 * (1 + n))
         np.testing.assert_array_equal(updates["frozen"], grad["frozen"])
     held = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
-    assert any("'scale'" in name for name in held)
-    assert not any("'frozen'" in name for name in held)
+    assert any("'1_of_1'" in name for name in held)  # the scale
+    assert not any("_of_4'" in name for name in held)  # what is frozen
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
@@ -231,6 +240,16 @@ def test_the_program_does_not_grow_with_the_stack():
     assert [len(part) for part in few] == [len(part) for part in many]
 
 
+def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
+    shapes = {"blocks": {"w": (3, 6, 8), "b": (3, 6)}, "v": (6, 16), "u": {"kernel": (6, 8)}}
+    state = jax.eval_shape(Soap(max_preconditioner_dim=8).init, normal(shapes, 0))
+    assert {name: x.shape for name, x in state.first.items()} == {
+        "3_of_6": (3, 6),
+        "5_of_6x8": (5, 6, 8),  # three blocks, and the two that a long axis is cut into
+        "1_of_8x6": (1, 8, 6),
+    }
+
+
 def test_products_are_in_full_precision():
     """A TPU would otherwise multiply float32 in bfloat16."""
 
@@ -249,19 +268,17 @@ def test_products_are_in_full_precision():
 
 
 def test_the_state_of_the_papers_model():
-    """Under the parameters' names, in float32, with last axes that a pod's mesh divides."""
-    shapes = ap.param_shapes(ap.AdaPerceiver(ap.AdaPerceiverConfig()))
+    """In float32; the head's long axis is cut at 8192, and both parts are held to be split."""
+    shapes = ap.param_shapes(ap.AdaPerceiver(ap.AdaPerceiverConfig(num_classes=11821)))
     state = jax.eval_shape(Soap().init, shapes)
     assert {x.dtype for x in jax.tree.leaves(state[1:])} == {jnp.dtype(jnp.float32)}
-    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)}
-    for tree in (state.factors, state.eigenvectors):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        assert {jax.tree_util.keystr(path[:-1]) for path, _ in leaves} == names
-        assert all(x.shape[-1] % 128 == 0 and x.shape[-1] - x.shape[-2] < 128 for _, x in leaves)
-    for tree in (state.first, state.second, state.rotated):
-        assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
+    held = {name: [x.shape for x in group] for name, group in state.factors.items()}
+    assert held["92_of_832x832"] == [(92, 832, 832)] * 2
+    assert held["22_of_2138x832"] == [(22, 2138, 2138), (22, 832, 832)]
+    assert held["1_of_8192x832"] == [(1, 8192, 8192), (1, 832, 832)]
+    assert held["1_of_3629x832"] == [(1, 3840, 3840), (1, 832, 832)]
     gigabytes = sum(x.size * 4 for x in jax.tree.leaves(state)) / 2**30
-    assert gigabytes == pytest.approx(6.6, abs=0.05)
+    assert gigabytes == pytest.approx(7.68, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def in_three_parts(cases: dict):
     def step(grads, state, params, number):
         state = observe(grads, state)
         if optimizer.due(number):
-            state = optimizer.refresh(state)
+            state = optimizer.install(state, optimizer.refresh(state, params).result())
         return apply(grads, state, params)
 
     return optimizer.init, step

@@ -74,11 +74,31 @@ def test_the_longest_axis_that_divides_is_split_but_never_that_of_the_blocks(dev
 def test_a_large_array_that_nothing_divides_is_an_error(devices):
     devices(8)
     mesh = make_mesh(MeshSettings(fsdp=4))
-    tree_shardings({"a": shape(511, 511)}, mesh)  # just below a MiB
-    with pytest.raises(ValueError, match=r"a/b \(513, 513\): no axis is a multiple of config.mesh"):
-        tree_shardings({"a": {"b": shape(513, 513)}}, mesh)
+    tree_shardings({"a": shape(1021, 1021)}, mesh)  # just below 4 MiB
+    with pytest.raises(ValueError, match=r"a/b \(1025, 1025\): no axis is a multiple of config"):
+        tree_shardings({"a": {"b": shape(1025, 1025)}}, mesh)
+    allowed = tree_shardings({"a": {"b": shape(1025, 1025)}}, mesh, (("a/b", "whole"),))
+    assert allowed["a"]["b"].spec == P()
     devices(1)
-    tree_shardings({"a": {"b": shape(513, 513)}}, make_mesh(MeshSettings()))
+    tree_shardings({"a": {"b": shape(1025, 1025)}}, make_mesh(MeshSettings()))
+
+
+def test_stacks_of_the_optimizer_are_split_over_all_devices_and_a_teacher_over_none(devices):
+    devices(8)
+    mesh = make_mesh(MeshSettings(fsdp=2))
+    tree = {
+        "opt_state": ({"factors": {"16_of_3": (shape(16, 3, 3),)}}, shape()),
+        "params": {"kernel": shape(16, 6)},
+        "constants": {"kernel": shape(4096, 4096)},
+    }
+    specs = jax.tree.map(lambda s: s.spec, tree_shardings(tree, mesh))
+    assert specs == {
+        "opt_state": ({"factors": {"16_of_3": (P(("fsdp", "data")),)}}, P()),
+        "params": {"kernel": P("fsdp")},
+        "constants": {"kernel": P()},
+    }
+    with pytest.raises(ValueError, match="no axis is a multiple of the 8 devices"):
+        tree_shardings({"opt_state": ({"1_of_1025": shape(1, 1025, 1025)},)}, mesh)
 
 
 def test_the_table_counts_what_a_device_holds(devices):

@@ -1,0 +1,190 @@
+"""Blocks of one size, from all over the parameters, in one stack that is dealt out to the devices.
+
+What SOAP does to a block has nothing to do with any other block. So all blocks of one size form a
+stack along a leading axis, that axis is split over all devices, and each device works on its own
+blocks, whole, with their factors and moments beside them: nothing is computed twice, and a product
+never waits for another device. A stack of few but large blocks is split within the blocks instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.optim.layout import Layout, layout_of
+
+ALL = ("fsdp", "data")
+"""The mesh's axes, in the order in which stacks are dealt out over them."""
+FEW, LARGE = 4, 1024
+"""A stack of at most FEW blocks with an axis of at least LARGE is split within its blocks."""
+UNIT = 256
+"""What LARGE axes of such a stack are rounded up to, by zeros, so that meshes divide them."""
+STACK_ROWS = re.compile(r"(?:^|/)(\d+)_of_\d+(?:x\d+)*(?:/\d+)?$")
+"""In the path of an array of a stack, the rows that are blocks; any beyond are zeros."""
+
+
+def first_axis(shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The first axis that all devices divide, split over them; P() if there is none."""
+    for axis, length in enumerate(shape):
+        if length and length % mesh.size == 0:
+            return P(*(None,) * axis, ALL)
+    return P()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """One stack: how large it is, and where its blocks come from."""
+
+    size: tuple[int, ...]
+    """Lengths of a block's axes."""
+    members: tuple[tuple[int, int], ...]
+    """(parameter, block of it) in the order they are stacked; a parameter below 'blocks' has as
+    many as it counts."""
+    rows: int
+    """Blocks."""
+    slots: int
+    """Rows rounded up, by zeros, such that the devices divide them."""
+    held: tuple[int, ...]
+    """Lengths as they are held: those of `size`, or more."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows}_of_{'x'.join(map(str, self.size))}"
+
+    @property
+    def within(self) -> bool:
+        """Whether it is split within its blocks."""
+        return self.rows <= FEW and max(self.size) >= LARGE
+
+
+class Stacks:
+    """The stacks of a tree of parameters."""
+
+    def __init__(self, params: Any, max_dim: int, mesh: Mesh | None = None) -> None:
+        """max_dim: the longest axis of a block. mesh: what the stacks are dealt out over."""
+        leaves, self._tree = jax.tree_util.tree_flatten_with_path(params)
+        self._layouts: list[Layout] = [
+            layout_of(path, tuple(leaf.shape), max_dim) for path, leaf in leaves
+        ]
+        self._names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves]
+        self._mesh = mesh if mesh is not None and mesh.size > 1 else None
+        members: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for i, layout in enumerate(self._layouts):
+            for j, size in enumerate(layout.sizes):
+                members.setdefault(size, []).append((i, j))
+        self.all = [self._stack(size, tuple(found)) for size, found in sorted(members.items())]
+
+    def _stack(self, size: tuple[int, ...], members: tuple[tuple[int, int], ...]) -> Stack:
+        rows = sum(self._layouts[i].count for i, _ in members)
+        stack = Stack(size, members, rows, rows, size)
+        if stack.within:
+            return dataclasses.replace(
+                stack, held=tuple(_up(m, UNIT) if m >= LARGE else m for m in size)
+            )
+        return dataclasses.replace(stack, slots=_up(rows, self._mesh.size if self._mesh else 1))
+
+    def owners(self, stack: Stack) -> list[str]:
+        """The parameter of each row."""
+        return [self._names[i] for i, _ in stack.members for _ in range(self._layouts[i].count)]
+
+    def deal(self, tree: Any) -> dict[str, jax.Array]:
+        """A tree like the parameters -> the stacks (slots, *held) by name, each device its own."""
+        cut = [
+            layout.cut(leaf)
+            for layout, leaf in zip(self._layouts, self._tree.flatten_up_to(tree), strict=True)
+        ]
+        return {
+            stack.name: self._dealt([cut[i][j] for i, j in stack.members], stack)
+            for stack in self.all
+        }
+
+    def collect(self, stacks: Mapping[str, jax.Array]) -> Any:
+        """The reverse of `deal`: every device has the whole of what it had before."""
+        blocks: list[list[Any]] = [[None] * len(layout.blocks) for layout in self._layouts]
+        for stack in self.all:
+            x, start = self._collected(stacks[stack.name], stack), 0
+            for i, j in stack.members:
+                end = start + self._layouts[i].count
+                blocks[i][j] = x[start:end]
+                start = end
+        leaves = [layout.join(own) for layout, own in zip(self._layouts, blocks, strict=True)]
+        return jax.tree.unflatten(self._tree, leaves)
+
+    def _dealt(self, blocks: list[jax.Array], stack: Stack) -> jax.Array:
+        """Blocks (count, *size) of the stack's members -> (slots, *held)."""
+        fsdp = self._fsdp_axis(stack)
+        x = jnp.concatenate(blocks)
+        if self._mesh is not None and fsdp is None:
+            x = self._place(x, P())  # else it would be put together in parts, which all exchange
+        if self._mesh is None or fsdp is None or stack.within:
+            x = _pad(x, (stack.slots, *stack.held))
+            for stop in self._way(x.shape, fsdp):
+                x = self._place(x, stop)
+            return x
+        x = jnp.moveaxis(x, fsdp, 1)
+        shape = x.shape[1:]
+        x = x.reshape(stack.rows, -1)
+        for stop in (P(None, "fsdp"), P(None, ALL)):
+            x = self._place(x, stop)
+        x = self._place(_pad(x, (stack.slots, x.shape[1])), P(ALL))
+        return jnp.moveaxis(x.reshape(stack.slots, *shape), 1, fsdp)
+
+    def _collected(self, x: jax.Array, stack: Stack) -> jax.Array:
+        """(slots, *held) -> (rows, *size).
+
+        Rows of zeros are dropped before anything is gathered.
+        """
+        fsdp = self._fsdp_axis(stack)
+        if stack.within:
+            for stop in reversed(self._way(x.shape, fsdp)):
+                x = self._place(x, stop)
+        elif self._mesh is not None:
+            x = jnp.moveaxis(x, fsdp or 1, 1)
+            shape = x.shape[1:]
+            x = self._place(x.reshape(stack.slots, -1), P(ALL))
+            x = self._place(x, P(None, ALL))[: stack.rows]
+            x = self._place(x, P(None, "fsdp") if fsdp else P())
+            x = jnp.moveaxis(x.reshape(stack.rows, *shape), 1, fsdp or 1)
+        return x[(slice(stack.rows), *(slice(m) for m in stack.size))]
+
+    def _way(self, shape: tuple[int, ...], fsdp: int | None) -> list[P]:
+        """From an array split over fsdp along this axis, if any, to where `first_axis` has it; each
+        step is a slice or an all-to-all."""
+        if self._mesh is None:
+            return []
+        end = first_axis(shape, self._mesh)
+        axis = len(end) - 1
+        if fsdp in (None, axis) or not len(end):
+            return [end]
+        between = [None] * len(shape)
+        between[axis], between[fsdp] = "data", "fsdp"
+        return [P(*between), P(*(None,) * axis, ("data", "fsdp")), end]
+
+    def _fsdp_axis(self, stack: Stack) -> int | None:
+        """The axis of (rows, *size) along which parameters are split over fsdp."""
+        parts = self._mesh.shape["fsdp"] if self._mesh else 1
+        if parts == 1:
+            return None
+        return next((1 + i for i, m in enumerate(stack.size) if m % parts == 0), None)
+
+    def _place(self, x: jax.Array, spec: P) -> jax.Array:
+        assert self._mesh is not None
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+
+
+def _up(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
+
+
+def _pad(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Zeros appended up to a shape."""
+    if x.shape == shape:
+        return x
+    return jnp.pad(x, [(0, want - have) for have, want in zip(x.shape, shape, strict=True)])

@@ -1,0 +1,155 @@
+"""SOAP's stacks on meshes: what one device has, dealt out and collected, and what it moves."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.optim import stacks as module
+from adaperceiver_jax.optim.soap import Soap
+from adaperceiver_jax.optim.stacks import Stacks, first_axis
+from adaperceiver_jax.train.sharding import tree_shardings
+
+SHAPES = {
+    "blocks": {
+        "q": {"kernel": (3, 16, 16), "bias": (3, 16)},
+        "fc1": {"kernel": (3, 16, 24)},
+        "fc2": {"kernel": (3, 24, 16)},
+    },
+    "w": {"kernel": (16, 16)},
+    "head": {"kernel": (16, 56)},
+    "odd": (13,),
+    "number": (),
+}
+MESHES = ((8, 1), (4, 2), (2, 4), (1, 8))
+
+
+def normal(seed: int):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: rng.standard_normal(shape).astype(np.float32),
+        SHAPES,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _large_is_small(monkeypatch):
+    """The head, of 16 x 56, is held as 16 x 64, and split within."""
+    monkeypatch.setattr(module, "LARGE", 50)
+    monkeypatch.setattr(module, "UNIT", 32)
+
+
+def mesh_of(shape):
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("shape", [None, *MESHES])
+def test_what_is_dealt_out_is_collected_again(shape):
+    mesh = shape and mesh_of(shape)
+    params = normal(0)
+    stacks = Stacks(params, 64, mesh)
+    dealt = jax.jit(stacks.deal)(params)
+    for stack in stacks.all:
+        x = dealt[stack.name]
+        assert x.shape == (stack.slots, *stack.held)
+        assert not np.asarray(x)[stack.rows :].any()
+        if mesh:
+            assert stack.slots % 8 == 0 or stack.within
+            assert x.sharding.is_equivalent_to(
+                NamedSharding(mesh, first_axis(x.shape, mesh)), x.ndim
+            ), stack.name
+    assert [stack.name for stack in stacks.all if stack.within] == ["1_of_56x16"]
+    back = jax.jit(stacks.collect)(dealt)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_rows_name_the_parameter_they_are_of():
+    stacks = Stacks(normal(0), 64)
+    (squares,) = (stack for stack in stacks.all if stack.size == (16, 16))
+    assert stacks.owners(squares) == ["blocks/q/kernel"] * 3 + ["w/kernel"]
+
+
+def soap_on(mesh):
+    """The directions of four steps, the third and fourth in eigenbases, and the programs' texts."""
+    parts = Soap(
+        b2=0.9,
+        start_preconditioning_step=3,
+        precondition_frequency=2,
+        max_preconditioner_dim=64,
+        mesh=mesh,
+    )
+    params, place, texts = normal(0), lambda tree: tree, []
+    state, observe, precondition = parts.init(params), parts.observe, parts.precondition
+    if mesh is not None:
+        tree = {"opt_state": {"soap": state}, "params": params}
+        split = tree_shardings(tree, mesh)
+        own, like = split["opt_state"]["soap"], split["params"]
+        state = jax.device_put(state, own)
+        place = lambda tree: jax.device_put(tree, like)
+        observe = jax.jit(observe, out_shardings=own)
+        precondition = jax.jit(precondition, out_shardings=(like, own))
+        texts = [f.lower(place(params), state).compile().as_text() for f in (observe, precondition)]
+    found = []
+    for number in range(1, 5):
+        grads = place(normal(number))
+        state = observe(grads, state)
+        if parts.due(number):
+            state = state._replace(eigenvectors=parts.begin_refresh(state, params).result())
+        direction, state = precondition(grads, state)
+        found.append(jax.device_get(direction))
+    return found, texts
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_directions_are_those_of_one_device(shape):
+    """To 2e-4: eigenvectors of factors that are nearly singular come from rounded sums."""
+    want, _ = soap_on(None)
+    found, texts = soap_on(mesh_of(shape))
+    for ours, theirs in zip(found, want, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+    for text in texts:  # gradients and directions are gathered, no rows of zeros, nothing larger
+        moved = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+        sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in moved]
+        assert max(sizes, default=0) <= 3 * 16 * 24, moved
+
+
+def test_the_first_axis_that_all_devices_divide_is_split():
+    mesh = mesh_of((4, 2))
+    every = ("fsdp", "data")
+    assert first_axis((16, 8), mesh) == P(every)
+    assert first_axis((3, 8), mesh) == P(None, every)
+    assert first_axis((3, 5), mesh) == P()
+    assert first_axis((), mesh) == P()
+
+
+def test_padding_is_never_trained():
+    """Rows and columns beyond the blocks stay zero, through refreshes and steps."""
+    parts = Soap(
+        b2=0.5, start_preconditioning_step=1, precondition_frequency=1, mesh=mesh_of((8, 1))
+    )
+    params = normal(0)
+    state = parts.init(params)
+    for number in (1, 2, 3):
+        grads = normal(number)
+        state = jax.jit(parts.observe)(grads, state)
+        state = state._replace(eigenvectors=parts.begin_refresh(state, params).result())
+        _, state = jax.jit(parts.precondition)(grads, state)
+    stacks = Stacks(params, parts.max_preconditioner_dim, parts.mesh)
+    assert any(stack.slots > stack.rows for stack in stacks.all)
+    for stack in stacks.all:
+        for group in (state.factors, state.eigenvectors):
+            for x, m in zip(group[stack.name], stack.size, strict=True):
+                x = np.array(x)
+                assert x[: stack.rows, :m, :m].any()
+                x[: stack.rows, :m, :m] = 0
+                assert not x.any(), stack.name
+        for group in (state.first, state.second, state.rotated):
+            x = np.array(group[stack.name])
+            x[(slice(stack.rows), *(slice(m) for m in stack.size))] = 0
+            assert not x.any(), stack.name
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(state))
