@@ -83,20 +83,20 @@ def soap_on(mesh):
         max_preconditioner_dim=64,
         mesh=mesh,
     )
-    params, place, texts = normal(0), lambda tree: tree, []
+    params, like, texts = normal(0), None, []
     state, observe, precondition = parts.init(params), parts.observe, parts.precondition
     if mesh is not None:
         tree = {"opt_state": {"soap": state}, "params": params}
         split = tree_shardings(tree, mesh)
         own, like = split["opt_state"]["soap"], split["params"]
         state = jax.device_put(state, own)
-        place = lambda tree: jax.device_put(tree, like)
         observe = jax.jit(observe, out_shardings=own)
         precondition = jax.jit(precondition, out_shardings=(like, own))
-        texts = [f.lower(place(params), state).compile().as_text() for f in (observe, precondition)]
+        placed = jax.device_put(params, like)
+        texts = [f.lower(placed, state).compile().as_text() for f in (observe, precondition)]
     found = []
     for number in range(1, 5):
-        grads = place(normal(number))
+        grads = jax.device_put(normal(number), like)
         state = observe(grads, state)
         if parts.due(number):
             state = state._replace(eigenvectors=parts.begin_refresh(state, params).result())
@@ -129,9 +129,8 @@ def test_the_first_axis_that_all_devices_divide_is_split():
 
 def test_padding_is_never_trained():
     """Rows and columns beyond the blocks stay zero, through refreshes and steps."""
-    parts = Soap(
-        b2=0.5, start_preconditioning_step=1, precondition_frequency=1, mesh=mesh_of((8, 1))
-    )
+    keys = dict(start_preconditioning_step=1, precondition_frequency=1)
+    parts = Soap(b2=0.5, mesh=mesh_of((8, 1)), **keys)
     params = normal(0)
     state = parts.init(params)
     for number in (1, 2, 3):
