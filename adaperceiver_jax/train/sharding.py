@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ LARGE = 2**20
 """Bytes from which an array that cannot be split is an error."""
 
 
-def make_mesh(settings: MeshSettings) -> Mesh:
-    """The mesh over all devices; ValueError if they cannot be laid out so."""
-    count = jax.device_count()
+def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices, or those given; ValueError if they cannot be laid out so."""
+    count = jax.device_count() if devices is None else len(devices)
     shape = [settings.data, settings.fsdp]
     known = math.prod(size for size in shape if size > 0)
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape) or count % known:
@@ -29,7 +30,7 @@ def make_mesh(settings: MeshSettings) -> Mesh:
     shape = [count // known if size == -1 else size for size in shape]
     if math.prod(shape) != count:
         raise ValueError(_misfit(settings, count))
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def _misfit(settings: MeshSettings, count: int) -> str:
