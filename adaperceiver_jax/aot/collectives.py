@@ -27,7 +27,7 @@ class Collective:
     times: int
     computation: Computation
     """Where it is started."""
-    gathered: Instruction
+    operand: Instruction
     """Its first operand, there."""
     op_name: str
 

@@ -44,7 +44,7 @@ class Sent:
     collective: Collective
     axes: str
     what: str
-    """The argument of the program that is gathered; '' for what is computed."""
+    """The argument of the program that is moved as it is; '' for what is computed."""
     seconds: float
     """Of all its times."""
 
@@ -237,9 +237,7 @@ def _work(module: Module, run: Sequence[Visit], chip: Chip) -> tuple[Work, list[
 
 def _sent(module: Module, collective: Collective, layout: Layout, chip: Chip) -> Sent:
     axes = collective.axes(layout.axes)
-    what = ""
-    if collective.kind == "all-gather":
-        what = argument(module, collective.computation, collective.gathered)
+    what = argument(module, collective.computation, collective.operand)
     seconds = collective.times * collective.sent() / _bandwidth(collective, layout, chip)
     return Sent(collective, axes, what, seconds)
 

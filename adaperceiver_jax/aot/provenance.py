@@ -33,6 +33,18 @@ MOVES = frozenset(
     )
 )
 """Whose result is the first operand, or a part of it."""
+HANDED_ON = frozenset(
+    (
+        "copy",
+        "bitcast",
+        "copy-start",
+        "copy-done",
+        "collective-permute",
+        "collective-permute-start",
+        "collective-permute-done",
+    )
+)
+"""Of these a loop may do what it likes: a part that goes around the chips is that argument's."""
 
 
 def argument(module: Module, computation: Computation, instruction: Instruction) -> str:
@@ -101,7 +113,7 @@ def _changes(body: Computation, place: int) -> bool:
     if body.root.opcode != "tuple":
         return True
     left = body.operands(body.root)[place]
-    while left.opcode in ("copy", "bitcast", "copy-start", "copy-done"):
+    while left.opcode in HANDED_ON:
         left = body.operands(left)[0]
     same = left.opcode == "get-tuple-element" and int(left.attribute("index")) == place
     return not same or body.operands(left)[0].opcode != "parameter"

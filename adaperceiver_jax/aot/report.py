@@ -17,6 +17,8 @@ LARGE = 2**20
 """Bytes from which an array counts as large."""
 LISTED = 8
 """Of a long list."""
+WEIGHTS = ("params", "constants")
+"""Arguments of the gradients' program that FSDP gathers."""
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 ASSUMPTIONS = """\
 A step is its two programs; what the hosts do between them (SOAP's refresh) is not in it. Nothing
@@ -115,14 +117,17 @@ def checks(report: Report) -> Iterator[Check]:
         f"{len(host)} transfers"
         + "".join(f"; {v.instruction.opcode} {v.instruction.op_name}" for v in host[:3]),
     )
-    gathered = [s for s in report.gradients.sent if s.collective.kind == "all-gather"]
-    computed = [s for s in gathered if not s.what and s.bytes >= LARGE]
-    whole = sum(s.bytes for s in gathered)
+    moved = [s for s in report.gradients.sent if s.collective.kind not in REDUCTIONS]
+    weights = sum(s.bytes for s in moved if s.what.startswith(WEIGHTS))
+    of_loss = [
+        s for s in moved if _of_loss(s) and not s.what.startswith(WEIGHTS) and s.bytes >= LARGE
+    ]
+    others = sum(s.bytes for s in moved) - weights - sum(s.bytes for s in of_loss)
     yield Check(
-        not computed,
-        "the gradients' program gathers nothing but weights",
-        f"{whole / 1e6:,.0f} MB gathered, "
-        f"{sum(s.bytes for s in computed) / 1e6:,.0f} MB of it computed arrays of a MiB or more",
+        not of_loss,
+        "the loss gathers nothing but weights",
+        f"{weights / 1e6:,.1f} MB of weights, {sum(s.bytes for s in of_loss) / 1e6:,.1f} MB of "
+        f"what it computes; the optimizer and the drawing of samples {others / 1e6:,.1f} MB",
     )
     yield _reductions(report)
     kept = [(name, amount) for p in report.programs for name, amount in p.kept if amount >= LARGE]
@@ -144,9 +149,14 @@ def checks(report: Report) -> Iterator[Check]:
     )
 
 
+def _of_loss(sent: Sent) -> bool:
+    """Whether the loss or its gradient asks for it: not the optimizer, nor drawing samples."""
+    return "jvp(" in sent.collective.op_name
+
+
 def _reductions(report: Report) -> Check:
     """With fsdp each gradient is scattered over it, and its part then reduced over data."""
-    reduced = [s for s in report.gradients.sent if s.collective.kind in REDUCTIONS]
+    reduced = [s for s in report.gradients.sent if s.collective.kind in REDUCTIONS and _of_loss(s)]
     numbers = sum(s.collective.times * sum(a.size for a in s.collective.arrays) for s in reduced)
     dtypes: dict[str, float] = defaultdict(float)
     for sent in reduced:
@@ -159,8 +169,13 @@ def _reductions(report: Report) -> Check:
         alone or 0.5 < times <= 1.15 * once,
         "gradients are reduced once",
         f"{times:.2f} numbers reduced for each that is trained: "
-        + (", ".join(f"{n / 1e6:,.0f} MB {d}" for d, n in _most(dtypes) if n > 1e5) or "none"),
+        + (", ".join(f"{n / 1e6:,.1f} MB {d}" for d, n in _most(dtypes) if n > 5e4) or "none"),
     )
+
+
+def _number(value: float) -> str:
+    """Three digits, however large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _most(amounts: Mapping[Any, float]) -> list[tuple[Any, float]]:
@@ -195,7 +210,7 @@ def table(reports: Sequence[Report | tuple[str, str, str]]) -> str:
             f"{report.needed / GIB:.2f} of {chip.hbm:.2f}",
             f"{report.model_flops / 1e12:.2f}, {work.flops / 1e12:.2f}, {work.passes / 1e12:.2f}",
             f"{work.hbm / 1e9:.1f}, {sent / 1e9:.2f}",
-            f"{1e3 * short:.0f} to {1e3 * long:.0f}",
+            f"{_number(1e3 * short)} to {_number(1e3 * long)}",
             f"{report.mfu(long):.0%} to {report.mfu(short):.0%}",
             "; ".join(f"not: {what}" for what in bad) or "-",
         ]
@@ -209,7 +224,7 @@ def page(report: Report) -> str:
     lines = [
         f"### {report.name} on {report.topology.name}",
         "",
-        f"{report.layout.size} chips on {report.topology.hosts} hosts ({axes}), "
+        f"{report.layout.size} chips, hosts {report.topology.hosts} ({axes}), "
         f"{report.batch:,} images a step, {report.trained / 1e6:.1f} M numbers trained.",
         "",
         "| a chip and step | gradients | apply |",
@@ -220,25 +235,26 @@ def page(report: Report) -> str:
         lines.append(f"| {what} | {' | '.join(values)} |")
 
     programs = report.programs
-    row("arguments (GiB)", [f"{p.memory.arguments / GIB:.2f}" for p in programs])
-    row("of them padding", [f"{p.padding / GIB:.2f}" for p in programs])
-    row("temporaries", [f"{p.memory.temporaries / GIB:.2f}" for p in programs])
-    row("results in new memory", [f"{p.memory.results / GIB:.2f}" for p in programs])
-    row("held beside", [f"{amount / GIB:.2f}" for amount in report.beside])
-    row("TFLOPs of matrix products", [f"{p.work.flops / 1e12:.3g}" for p in programs])
-    row("with whole tiles", [f"{p.work.tiled / 1e12:.3g}" for p in programs])
-    row("and float32 in passes", [f"{p.work.passes / 1e12:.3g}" for p in programs])
-    row("HBM traffic (GB)", [f"{p.work.hbm / 1e9:.3g}" for p in programs])
-    row("ms of all but collectives", [f"{1e3 * p.work.seconds:.3g}" for p in programs])
-    row("ms of collectives", [f"{1e3 * report.sending(p):.3g}" for p in programs])
+    row("arguments (GiB)", [_number(p.memory.arguments / GIB) for p in programs])
+    row("of them padding", [_number(p.padding / GIB) for p in programs])
+    row("temporaries", [_number(p.memory.temporaries / GIB) for p in programs])
+    row("results in new memory", [_number(p.memory.results / GIB) for p in programs])
+    row("held beside", [_number(amount / GIB) for amount in report.beside])
+    row("TFLOPs of matrix products", [_number(p.work.flops / 1e12) for p in programs])
+    row("with whole tiles", [_number(p.work.tiled / 1e12) for p in programs])
+    row("and float32 in passes", [_number(p.work.passes / 1e12) for p in programs])
+    row("HBM traffic (GB)", [_number(p.work.hbm / 1e9) for p in programs])
+    row("ms of all but collectives", [_number(1e3 * p.work.seconds) for p in programs])
+    row("ms of collectives", [_number(1e3 * report.sending(p)) for p in programs])
     row("loops of unknown length", [str(len(p.unknown)) for p in programs])
     row("compiled in (s)", [f"{p.seconds:.0f}" for p in programs])
     short, long = report.seconds
     lines += [
         "",
-        f"The model's {report.model_flops / 1e12:.2f} TFLOPs at {chip.flops / 1e12:.0f} TFLOP/s: "
-        f"{1e3 * report.model_flops / chip.flops:.1f} ms; the step: {1e3 * short:.1f} to "
-        f"{1e3 * long:.1f} ms, MFU {report.mfu(long):.1%} to {report.mfu(short):.1%}.",
+        f"The model's {_number(report.model_flops / 1e12)} TFLOPs take "
+        f"{_number(1e3 * report.model_flops / chip.flops)} ms at {chip.flops / 1e12:.0f} TFLOP/s; "
+        f"the step takes {_number(1e3 * short)} to {_number(1e3 * long)} ms, MFU "
+        f"{report.mfu(long):.1%} to {report.mfu(short):.1%}.",
         "",
         "| program | collective | axes | dtype | times | MB | ms | of |",
         "|---|---|---|---|---|---|---|---|",
@@ -258,7 +274,7 @@ def page(report: Report) -> str:
     ]
     for program in programs:
         lines += [
-            f"| {program.name} | {_short(cost.op_name)} | {1e3 * cost.seconds:.1f} | "
+            f"| {program.name} | {_short(cost.op_name)} | {_number(1e3 * cost.seconds)} | "
             f"{cost.matmuls / cost.seconds:.0%} |"
             for cost in program.costs[:6]
         ]
@@ -278,7 +294,7 @@ def _collectives(program: Program) -> list[str]:
     rows: dict[tuple[str, str, str, str], list[Sent]] = defaultdict(list)
     for sent in program.sent:
         c = sent.collective
-        of = "weights" if sent.what else "computed" if c.kind == "all-gather" else ""
+        of = "" if c.kind in REDUCTIONS else "given" if sent.what else "computed"
         rows[c.kind, sent.axes, c.dtype, of].append(sent)
     lines = []
     for key, group in sorted(rows.items(), key=lambda item: -sum(s.seconds for s in item[1])):
@@ -289,15 +305,18 @@ def _collectives(program: Program) -> list[str]:
             f"| {program.name} | {kind} | {axes} | {dtype} | "
             f"{sum(s.collective.times for s in group)} | "
             f"{sum(s.bytes for s in group) / 1e6:,.1f} | "
-            f"{1e3 * sum(s.seconds for s in group):.2f} | "
+            f"{_number(1e3 * sum(s.seconds for s in group))} | "
             f"{of + ', ' if of else ''}the most of {most} |"
         )
     return lines
 
 
 def _short(op_name: str) -> str:
-    """The last names of a path, which say most."""
-    return "/".join(op_name.split("/")[-4:])
+    """The last names of a path, which say most, and whether it is done again or backward."""
+    before = "backward " * ("transpose(" in op_name)
+    if "rematted_computation" in op_name:
+        before = "again "
+    return before + "/".join(op_name.split("/")[-4:])
 
 
 def replicated(arguments: Any) -> tuple[tuple[str, int], ...]:

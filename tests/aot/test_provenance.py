@@ -48,3 +48,9 @@ def test_a_stack_that_a_loop_only_reads_is_the_argument():
 def test_what_a_loop_changes_is_not():
     assert source(LOOP, "body", "x.1") == ""
     assert source(LOOP, "main", "out") == ""
+
+
+def test_a_part_that_goes_around_the_chips_is_still_the_argument():
+    around = "collective-permute(%x.1), source_target_pairs={{0,1},{1,0}}"
+    text = LOOP.replace("add(%x.1, %x.1)", around)
+    assert source(text, "body", "x.1") == "params['w']"

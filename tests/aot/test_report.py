@@ -16,19 +16,21 @@ from tests.aot.test_program import MESH, read
 from tests.aot.texts import LOOP, entry
 
 TRAINED = 8 * 1024 * 1024
+LOSS, OPTIMIZER = "jit(gradients)/transpose(jvp(Model))/reduce_sum", "jit(gradients)/ab,bc->ac"
 
 
-def reduced(numbers: int, kind: str = "all-reduce") -> Sent:
+def reduced(numbers: int, where: str = LOSS) -> Sent:
     text = entry(
         f"%x = bf16[{numbers}]{{0}} parameter(0)",
-        f"%y = bf16[{numbers}]{{0}} {kind}(%x), replica_groups=[1,16]<=[16], to_apply=%add",
+        f"%y = bf16[{numbers}]{{0}} all-reduce(%x), replica_groups=[1,16]<=[16], to_apply=%add, "
+        f'metadata={{op_name="{where}"}}',
     )
     (sent,) = read(text).sent
     return sent
 
 
-def sent_gather(what: str, size: int) -> Sent:
-    collective = dataclasses.replace(gathered("[4,2]<=[8]"), times=size // 256)
+def sent_gather(what: str, size: int, where: str = LOSS) -> Sent:
+    collective = dataclasses.replace(gathered("[4,2]<=[8]"), times=size // 256, op_name=where)
     return Sent(collective, "fsdp", what, 1e-3)
 
 
@@ -72,6 +74,11 @@ def test_a_lean_step_has_nothing_wrong(lean):
     assert wrong(lean) == []
 
 
+def test_what_the_optimizer_sends_is_its_own_affair(lean):
+    its = reduced(TRAINED, OPTIMIZER), sent_gather("", 2**22, OPTIMIZER)
+    assert wrong(change(lean, sent=(*lean.gradients.sent, *its))) == []
+
+
 def host(report: Report) -> Report:
     text = entry("%x = f32[4]{0} parameter(0)", "%y = (f32[4]{0}, token[]) infeed(%x)")
     return change(report, host=read(text).host)
@@ -88,7 +95,11 @@ def host(report: Report) -> Report:
         (host, "nothing goes to the host"),
         (
             lambda r: change(r, sent=(*r.gradients.sent, sent_gather("", 2**22))),
-            "the gradients' program gathers nothing but weights",
+            "the loss gathers nothing but weights",
+        ),
+        (
+            lambda r: change(r, sent=(*r.gradients.sent, sent_gather("batch['image']", 2**22))),
+            "the loss gathers nothing but weights",
         ),
         (
             lambda r: change(r, sent=(*r.gradients.sent, reduced(TRAINED))),
@@ -135,7 +146,7 @@ def test_the_table_has_a_row_a_step_and_one_for_what_does_not_fit(lean):
 
 def test_the_page_says_all_of_one(lean):
     text = page(lean)
-    assert "| gradients | all-gather | fsdp | f32 | 16384 | 4.2 | 1.00 | weights, " in text
+    assert "| gradients | all-gather | fsdp | f32 | 16384 | 4.2 | 1 | given, " in text
     assert text.count("- yes: ") == 7
     spoiled = page(change(lean, spilled=(Softmax((8, 8), "blocks/attn/exp", 1e9),)))
     assert "- **no**: softmax stays on the chip" in spoiled
