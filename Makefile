@@ -49,10 +49,12 @@ clean:
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-# jax2onnx pins an Orbax that training does not run with; converting needs neither.
+# jax2onnx pins an Orbax that training does not run with; converting needs neither. JAX says which
+# libtpu, the TPU's compiler, is its own: jax 0.10.2 was tried with libtpu 0.0.42.1.
 .venv/installed-others: setup.py | .venv/installed-dev
-	@echo "Installing PyTorch and ONNX into .venv, which conversions are checked against ..."
+	@echo "Installing PyTorch, ONNX and the TPU's compiler into .venv, which tests check against ..."
 	$(PIP) $(TORCH)
 	$(PIP) onnx onnx-ir onnxruntime einops
 	$(PIP) --no-deps jax2onnx
+	$(PIP) --editable '.[tpu]'
 	@touch $@

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaperceiver_jax"
 ROOMS = {  # what each room may import
+    "aot": {"aot"},
     "models": {"models"},
     "losses": {"losses"},
     "convert": {"convert", "models", "data"},
@@ -21,9 +22,9 @@ ROOMS = {  # what each room may import
     "policies": {"policies", "evaluate", "models", "losses", "data"},
     "optim": {"optim"},
     "data": {"data"},
-    "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
+    "train": {"train", "aot", "evaluate", "models", "losses", "optim", "data", "convert"},
     "tasks": {
-        *("tasks", "policies", "train", "evaluate"),
+        *("tasks", "aot", "policies", "train", "evaluate"),
         *("models", "losses", "optim", "data", "convert"),
     },
 }

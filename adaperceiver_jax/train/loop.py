@@ -18,6 +18,7 @@ import jax
 import optax
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from adaperceiver_jax.convert.hub import save_pretrained
 from adaperceiver_jax.data.pipeline import to_devices
@@ -35,9 +36,9 @@ from adaperceiver_jax.train.settings import Settings, parse_duration, steps_of
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     check_batch,
+    constant_shardings,
     describe,
     make_mesh,
-    place_constants,
 )
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import Metrics, Programs, make_programs
@@ -125,19 +126,10 @@ def check(settings: Settings) -> Opened:
     return opened
 
 
-def train(
-    settings: Settings, task: Task, workdir: str | os.PathLike, opened: Opened | None = None
-) -> Result:
-    """Trains in `workdir`, from where an earlier call there stopped.
-
-    Everything that can be wrong with the settings is a ValueError before anything is compiled.
-    `opened` is what `check` gave, if it was asked before.
-    """
-    workdir = Path(workdir)
-    opened = opened or check(settings)
-    mesh = make_mesh(settings.mesh)
-    feed = Feed(settings, task, opened)
-    plan = make_plan(settings, feed.images)
+def programs_of(
+    settings: Settings, task: Task, mesh: Mesh, plan: Plan
+) -> tuple[optax.Schedule, Programs]:
+    """A run's learning rate and programs, on whatever devices the mesh has."""
     schedule = make_schedule(
         settings.schedule.name,
         settings.optimizer.lr,
@@ -163,7 +155,25 @@ def train(
         reduce_in=settings.mesh.gradients,
         overlap=settings.optimizer.overlap,
     )
-    constants = place_constants(task.constants(), mesh, settings.mesh.rules)
+    return schedule, programs
+
+
+def train(
+    settings: Settings, task: Task, workdir: str | os.PathLike, opened: Opened | None = None
+) -> Result:
+    """Trains in `workdir`, from where an earlier call there stopped.
+
+    Everything that can be wrong with the settings is a ValueError before anything is compiled.
+    `opened` is what `check` gave, if it was asked before.
+    """
+    workdir = Path(workdir)
+    opened = opened or check(settings)
+    mesh = make_mesh(settings.mesh)
+    feed = Feed(settings, task, opened)
+    plan = make_plan(settings, feed.images)
+    schedule, programs = programs_of(settings, task, mesh, plan)
+    constants = task.constants()
+    constants = jax.device_put(constants, constant_shardings(constants, mesh, settings.mesh.rules))
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, settings.checkpoint, _best(task))
     run = Run(settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints)

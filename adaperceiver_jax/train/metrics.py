@@ -12,18 +12,14 @@ from pathlib import Path
 import jax
 import tensorboardX
 
+from adaperceiver_jax.aot.chips import CHIPS
+
 CSV = "metrics.csv"
 BAD_IMAGES = "bad_images"
 """The metric that counts images that did not decode."""
 
 PEAK_FLOPS = {  # a chip's bfloat16 matmuls a second, by the beginning of its device_kind
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+    **{kind: chip.flops for chip in CHIPS.values() for kind in chip.kinds},
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,

@@ -34,9 +34,9 @@ RULES = (
 """(pattern of a whole path, way); the first that matches counts, the run's own come before."""
 
 
-def make_mesh(settings: MeshSettings) -> Mesh:
-    """The mesh over all devices; ValueError if they cannot be laid out so."""
-    count = jax.device_count()
+def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices, or those given; ValueError if they cannot be laid out so."""
+    count = jax.device_count() if devices is None else len(devices)
     shape = [settings.data, settings.fsdp]
     known = math.prod(size for size in shape if size > 0)
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape) or count % known:
@@ -44,7 +44,7 @@ def make_mesh(settings: MeshSettings) -> Mesh:
     shape = [count // known if size == -1 else size for size in shape]
     if math.prod(shape) != count:
         raise ValueError(_misfit(settings, count))
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def _misfit(settings: MeshSettings, count: int) -> str:
@@ -115,10 +115,9 @@ def _longest(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(None,) * max(axes)[1], "fsdp") if size > 1 and axes else P()
 
 
-def place_constants(constants: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
-    """What a loss needs and nobody trains, on the devices; its paths begin with 'constants/'."""
-    tree = {"constants": constants}
-    return jax.device_put(tree, tree_shardings(tree, mesh, rules))["constants"]
+def constant_shardings(constants: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
+    """Of what a loss needs and nobody trains; its paths begin with 'constants/'."""
+    return tree_shardings({"constants": constants}, mesh, rules)["constants"]
 
 
 def gather(params: Any, mesh: Mesh, dtype: Any = None) -> Any:

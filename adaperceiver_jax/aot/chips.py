@@ -1,0 +1,169 @@
+"""TPU chips as Google publishes them, and topologies of them that nobody needs to own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One generation; a chip's figures."""
+
+    kinds: tuple[str, ...]
+    """Beginnings of `device_kind`."""
+    flops: float
+    """bfloat16 multiplications and additions a second."""
+    hbm: float
+    """GiB that the compiler gives a program; of the 16, 32 or 95 there are it keeps a part."""
+    hbm_bandwidth: float
+    """Bytes a second."""
+    ici_bandwidth: float
+    """Bytes a second that a chip sends, over all its links."""
+    torus: int
+    """Axes of the interconnect: two links an axis."""
+    mxu: int
+    """Rows and columns of a matrix unit: shorter matrices are padded to them."""
+    largest: tuple[int, ...]
+    """Sides of the largest topology that is let."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """For the compiler."""
+
+
+# FLOP/s, HBM and interconnect: cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e ("Peak compute per
+# chip (bf16)", "HBM bandwidth", half of "Bidirectional inter-chip interconnect bandwidth"; v4's
+# interconnect, six links of 50 GB/s, is in arXiv 2304.01433). The HBM a program may use is what
+# libtpu 0.0.42.1 says when one does not fit.
+CHIPS = {
+    "v4": Chip(
+        kinds=("TPU v4",),
+        flops=275e12,
+        hbm=30.75,
+        hbm_bandwidth=1200e9,
+        ici_bandwidth=300e9,
+        torus=3,
+        mxu=128,
+        largest=(16, 16, 16),
+        # Its two cores run as one device on Cloud TPU; the compiler's default is one device each.
+        options=(("chip_config_name", "megacore"),),
+    ),
+    "v5e": Chip(
+        kinds=("TPU v5 lite", "TPU v5e"),
+        flops=197e12,
+        hbm=15.75,
+        hbm_bandwidth=819e9,
+        ici_bandwidth=200e9,
+        torus=2,
+        mxu=128,
+        largest=(16, 16),
+    ),
+    "v5p": Chip(
+        kinds=("TPU v5p", "TPU v5"),
+        flops=459e12,
+        hbm=95.74,
+        hbm_bandwidth=2765e9,
+        ici_bandwidth=600e9,
+        torus=3,
+        mxu=128,
+        largest=(16, 16, 24),
+    ),
+    "v6e": Chip(
+        kinds=("TPU v6 lite", "TPU v6e"),
+        flops=918e12,
+        hbm=31.25,
+        hbm_bandwidth=1638e9,
+        ici_bandwidth=400e9,
+        torus=2,
+        mxu=256,
+        largest=(16, 16),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips in a torus."""
+
+    name: str
+    chip: Chip
+    devices: tuple[Any, ...]
+    """Such as `jax.devices()` gives, to compile for; nothing runs on them."""
+
+    @property
+    def hosts(self) -> int:
+        return 1 + max(device.process_index for device in self.devices)
+
+
+def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
+    """'v5e:16x16' -> the chip and (16, 16); ValueError says what there is."""
+    kind, _, text = name.partition(":")
+    if kind not in CHIPS:
+        raise ValueError(
+            f"topology {name!r}: the chip must be one of {', '.join(CHIPS)}, as in v5e:16x16 or "
+            "v4:4x4x4"
+        )
+    chip = CHIPS[kind]
+    sides = tuple(map(int, text.split("x"))) if re.fullmatch(r"\d+(x\d+)*", text) else ()
+    one, few = set(sides) == {1}, all(side % 2 == 0 for side in sides[:2]) and all(sides)
+    small = math.prod(sides) <= math.prod(chip.largest) and max(sides, default=0) <= max(
+        chip.largest
+    )
+    if len(sides) != chip.torus or not (one or few) or not small:
+        raise ValueError(
+            f"topology {name!r}: {kind} takes {chip.torus} sides up to "
+            f"{'x'.join(map(str, chip.largest))}, the first two even, or "
+            f"{'x'.join('1' * chip.torus)}"
+        )
+    return chip, sides
+
+
+def find_topology(name: str) -> Topology:
+    """The devices of 'v5e:16x16'; ValueError where there is no such, or no libtpu."""
+    chip, sides = parse_topology(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "compiling for TPUs needs libtpu, which is not installed: pip install -e '.[tpu]'"
+        )
+    # libtpu would ask the cloud what machine this is, wait for an answer, and refuse to be loaded
+    # by two processes, which a chip would need and a compiler does not.
+    for variable in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(variable, "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    options = dict(chip.options)
+    if math.prod(sides) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"topology {name!r}: libtpu says: {error}") from error
+    return Topology(name, chip, tuple(found.devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh over chips, by their numbers in it."""
+
+    axes: tuple[tuple[str, int], ...]
+    """('data', 16), ('fsdp', 16)"""
+    coordinates: tuple[tuple[int, ...], ...]
+    """Of each chip in the torus."""
+
+    @property
+    def size(self) -> int:
+        return len(self.coordinates)
+
+
+def layout(mesh: Mesh) -> Layout:
+    """Of a mesh over a topology's devices."""
+    coordinates = tuple(tuple(device.coords) for device in mesh.devices.reshape(-1))
+    return Layout(tuple(mesh.shape.items()), coordinates)

@@ -1,0 +1,184 @@
+"""What the chips of a compiled program send to each other: how much, along which axes, of what."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from adaperceiver_jax.aot.hlo import Array, Computation, Instruction, Module
+from adaperceiver_jax.aot.loops import Visit
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One, as it stands in the program."""
+
+    kind: str
+    arrays: tuple[Array, ...]
+    """Whole: what is gathered, reduced, or held by a chip and exchanged."""
+    groups: tuple[tuple[int, ...], ...]
+    """Chips that take part together, by their place in the mesh; of a permutation the pairs."""
+    times: int
+    computation: Computation
+    """Where it is started."""
+    operand: Instruction
+    """Its first operand, there."""
+    op_name: str
+
+    @property
+    def bytes(self) -> float:
+        """Of the whole arrays, once."""
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def dtype(self) -> str:
+        return "+".join(sorted({array.dtype for array in self.arrays}))
+
+    @property
+    def size(self) -> int:
+        """Chips that take part together."""
+        return len(self.groups[0]) if self.kind != "collective-permute" else 2
+
+    def axes(self, mesh: Sequence[tuple[str, int]]) -> str:
+        """The axes of a mesh, ('data', 16), ('fsdp', 16), along which the chips of a group differ.
+
+        'data+fsdp' is all of both, 'part of data' a part of that axis.
+        """
+        places = [np.unravel_index(group, [size for _, size in mesh]) for group in self.groups]
+        along = [
+            (name, size)
+            for axis, (name, size) in enumerate(mesh)
+            if any(len(set(place[axis].tolist())) > 1 for place in places)
+        ]
+        names = "+".join(name for name, _ in along) or "none"
+        if self.kind == "collective-permute" or self.size == math.prod(size for _, size in along):
+            return names
+        return f"part of {names}"
+
+    def sent(self) -> float:
+        """Bytes a chip sends, once, around a ring in both directions.
+
+        Gathering passes on all of the array but one part, reducing does it twice (a half of it is
+        scattering), and what is exchanged travels a quarter of the ring.
+        """
+        n, whole = self.size, self.bytes
+        return {
+            "all-to-all": whole * n / 4,
+            "all-gather": whole * (n - 1) / n,
+            "reduce-scatter": whole * (n - 1) / n,
+            "all-reduce": 2 * whole * (n - 1) / n,
+            "collective-permute": whole,
+        }[self.kind]
+
+
+def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator[Collective]:
+    """All of them; one that runs beside other work counts where it is started."""
+    started = set()
+    for visit in visits:
+        for where, inner in module.inside(visit.instruction):
+            if inner.attribute("custom_call_target") == '"AsyncCollectiveStart"':
+                started |= {i.attribute("channel_id") for i in where.operands(inner)}
+    for visit in visits:
+        instruction = visit.instruction
+        found = [(visit.computation, instruction), *module.inside(instruction)]
+        begins = any(
+            inner.attribute("custom_call_target") == '"AsyncCollectiveStart"' for _, inner in found
+        )
+        scatters = instruction.opcode == "fusion" and any(
+            inner.opcode in ("dynamic-slice", "slice") for _, inner in found
+        )
+        for where, inner in found:
+            kind = inner.opcode.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            if inner is not instruction and not begins:
+                if inner.attribute("channel_id") in started:
+                    continue  # a later part of one that another fusion starts
+                if kind == "all-reduce" and scatters:
+                    kind = "reduce-scatter"
+            yield Collective(
+                kind,
+                _whole(kind, where, inner),
+                _groups(inner, chips),
+                visit.times,
+                where,
+                where.operands(inner)[0],
+                inner.op_name or instruction.op_name,
+            )
+
+
+def _whole(kind: str, computation: Computation, instruction: Instruction) -> tuple[Array, ...]:
+    operands = tuple(a for o in computation.operands(instruction) for a in o.arrays)
+    if kind != "all-gather":
+        return operands
+    results = instruction.arrays
+    if instruction.opcode.endswith("-start"):  # (operands, results, ...)
+        results = results[len(operands) : 2 * len(operands)]
+    return results
+
+
+def _groups(instruction: Instruction, chips: int) -> tuple[tuple[int, ...], ...]:
+    if instruction.opcode.startswith("collective-permute"):
+        text = _braced(instruction.attributes, "source_target_pairs=")
+        pairs = re.findall(r"\{(\d+),(\d+)\}", text)
+        return tuple((int(source), int(target)) for source, target in pairs)
+    text = instruction.attributes.partition("replica_groups=")[2]
+    if text.startswith("mesh["):
+        return _mesh_groups(text)
+    if text.startswith("["):
+        found = re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+        assert found is not None, text[:80]
+        devices = _iota(found[3], found[4]).reshape(int(found[1]), int(found[2]))
+        return tuple(map(tuple, devices.tolist()))
+    lists = re.findall(r"\{([\d,]+)\}", _braced(instruction.attributes, "replica_groups="))
+    groups = [tuple(map(int, group.split(","))) for group in lists]
+    return tuple(groups) or (tuple(range(chips)),)
+
+
+def _braced(text: str, before: str) -> str:
+    """'{{0,1},{2,3}}' behind `before`."""
+    rest = text.partition(before)[2]
+    end = rest.find("}}")
+    return rest[: end + 2] if rest.startswith("{{") else ""
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    sizes = [int(size) for size in dims.split(",")]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    return devices.transpose([int(axis) for axis in order.split(",")]) if order else devices
+
+
+def _mesh_groups(text: str) -> tuple[tuple[int, ...], ...]:
+    """mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}: one group along the axes named."""
+    found = re.match(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?\)?)\))? \{([^}]*)\}", text)
+    assert found is not None, text[:120]
+    names = re.findall(r"'(\w+)'=(\d+)", found[1])
+    sizes = [int(size) for _, size in names]
+    devices = np.arange(math.prod(sizes))
+    if found[2]:
+        iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", found[2])
+        listed = re.findall(r"\d+", found[2])
+        devices = _iota(iota[1], iota[2]) if iota else np.array(list(map(int, listed)))
+    devices = devices.reshape(sizes)
+    # 'a':(4)2 is the part of 'a' of size 2 whose entries lie behind one of size 4.
+    for name, before, part in re.findall(r"'(\w+)':\((\d+)\)(\d+)", found[3]):
+        axis = [known for known, _ in names].index(name)
+        after = devices.shape[axis] // (int(before) * int(part))
+        devices = devices.reshape(
+            *devices.shape[:axis], int(before), int(part), after, *devices.shape[axis + 1 :]
+        )
+        names[axis : axis + 1] = [("", before), (f"{name}:", part), ("", str(after))]
+    wanted = [
+        name + (":" if rest else "")
+        for name, rest in re.findall(r"'(\w+)'(:\(\d+\)\d+)?", found[3])
+    ]
+    inner = [axis for axis, (name, _) in enumerate(names) if name in wanted]
+    outer = [axis for axis in range(devices.ndim) if axis not in inner]
+    length = math.prod(devices.shape[axis] for axis in inner)
+    return tuple(map(tuple, devices.transpose(outer + inner).reshape(-1, length).tolist()))

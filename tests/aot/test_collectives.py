@@ -1,0 +1,168 @@
+"""What chips send to each other: kinds, sizes, and the axes of the mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.aot.collectives import Collective, collectives
+from adaperceiver_jax.aot.hlo import parse
+from adaperceiver_jax.aot.loops import visits
+from tests.aot.texts import LOOP, entry
+
+MESH = (("data", 4), ("fsdp", 2))
+ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
+COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
+
+
+def found(text: str, chips: int = 8) -> list[Collective]:
+    module = parse(text)
+    return list(collectives(module, list(visits(module)), chips))
+
+
+def gathered(groups: str) -> Collective:
+    (only,) = found(
+        entry(
+            "%x = f32[4,8]{1,0} parameter(0)",
+            f"%g = f32[8,8]{{1,0}} all-gather(%x), channel_id=1, replica_groups={groups}, "
+            "dimensions={0}, use_global_device_ids=true",
+        )
+    )
+    return only
+
+
+@pytest.mark.parametrize(
+    ("text", "groups", "axes"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", ROWS, "fsdp"),
+        ("[4,2]<=[8]", ROWS, "fsdp"),
+        ("[2,4]<=[4,2]T(1,0)", COLUMNS, "data"),
+        ("[1,8]<=[8]", (tuple(range(8)),), "data+fsdp"),
+        ("{}", (tuple(range(8)),), "data+fsdp"),
+        ("mesh['axis_0'=8] {'axis_0'}", (tuple(range(8)),), "data+fsdp"),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ROWS, "fsdp"),
+        ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_0','axis_2'}", COLUMNS, "data"),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", COLUMNS, "data"),
+        ("mesh['a'=4,'b'=2] {'a':(1)2}", ((0, 4), (1, 5), (2, 6), (3, 7)), "part of data"),
+        ("mesh['a'=4,'b'=2] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7)), "part of data"),
+        ("[8,1]<=[8]", tuple((i,) for i in range(8)), "none"),
+    ],
+)
+def test_groups_are_read_however_they_are_written(text, groups, axes):
+    collective = gathered(text)
+    assert collective.groups == groups
+    assert collective.axes(MESH) == axes
+
+
+def test_a_group_of_two_of_four_is_a_part_of_its_axis():
+    assert gathered("{{0,2},{4,6},{1,3},{5,7}}").axes(MESH) == "part of data"
+
+
+def test_what_is_gathered_counts_whole_and_what_is_reduced_as_it_is():
+    collective = gathered("[4,2]<=[8]")
+    assert (collective.kind, collective.bytes, collective.dtype) == ("all-gather", 4 * 64, "f32")
+    (reduced,) = found(
+        entry(
+            "%x = bf16[4,8]{1,0} parameter(0)",
+            "%y = f32[3]{0} parameter(1)",
+            "%g = (bf16[4,8]{1,0}, f32[3]{0}) all-reduce(%x, %y), replica_groups=[1,8]<=[8], "
+            "to_apply=%add",
+        )
+    )
+    assert (reduced.bytes, reduced.dtype, reduced.size) == (2 * 32 + 4 * 3, "bf16+f32", 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("all-gather", 7 / 8),
+        ("reduce-scatter", 7 / 8),
+        ("all-reduce", 7 / 4),
+        ("all-to-all", 2.0),
+        ("collective-permute", 1.0),
+    ],
+)
+def test_a_ring_sends_each_kind_its_own_part(kind, expected):
+    module = parse(entry("%x = f32[32]{0} parameter(0)", "%y = f32[32]{0} copy(%x)"))
+    x = module.entry.instructions["x"]
+    groups = (tuple(range(8)),)
+    collective = Collective(kind, x.arrays, groups, 1, module.entry, x, "")
+    assert collective.sent() == expected * 4 * 32
+
+
+def test_one_that_runs_beside_other_work_counts_once():
+    started = """\
+%started (a: f32[4]) -> (f32[4], f32[8]) {
+  %a = f32[4]{0} parameter(0)
+  %g.0 = f32[8]{0} all-gather(%a), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %s = (f32[4]{0}, f32[8]{0}) custom-call(%g.0), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (b: f32[4], c: f32[4]) -> f32[4] {
+  %b = f32[4]{0} parameter(0)
+  %c = f32[4]{0} parameter(1)
+  %g.1 = f32[8]{0} all-gather(%b), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %m = f32[4]{0} multiply(%c, %c)
+}
+
+%done (d: f32[4]) -> f32[8] {
+  %d = f32[4]{0} parameter(0)
+  %g.2 = f32[8]{0} all-gather(%d), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}
+  ROOT %e = f32[8]{0} custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
+}
+"""
+    text = entry(
+        "%x = f32[4]{0} parameter(0)",
+        "%start = (f32[4]{0}, f32[8]{0}) fusion(%x), kind=kCustom, calls=%started",
+        "%work = f32[4]{0} fusion(%x, %x), kind=kLoop, calls=%beside",
+        "%p = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%work), "
+        "source_target_pairs={{0,1},{1,0}}",
+        "%q = f32[4]{0} collective-permute-done(%p)",
+        "%end = f32[8]{0} fusion(%x), kind=kCustom, calls=%done",
+        before=started,
+    )
+    assert [(c.kind, c.bytes) for c in found(text)] == [
+        ("all-gather", 32),
+        ("collective-permute", 16),
+    ]
+
+
+def test_a_sum_that_is_cut_at_once_is_a_scatter():
+    scattered = """\
+%scattered (a: f32[8]) -> f32[4] {
+  %a = f32[8]{0} parameter(0)
+  %r = f32[8]{0} all-reduce(%a), channel_id=5, replica_groups=[4,2]<=[8], to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %s = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+"""
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        "%y = f32[4]{0} fusion(%x), kind=kCustom, calls=%scattered",
+        before=scattered,
+    )
+    assert [(c.kind, c.bytes) for c in found(text)] == [("reduce-scatter", 32)]
+
+
+def test_in_a_loop_it_counts_every_round():
+    text = LOOP.replace(
+        "%twice = f32[8,128]{1,0:T(8,128)} add(%x.1, %x.1)",
+        "%twice = f32[8,128]{1,0:T(8,128)} all-reduce(%x.1), replica_groups=[1,8]<=[8]",
+    )
+    assert [c.times for c in found(text)] == [21]
+
+
+def test_what_this_jax_compiles_is_read():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
+
+    def place(*axes):
+        return NamedSharding(mesh, P(*axes))
+
+    places = place("data", "fsdp"), place("fsdp")
+    step = jax.jit(jnp.matmul, in_shardings=places, out_shardings=place("data"))
+    compiled = step.lower(jnp.ones((8, 4)), jnp.ones((4, 6))).compile()
+    (only,) = found(compiled.as_text(), 4)
+    assert (only.kind, only.axes((("data", 2), ("fsdp", 2)))) == ("all-reduce", "fsdp")
+    assert only.bytes == 4 * 4 * 6

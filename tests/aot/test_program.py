@@ -1,0 +1,152 @@
+"""A compiled program, counted: work, time, softmaxes, donated memory."""
+
+import pytest
+
+from adaperceiver_jax.aot import program as program_module
+from adaperceiver_jax.aot.chips import CHIPS, Layout
+from adaperceiver_jax.aot.program import Memory, Program, read_program
+from tests.aot.texts import LOOP, entry
+
+V5E = CHIPS["v5e"]
+PLACES = tuple((x, y, 0) for x in range(4) for y in range(4))
+MESH = Layout((("data", 4), ("fsdp", 4)), PLACES)
+MEMORY = Memory(1, 2, 3, 4)
+
+
+def read(text: str, layout: Layout = MESH, donated: str = "state") -> Program:
+    return read_program("gradients", text, MEMORY, donated, layout, V5E)
+
+
+def matmul(size: int, kind: str = "bf16", precision: str = "") -> str:
+    array = f"{kind}[{size},{size}]{{1,0:T(8,128)}}"
+    return entry(
+        f"%x = {array} parameter(0)",
+        f"%y = {array} convolution(%x, %x), dim_labels=bf_io->bf{precision}",
+    )
+
+
+def test_a_large_product_takes_as_long_as_the_peak_allows():
+    work = read(matmul(8192)).work
+    assert work.flops == work.tiled == work.passes == 2 * 8192**3
+    assert work.seconds == pytest.approx(work.flops / V5E.flops)
+
+
+def test_a_small_one_as_long_as_its_memory_takes():
+    work = read(matmul(128)).work
+    assert work.hbm == 3 * 2 * 128**2
+    assert work.seconds == pytest.approx(work.hbm / V5E.hbm_bandwidth)
+
+
+def test_float32_products_take_six_passes():
+    work = read(matmul(8192, "f32", ", operand_precision={highest,highest}")).work
+    assert (work.tiled, work.passes) == (2 * 8192**3, 12 * 8192**3)
+    assert work.seconds == pytest.approx(work.passes / V5E.flops)
+
+
+def test_filling_up_tiles_is_work_too():
+    work = read(matmul(200)).work
+    assert work.flops == 2 * 200**3
+    assert work.tiled == 2 * 200 * 256 * 256
+
+
+def test_prefetches_use_the_bandwidth_that_is_left():
+    prefetch = (
+        "%f = f32[8192,8192]{1,0} parameter(1)",
+        "%s = (f32[8192,8192]{1,0:S(1)}, f32[8192,8192]{1,0}, u32[]) copy-start(%f)",
+        "%d = f32[8192,8192]{1,0:S(1)} copy-done(%s)",
+    )
+    x = "%x = bf16[8192,8192]{1,0} parameter(0)"
+    product = "%y = bf16[8192,8192]{1,0} convolution(%x, %x), dim_labels=bf_io->bf"
+    busy = read(entry(x, *prefetch, product)).work
+    assert busy.seconds == pytest.approx(2 * 8192**3 / V5E.flops)
+    idle = read(entry(x, *prefetch)).work
+    assert idle.seconds == pytest.approx(4 * 8192**2 / V5E.hbm_bandwidth)
+
+
+def test_loops_count_every_round():
+    work = read(LOOP).work
+    assert work.hbm == pytest.approx(21 * 3 * 4 * 8 * 128, rel=1e-2)  # and the counter
+    assert not read(LOOP).unknown
+    waits = LOOP.replace("%next = s32[]{:T(128)} add", "%next = s32[] negate")
+    assert [loop.name for loop in read(waits).unknown] == ["loop"]
+
+
+def gather(groups: str) -> str:
+    return entry(
+        "%x = f32[1024,1024]{1,0} parameter(0), metadata={op_name=\"params['w']\"}",
+        f"%g = f32[4096,1024]{{1,0}} all-gather(%x), replica_groups={groups}, dimensions={{0}}",
+    )
+
+
+def test_collectives_take_the_links_of_the_torus_axes_they_span():
+    (one,) = read(gather("[4,4]<=[16]")).sent
+    assert (one.axes, one.what, one.bytes) == ("fsdp", "params['w']", 4 * 4096 * 1024)
+    assert one.seconds == pytest.approx(one.bytes * 3 / 4 / (V5E.ici_bandwidth / 2))
+    (both,) = read(gather("[1,16]<=[16]")).sent
+    assert both.seconds == pytest.approx(both.bytes * 15 / 16 / V5E.ici_bandwidth)
+
+
+SOFTMAX = """\
+%softmax (s: f32[64,256,256]) -> (f32[64,256,256], f32[64,256]) {
+  %s = f32[64,256,256]{2,1,0} parameter(0)
+  %e = f32[64,256,256]{2,1,0} exponential(%s), metadata={op_name="attn/exp"}
+  %z = f32[] constant(0)
+  %r = f32[64,256]{1,0} reduce(%e, %z), dimensions={2}, to_apply=%add
+  ROOT %t = (f32[64,256,256]{2,1,0}, f32[64,256]{1,0}) tuple(%e, %r)
+}
+"""
+
+
+def softmax(space: str) -> Program:
+    scores = f"f32[64,256,256]{{2,1,0{space}}}"
+    return read(
+        entry(
+            f"%x = {scores} parameter(0)",
+            f"%y = ({scores}, f32[64,256]{{1,0}}) fusion(%x), kind=kLoop, calls=%softmax",
+            before=SOFTMAX,
+        )
+    )
+
+
+def test_scores_in_the_large_memory_are_named():
+    spilled = softmax("")
+    assert spilled.softmaxes == 1
+    (scores,) = spilled.spilled
+    assert (scores.dims, scores.op_name) == ((64, 256, 256), "attn/exp")
+    assert scores.bytes == 2 * 4 * 64 * 256 * 256
+    assert softmax(":S(1)").softmaxes == 1
+    assert softmax(":S(1)").spilled == ()
+
+
+def test_an_exponential_that_nothing_sums_is_no_softmax():
+    text = SOFTMAX.replace("reduce(%e, %z)", "reduce(%s, %z)")
+    module = entry(
+        "%x = f32[64,256,256]{2,1,0} parameter(0)",
+        "%y = (f32[64,256,256]{2,1,0}, f32[64,256]{1,0}) fusion(%x), kind=kLoop, calls=%softmax",
+        before=text,
+    )
+    assert read(module).softmaxes == 0
+
+
+def test_donated_arguments_that_nothing_takes_the_place_of_are_named():
+    assert read(LOOP).donated == 1
+    assert read(LOOP).kept == ()
+    kept = read(LOOP.replace("(1, {}, may-alias)", "(0, {}, may-alias)")).kept
+    assert kept == (("state.params['w']", 4 * 8 * 128),)
+
+
+@pytest.mark.parametrize(
+    ("said", "needs"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (40.40G) exceeds available HBM (15.75G).",
+            40.4,
+        ),
+        ("the total memory required for HLO temporaries (2.00T) exceeds available HBM (1G)", 2048),
+        ("Ran out of memory in memory space hbm. Used 20.18G of 15.75G hbm.", 20.18),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_the_compiler_says_of_too_large_a_program_is_understood(said, needs):
+    assert program_module._needed(said) == needs

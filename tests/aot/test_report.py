@@ -1,0 +1,165 @@
+"""The verdict on a step, and what is printed of it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from adaperceiver_jax.aot.chips import CHIPS, GIB, Topology
+from adaperceiver_jax.aot.program import Memory, Sent, Softmax, Work
+from adaperceiver_jax.aot.report import Report, checks, held, page, replicated, table
+from tests.aot.test_collectives import gathered
+from tests.aot.test_program import MESH, read
+from tests.aot.texts import LOOP, entry
+
+TRAINED = 8 * 1024 * 1024
+LOSS, OPTIMIZER = "jit(gradients)/transpose(jvp(Model))/reduce_sum", "jit(gradients)/ab,bc->ac"
+
+
+def reduced(numbers: int, where: str = LOSS) -> Sent:
+    text = entry(
+        f"%x = bf16[{numbers}]{{0}} parameter(0)",
+        f"%y = bf16[{numbers}]{{0}} all-reduce(%x), replica_groups=[1,16]<=[16], to_apply=%add, "
+        f'metadata={{op_name="{where}"}}',
+    )
+    (sent,) = read(text).sent
+    return sent
+
+
+def sent_gather(what: str, size: int, where: str = LOSS) -> Sent:
+    collective = dataclasses.replace(gathered("[4,2]<=[8]"), times=size // 256, op_name=where)
+    return Sent(collective, "fsdp", what, 1e-3)
+
+
+@pytest.fixture
+def lean() -> Report:
+    plain = dataclasses.replace(
+        read(LOOP),
+        memory=Memory(4 * GIB, GIB, 0, 2 * GIB),
+        work=Work(1e12, 1.1e12, 2e12, 5e9, 0.02),
+    )
+    sent = (
+        sent_gather("params['w']", 2**22),
+        reduced(TRAINED),  # scattered over fsdp, and its part over data
+        reduced(TRAINED // 4),
+    )
+    device = jax.devices()[0]
+    return Report(
+        name="configs/x.py",
+        topology=Topology("v5e:4x4", CHIPS["v5e"], (device,)),
+        layout=MESH,
+        batch=64,
+        model_flops=1e12,
+        trained=TRAINED,
+        gradients=dataclasses.replace(plain, sent=sent),
+        apply=dataclasses.replace(plain, name="apply"),
+        replicated=(),
+        beside=(0.5 * GIB, 0.25 * GIB),
+    )
+
+
+def wrong(report: Report) -> list[str]:
+    return [check.what for check in checks(report) if not check.good]
+
+
+def change(report: Report, **changes) -> Report:
+    """The report, its gradients' program changed."""
+    return dataclasses.replace(report, gradients=dataclasses.replace(report.gradients, **changes))
+
+
+def test_a_lean_step_has_nothing_wrong(lean):
+    assert wrong(lean) == []
+
+
+def test_what_the_optimizer_sends_is_its_own_affair(lean):
+    its = reduced(TRAINED, OPTIMIZER), sent_gather("", 2**22, OPTIMIZER)
+    assert wrong(change(lean, sent=(*lean.gradients.sent, *its))) == []
+
+
+def host(report: Report) -> Report:
+    text = entry("%x = f32[4]{0} parameter(0)", "%y = (f32[4]{0}, token[]) infeed(%x)")
+    return change(report, host=read(text).host)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda r: change(r, memory=Memory(14 * GIB, 2 * GIB, 0, 0)), "it fits"),
+        (
+            lambda r: dataclasses.replace(r, replicated=(("constants/head", 2**24),)),
+            "no large array is replicated",
+        ),
+        (host, "nothing goes to the host"),
+        (
+            lambda r: change(r, sent=(*r.gradients.sent, sent_gather("", 2**22))),
+            "the loss gathers nothing but weights",
+        ),
+        (
+            lambda r: change(r, sent=(*r.gradients.sent, sent_gather("batch['image']", 2**22))),
+            "the loss gathers nothing but weights",
+        ),
+        (
+            lambda r: change(r, sent=(*r.gradients.sent, reduced(TRAINED))),
+            "gradients are reduced once",
+        ),
+        (lambda r: change(r, sent=()), "gradients are reduced once"),
+        (
+            lambda r: change(r, kept=(("opt_state", 2.0**21),)),
+            "donated memory is used again",
+        ),
+        (
+            lambda r: change(r, softmaxes=3, spilled=(Softmax((8, 8), "a/exp", 1e9),)),
+            "softmax stays on the chip",
+        ),
+    ],
+)
+def test_each_fault_is_found_and_no_other(lean, spoil, said):
+    assert wrong(spoil(lean)) == [said]
+
+
+def test_what_a_chip_needs_is_the_larger_program_and_what_is_held_beside(lean):
+    assert lean.needed == 5.5 * GIB
+
+
+def test_time_is_the_longer_of_both_or_their_sum(lean):
+    sending = lean.sending(lean.gradients)
+    assert lean.seconds == pytest.approx((0.04, 0.04 + sending))
+    sent = [dataclasses.replace(s, seconds=1.0) for s in lean.gradients.sent]
+    slow = change(lean, sent=tuple(sent))
+    assert slow.seconds == pytest.approx((3.02, 3.04))
+    assert lean.mfu(0.04) == pytest.approx(1e12 / 0.04 / 197e12)
+
+
+def test_the_table_has_a_row_a_step_and_one_for_what_does_not_fit(lean):
+    lines = table([lean, ("configs/y.py", "v5e:2x2", "needs 40.4 GiB")]).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith(
+        "| configs/x.py | v5e:4x4 | 4 x 4 | 64 | 4.00, 1.00, 5.50 of 15.75 |"
+    )
+    assert "| 1.00, 2.00, 4.00 |" in lines[2]
+    assert lines[2].endswith("| - |")
+    assert "needs 40.4 GiB" in lines[3]
+
+
+def test_the_page_says_all_of_one(lean):
+    text = page(lean)
+    assert "| gradients | all-gather | fsdp | f32 | 16384 | 4.2 | 1 | given, " in text
+    assert text.count("- yes: ") == 7
+    spoiled = page(change(lean, spilled=(Softmax((8, 8), "blocks/attn/exp", 1e9),)))
+    assert "- **no**: softmax stays on the chip" in spoiled
+    assert "1.00 GB: blocks/attn/exp (8, 8)" in spoiled
+
+
+def test_large_arrays_that_every_chip_holds_whole_are_listed_the_largest_first():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("fsdp",))
+
+    def shape(size, *axes):
+        sharding = NamedSharding(mesh, P(*axes))
+        return jax.ShapeDtypeStruct((size,), "float32", sharding=sharding)
+
+    tree = {"a": shape(2**18), "b": shape(2**20), "c": shape(2**20, "fsdp")}
+    assert replicated({**tree, "small": shape(2**18 - 1)}) == (("b", 2**22), ("a", 2**20))
+    assert held(tree) == 2**20 + 2**22 + 2**21

@@ -1,0 +1,103 @@
+"""tools/compile_for_tpu.py: a small step, compiled by the TPU's own compiler."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adaperceiver_jax.aot import chips
+from adaperceiver_jax.tasks.shapes import make_step
+from tools import compile_for_tpu as tool
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = str(ROOT / "configs" / "scratch.py")
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+
+
+@pytest.mark.parametrize(
+    ("config", "topology", "said"),
+    [
+        (SCRATCH, "v9:2x2", "the chip must be one of v4, v5e, v5p, v6e"),
+        (SCRATCH, "v5e:3", "v5e takes 2 sides"),
+        ("configs/none.py", "v5e:2x2", "--config=configs/none.py: there is no such file"),
+        (f"{SCRATCH}:batch=3", "v5e:2x2", "argument 'batch': there is no such key"),
+        (f"{SCRATCH}:batch_size=0", "v5e:2x2", "config.batch_size=0: must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(refused, config, topology, said):
+    assert said in refused(tool, "--config", config, "--topology", topology)
+
+
+def test_without_libtpu_it_says_how_to_get_it(refused, monkeypatch):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(tool, "read_config", lambda text: None)
+    said = refused(tool, "--config", SCRATCH, "--topology", "v5e:2x2")
+    assert "pip install -e '.[tpu]'" in said
+
+
+def compiled(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "tools" / "compile_for_tpu.py", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""},
+    )
+
+
+def cells(text: str, row: str) -> list[float]:
+    found = re.search(rf"^\| {row} \| (.*) \|$", text, re.MULTILINE)
+    assert found is not None, text
+    return [float(cell) for cell in found[1].split(" | ")]
+
+
+SMALL = (
+    f"{SCRATCH}:runlocal,optimizer.name=nadamw,batch_size=64,compute.remat=False,"
+    "model.embed_dim=256,model.num_heads=4,model.depth=2,model.widths=(256,),loss.depths=False,"
+    "compute.dtype=bfloat16"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_small_step_is_lean_and_costs_what_the_formula_says():
+    """On 4 chips, once with its parameters whole on each and once split over two."""
+    done = compiled("--config", SMALL, "--config", f"{SMALL},mesh.fsdp=2", "--topology", "v5e:2x2")
+    assert done.returncode == 0, done.stderr
+    whole, split = done.stdout.split("### ")[1:]
+    assert "4 chips, hosts 1 (data 4, fsdp 1), 64 images a step" in whole
+    assert "4 chips, hosts 1 (data 2, fsdp 2), 64 images a step" in split
+    assert "**no**" not in whole
+    for what in (
+        "it fits",
+        "no large array is replicated: 0 of a MiB or more",
+        "nothing goes to the host: 0 transfers",
+        "donated memory is used again",
+        "softmax stays on the chip",
+    ):
+        assert f"- yes: {what}" in split
+    step = make_step(tool.read_config(SMALL))
+    formula = step.task.train_flops() * 64 / 4
+    for page in (whole, split):
+        gradients, apply = cells(page, "TFLOPs of matrix products")
+        # The formula takes the backward pass as twice the forward; images have no gradient.
+        assert 1e12 * gradients == pytest.approx(formula, rel=0.05)
+        assert apply == 0
+    arguments = [cells(page, r"arguments \(GiB\)")[1] for page in (whole, split)]
+    assert arguments[1] < 0.75 * arguments[0]
+    assert len(re.findall(r"^\| .* \| v5e:2x2 \| [42] x [12] \| 64 \|", done.stdout, re.M)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_step_that_does_not_fit_has_its_row_and_ends_with_1():
+    config = (
+        f"{SCRATCH}:runlocal,optimizer.name=nadamw,batch_size=4096,data.image_size=512,"
+        "model.max_latent_tokens=1024,model.token_granularities=(1024,)"
+    )
+    done = compiled("--config", config, "--topology", "v5e:1x1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"gradients needs [\d.]+ GiB of a chip's 15.75", done.stdout)

@@ -1,0 +1,151 @@
+"""Compiles a training step for TPUs that nobody needs to own, and says what it would take.
+
+python tools/compile_for_tpu.py --config=configs/stage3_width.py --topology v5e:16x16
+python tools/compile_for_tpu.py --config=configs/stage3_width.py:mesh.fsdp=16,batch_size=1024 \\
+    --config=configs/stage1_tokens.py --topology v5e:8x8 --topology v5p:4x4x4
+
+Needs libtpu (pip install -e '.[tpu]'), but no TPU, no images and no weights. Both programs of the
+step that main.py runs are compiled by the TPU's own compiler, every config for every topology: some
+two minutes a program at the paper's size on 2 cores. What the compiler made of them is read back:
+
+  bytes a chip against its HBM, and the arrays that every chip holds whole though they are large;
+  FLOPs a chip, what filling up the matrix unit's tiles and float32 passes make of them;
+  collectives: kind, axes of the mesh, dtype, how often, bytes;
+  a step's time and MFU, reckoned from these (the assumptions stand below the table);
+  whether the step is lean: nothing to the host, no gathers but weights, gradients reduced once,
+  donated memory used again, softmax kept on the chip.
+
+Prints Markdown, a page a step and a table of all at the end; progress goes to stderr. A step that
+does not fit its chips has its row too, and the command then ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from adaperceiver_jax.aot.chips import CHIPS, Topology, find_topology, layout
+from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
+from adaperceiver_jax.aot.report import ASSUMPTIONS, Report, held, page, replicated, table
+from adaperceiver_jax.models.params import count_params
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.shapes import make_step
+from adaperceiver_jax.train.settings import from_config
+
+AHEAD = 2
+"""Batches on the chips beside the one that is used."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        action="append",
+        required=True,
+        metavar="FILE[:ARGUMENT]",
+        help="as main.py takes it: configs/NAME.py, configs/NAME.py:key=value,...; may be repeated",
+    )
+    parser.add_argument(
+        "--topology",
+        action="append",
+        required=True,
+        metavar="CHIP:SIDES",
+        help=f"{', '.join(CHIPS)}; v5e:16x16, v4:4x4x4, ...; may be repeated",
+    )
+    return parser
+
+
+def read_config(text: str) -> RunConfig:
+    """'configs/NAME.py:key=value' -> the run's config; ValueError for what is wrong with it."""
+    name, _, argument = text.partition(":")
+    path = Path(name).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"--config={text}: there is no such file; give one of configs/*.py")
+    module = importlib.util.module_from_spec(spec)
+    root = str(path.parent.parent)  # configs import each other
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    spec.loader.exec_module(module)
+    return from_config(RunConfig, module.get_config(argument).to_dict())
+
+
+def compile_step(name: str, config: RunConfig, topology: Topology) -> Report:
+    """Both programs of a config's step; ValueError for what the trainer refuses, DoesNotFitError
+    where a program needs more memory than there is."""
+    step = make_step(config, topology.devices)
+    programs, state = step.programs, step.programs.state
+    mesh = layout(programs.mesh)
+    batch = step.gradients[-1]
+    trained = step.apply[1]
+    compiled = []
+    for what, program, arguments, donated in (
+        ("gradients", programs.gradients, step.gradients, "opt_state"),
+        ("apply", programs.apply, step.apply, "state"),
+    ):
+        say(f"{name} on {topology.name}: compiling {what} ...")
+        compiled.append(compile_program(what, program, arguments, donated, mesh, topology.chip))
+        say(f"{name} on {topology.name}: {what} took {compiled[-1].seconds:.0f} s")
+    return Report(
+        name=name,
+        topology=topology,
+        layout=mesh,
+        batch=config.batch_size,
+        model_flops=step.task.train_flops() * config.batch_size / mesh.size,
+        trained=count_params(trained),
+        gradients=compiled[0],
+        apply=compiled[1],
+        replicated=replicated({"state": state, "constants": step.constants}),
+        beside=(
+            held(state.ema) + AHEAD * held(batch),
+            held(step.constants) + (1 + AHEAD) * held(batch),
+        ),
+    )
+
+
+def say(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints pages and the table."""
+    options = make_parser().parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # what is compiled for is not what is here
+    logging.set_verbosity(logging.ERROR)
+    rows: list[Report | tuple[str, str, str]] = []
+    try:
+        configs = [(text, read_config(text)) for text in options.config]
+        topologies = [find_topology(name) for name in options.topology]
+        version = importlib.metadata.version("libtpu")
+        print(f"jax {jax.__version__}, libtpu {version}\n", flush=True)
+        for name, config in configs:
+            for topology in topologies:
+                try:
+                    report = compile_step(name, config, topology)
+                except DoesNotFitError as error:
+                    say(f"{name} on {topology.name}: {error}")
+                    rows.append((name, topology.name, str(error)))
+                else:
+                    rows.append(report)
+                    print(page(report), end="\n\n", flush=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(table(rows), ASSUMPTIONS, sep="\n\n")
+    if not all(isinstance(row, Report) for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
