@@ -45,13 +45,13 @@ def affine(
     return y if bias is None else y + bias.astype(out_dtype)
 
 
-def _affine_forward(x, kernel, bias, dtype, out_dtype):  # type: ignore[no-untyped-def]
+def _affine_forward(x, kernel, bias, dtype, out_dtype):
     x_type = jnp.zeros((), x.dtype)
     residuals = (x.astype(dtype), kernel, None if bias is None else bias[:0], x_type)
     return affine(x, kernel, bias, dtype, out_dtype), residuals
 
 
-def _affine_backward(dtype, out_dtype, residuals, grad):  # type: ignore[no-untyped-def]
+def _affine_backward(dtype, out_dtype, residuals, grad):
     x, kernel, bias, x_type = residuals
     to_x = jnp.matmul(grad, kernel.astype(dtype).T, preferred_element_type=out_dtype)
     batch = tuple(range(x.ndim - 1))

@@ -61,7 +61,7 @@ class Refresh:
 
         owners: the parameters that a stack's rows are of, for errors.
         """
-        scale = np.float32(jax.device_get(scale))
+        divisor = np.float32(jax.device_get(scale))
         self._shares: dict[str, list[_Share]] = {}
         jobs: list[_Job] = []
         split = sum(not _lie_whole(f.shape, f.sharding) for s in stacks for f in factors[s.name])
@@ -72,7 +72,7 @@ class Refresh:
             for factor, m in zip(factors[stack.name], stack.size, strict=True):
                 share = _Share(factor.shape, factor.sharding)
                 if not _lie_whole(factor.shape, factor.sharding):
-                    share.first = next(nth) * factor.sharding.mesh.size // split
+                    share.first = next(nth) * len(factor.sharding.device_set) // split
                     factor = _programs(factor.sharding, factor.shape, share.first)[0](factor)
                 share.dealt_shape, share.dealt = factor.shape, factor.sharding
                 self._shares[stack.name].append(share)
@@ -84,7 +84,7 @@ class Refresh:
                     data = np.asarray(shard.data) if rows else None
                     for row in rows:
                         assert data is not None
-                        matrix = data[row - start, :m, :m] / scale
+                        matrix = data[row - start, :m, :m] / divisor
                         jobs.append((matrix, result[row - start], names[row]))
         self._pool = ThreadPoolExecutor(1)
         self._work = self._pool.submit(_decompose_all, jobs)

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from adaperceiver_jax.optim.eigenvectors import Refresh, eigenvectors_in_graph
+from adaperceiver_jax.optim.eigenvectors import Factors, Refresh, eigenvectors_in_graph
 from adaperceiver_jax.optim.stacks import Stack, Stacks
 
 GRAFT_EPS = 1e-8
@@ -41,8 +41,8 @@ class SoapState(NamedTuple):
 
     steps: jax.Array
     """() int32: gradients observed."""
-    factors: dict[str, tuple[jax.Array, ...]]
-    eigenvectors: dict[str, tuple[jax.Array, ...]]
+    factors: Factors
+    eigenvectors: Factors
     first: dict[str, jax.Array]
     second: dict[str, jax.Array]
     rotated: dict[str, jax.Array]

@@ -69,7 +69,8 @@ class Stacks:
 
     def __init__(self, params: Any, max_dim: int, mesh: Mesh | None = None) -> None:
         """max_dim: the longest axis of a block. mesh: what the stacks are dealt out over."""
-        leaves, self._tree = jax.tree_util.tree_flatten_with_path(params)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+        self._tree: Any = tree
         self._layouts: list[Layout] = [
             layout_of(path, tuple(leaf.shape), max_dim) for path, leaf in leaves
         ]
@@ -161,9 +162,9 @@ class Stacks:
             return []
         end = first_axis(shape, self._mesh)
         axis = len(end) - 1
-        if fsdp in (None, axis) or not len(end):
+        if fsdp is None or fsdp == axis or not len(end):
             return [end]
-        between = [None] * len(shape)
+        between: list[str | None] = [None] * len(shape)
         between[axis], between[fsdp] = "data", "fsdp"
         return [P(*between), P(*(None,) * axis, ("data", "fsdp")), end]
 

@@ -40,7 +40,7 @@ class Refresher:
     def upcoming(self, opt_state: Any) -> Factors:
         """The eigenvectors that the next due step begins to use, overlapped; waits for them."""
         if self._begun is not None:
-            self._begun, self._found = None, self._begun.result()
+            self._found, self._begun = self._begun.result(), None
         return self._optimizer.installed(opt_state) if self._found is None else self._found
 
     def resume(self, upcoming: Factors) -> None:
