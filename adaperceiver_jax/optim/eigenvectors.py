@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,6 +45,19 @@ def eigenvectors_in_graph(factors: Factors, scale: jax.Array, stacks: list[Stack
         )
         for stack in stacks
     }
+
+
+def dealt_to(stacks: list[Stack], devices: int) -> Iterator[tuple[int, int]]:
+    """Of every matrix its size, and the device whose host decomposes it."""
+    within = [stack for stack in stacks if stack.within]
+    count, nth = sum(len(stack.size) for stack in within), itertools.count()
+    for stack in stacks:
+        for m in stack.size:
+            if stack.within:
+                first = next(nth) * devices // count
+                yield from ((m, (first + row) % devices) for row in range(stack.rows))
+            else:
+                yield from ((m, row * devices // stack.slots) for row in range(stack.rows))
 
 
 class Refresh:
@@ -186,13 +199,11 @@ def _programs(sharding: NamedSharding, shape: tuple[int, ...], first: int) -> tu
 
     @functools.partial(jax.jit, out_shardings=owned)
     def deal(factor: jax.Array) -> jax.Array:
-        flat = place(factor.reshape(shape[0], -1), sliced)
-        flat = jnp.pad(flat, ((first, after), (0, 0)))
-        return place(flat, owned).reshape(-1, *shape[1:])
+        x = jnp.pad(place(factor, sliced), ((first, after), (0, 0), (0, 0)))
+        return place(x, owned)
 
     @functools.partial(jax.jit, out_shardings=sharding)
     def back(dealt: jax.Array) -> jax.Array:
-        flat = place(place(dealt.reshape(len(dealt), -1), owned), sliced)
-        return flat[first : first + shape[0]].reshape(shape)
+        return place(place(dealt, owned), sliced)[first : first + shape[0]]
 
     return deal, back

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.optim.layout import Layout, layout_of
 
-ALL = ("fsdp", "data")
+ALL = ("data", "fsdp")
 """The mesh's axes, in the order in which stacks are dealt out over them."""
 FEW, LARGE = 4, 1024
 """A stack of at most FEW blocks with an axis of at least LARGE is split within its blocks."""
@@ -120,64 +120,57 @@ class Stacks:
 
     def _dealt(self, blocks: list[jax.Array], stack: Stack) -> jax.Array:
         """Blocks (count, *size) of the stack's members -> (slots, *held)."""
-        fsdp = self._fsdp_axis(stack)
         x = jnp.concatenate(blocks)
-        if self._mesh is not None and fsdp is None:
-            x = self._place(x, P())  # else it would be put together in parts, which all exchange
-        if self._mesh is None or fsdp is None or stack.within:
-            x = _pad(x, (stack.slots, *stack.held))
-            for stop in self._way(x.shape, fsdp):
-                x = self._place(x, stop)
-            return x
-        x = jnp.moveaxis(x, fsdp, 1)
-        shape = x.shape[1:]
-        x = x.reshape(stack.rows, -1)
-        for stop in (P(None, "fsdp"), P(None, ALL)):
+        start, *stops = reversed(self._way(stack))
+        x = _pad(self._place(x, start), (stack.slots, *stack.held))
+        for stop in stops:
             x = self._place(x, stop)
-        x = self._place(_pad(x, (stack.slots, x.shape[1])), P(ALL))
-        return jnp.moveaxis(x.reshape(stack.slots, *shape), 1, fsdp)
+        return x
 
     def _collected(self, x: jax.Array, stack: Stack) -> jax.Array:
-        """(slots, *held) -> (rows, *size).
+        """(slots, *held) -> (rows, *size)."""
+        stops = self._way(stack)
+        end = stops[-1]
+        if not stack.within and len(stack.size) > 1:  # rows of zeros are dropped, then gathered
+            stops[-1] = self._spread(stack)
+        for stop in stops:
+            x = self._place(x, stop)
+        return self._place(x[(slice(stack.rows), *(slice(m) for m in stack.size))], end)
 
-        Rows of zeros are dropped before anything is gathered.
-        """
-        fsdp = self._fsdp_axis(stack)
-        if stack.within:
-            for stop in reversed(self._way(x.shape, fsdp)):
-                x = self._place(x, stop)
-        elif self._mesh is not None:
-            x = jnp.moveaxis(x, fsdp or 1, 1)
-            shape = x.shape[1:]
-            x = self._place(x.reshape(stack.slots, -1), P(ALL))
-            x = self._place(x, P(None, ALL))[: stack.rows]
-            x = self._place(x, P(None, "fsdp") if fsdp else P())
-            x = jnp.moveaxis(x.reshape(stack.rows, *shape), 1, fsdp or 1)
-        return x[(slice(stack.rows), *(slice(m) for m in stack.size))]
-
-    def _way(self, shape: tuple[int, ...], fsdp: int | None) -> list[P]:
-        """From an array split over fsdp along this axis, if any, to where `first_axis` has it; each
-        step is a slice or an all-to-all."""
+    def _way(self, stack: Stack) -> list[P]:
+        """From where a stack is dealt out to where the parameters are, fsdp's share of an axis; each
+        step is a slice or an all-to-all one way, and back an all-to-all or a gathering."""
         if self._mesh is None:
-            return []
-        end = first_axis(shape, self._mesh)
-        axis = len(end) - 1
-        if fsdp is None or fsdp == axis or not len(end):
-            return [end]
-        between: list[str | None] = [None] * len(shape)
-        between[axis], between[fsdp] = "data", "fsdp"
-        return [P(*between), P(*(None,) * axis, ("data", "fsdp")), end]
+            return [P(), P()]
+        parts = self._mesh.shape["fsdp"]
+        axes = [1 + i for i, m in enumerate(stack.size) if m % parts == 0 and parts > 1]
+        end = _spec(fsdp=axes[0]) if axes else P()
+        if not stack.within:
+            between = _spec(data=0, fsdp=axes[0] if axes else 1)
+            return [P(ALL), between, end]
+        dealt = first_axis((stack.slots, *stack.held), self._mesh)
+        axis = len(dealt) - 1
+        if axis < 0 or not axes or axis in axes:
+            return [dealt, _spec(fsdp=axis) if axis in axes else P()]
+        return [dealt, _spec(data=axis, fsdp=axes[0]), end]
 
-    def _fsdp_axis(self, stack: Stack) -> int | None:
-        """The axis of (rows, *size) along which parameters are split over fsdp."""
-        parts = self._mesh.shape["fsdp"] if self._mesh else 1
-        if parts == 1:
-            return None
-        return next((1 + i for i, m in enumerate(stack.size) if m % parts == 0), None)
+    def _spread(self, stack: Stack) -> P:
+        """Every device a part of all rows."""
+        if self._mesh is None:
+            return P()
+        fsdp = len(self._way(stack)[1]) - 1
+        return _spec(data=2 if fsdp <= 1 else 1, fsdp=max(1, fsdp))
 
     def _place(self, x: jax.Array, spec: P) -> jax.Array:
-        assert self._mesh is not None
+        if self._mesh is None:
+            return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+
+
+def _spec(**axes: int) -> P:
+    """The spec that splits an array's axis, by number, over the mesh's, by name."""
+    names = {axis: name for name, axis in axes.items()}
+    return P(*(names.get(axis) for axis in range(max(names) + 1)))
 
 
 def _up(length: int, unit: int) -> int:

@@ -120,7 +120,7 @@ def test_directions_are_those_of_one_device(shape):
 
 def test_the_first_axis_that_all_devices_divide_is_split():
     mesh = mesh_of((4, 2))
-    every = ("fsdp", "data")
+    every = ("data", "fsdp")
     assert first_axis((16, 8), mesh) == P(every)
     assert first_axis((3, 8), mesh) == P(None, every)
     assert first_axis((3, 5), mesh) == P()

@@ -93,7 +93,7 @@ def test_stacks_of_the_optimizer_are_split_over_all_devices_and_a_teacher_over_n
     }
     specs = jax.tree.map(lambda s: s.spec, tree_shardings(tree, mesh))
     assert specs == {
-        "opt_state": ({"factors": {"16_of_3": (P(("fsdp", "data")),)}}, P()),
+        "opt_state": ({"factors": {"16_of_3": (P(("data", "fsdp")),)}}, P()),
         "params": {"kernel": P("fsdp")},
         "constants": {"kernel": P()},
     }

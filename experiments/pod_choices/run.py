@@ -1,0 +1,155 @@
+"""What a training step's choices cost on a pod, by the TPU's compiler: FLOPs, traffic, memory.
+
+python -m experiments.pod_choices.run [--only NAME ...]
+
+Compiles the gradients of stage 3 (the step of configs/stage3_width.py, batch 4096) for v5e:16x16
+in variants of how they are computed, which give the same numbers:
+
+  blocks in a loop or each written out; what is computed again in the backward pass rather than kept
+  (everything within a block, all but matrix products, nothing); attention cut by granularity or
+  under a mask; readouts of the class token folded, or with keys and values of their own.
+
+Prints a table. Needs libtpu (pip install -e '.[tpu]'), no TPU; half an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from adaperceiver_jax.aot.chips import GIB, find_topology, layout
+from adaperceiver_jax.aot.program import DoesNotFitError, Program, compile_program
+from adaperceiver_jax.models import latent_stream
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.attention import attend
+from adaperceiver_jax.tasks import make
+from adaperceiver_jax.tasks.shapes import make_step
+from tools.compile_for_tpu import read_config
+
+TOPOLOGY = "v5e:16x16"
+
+
+class PlainReadouts(AdaPerceiver):
+    """Reads the class token out with keys and values of every latent, as features are."""
+
+    def fold(self, rope: Any) -> Any:
+        """Nothing is folded: the positions, for `write_logits`."""
+        return rope
+
+    def write_logits(
+        self, z: jax.Array, folded: Any, visible: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
+        """Latents (..., N, D), visible (..., R, N) -> logits (..., R, classes)."""
+        assert visible is not None
+        *lead, n, d = z.shape
+        head, flat = self.write_head, z.reshape(-1, n, d)
+        keys, values = head.keys_values(flat, folded)
+        token = jnp.broadcast_to(self._class_token(), (len(flat), 1, d))
+        mask = jnp.broadcast_to(visible, (*lead, *visible.shape[-2:])).reshape(len(flat), 1, -1, n)
+        queries = jnp.broadcast_to(
+            head.queries(token), (len(flat), mask.shape[2], *keys.shape[-2:])
+        )
+        read = attend(queries, keys, values, mask)
+        written = token + head.cattn.project(read, train)
+        return self.output_adapter(written.reshape(*lead, -1, d), train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How a step is computed."""
+
+    name: str
+    argument: str
+    """Of the config."""
+    keeps_products: bool = False
+    plain: bool = False
+
+
+VARIANTS = (
+    Variant("loop, all computed again", "compute.remat=True"),
+    Variant("loop, products kept", "compute.remat=True", keeps_products=True),
+    Variant("loop, all kept", "compute.remat=False"),
+    Variant("written out, all kept", "compute.remat=False,compute.unroll=21"),
+    Variant("loop, all kept, masked", "compute.remat=False,compute.attention=masked"),
+    Variant("loop, all kept, plain readouts", "compute.remat=False", plain=True),
+    Variant("loop, all kept, gradients in bfloat16", "compute.remat=False,mesh.gradients=bfloat16"),
+)
+
+
+@contextlib.contextmanager
+def computed_as(variant: Variant) -> Iterator[None]:
+    """What no config can say: for comparison only."""
+    with contextlib.ExitStack() as stack:
+        if variant.keeps_products:
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            remat = functools.partial(nn.remat, policy=policy)
+            stack.enter_context(mock.patch.object(latent_stream.nn, "remat", remat))
+        if variant.plain:
+            stack.enter_context(mock.patch.object(make, "AdaPerceiver", PlainReadouts))
+        yield
+
+
+def compiled(variant: Variant) -> Program:
+    """The gradients' program."""
+    topology = find_topology(TOPOLOGY)
+    with computed_as(variant):
+        config = read_config(f"configs/stage3_width.py:{variant.argument}")
+        step = make_step(config, topology.devices)
+        return compile_program(
+            variant.name,
+            step.programs.gradients,
+            step.gradients,
+            "opt_state",
+            layout(step.programs.mesh),
+            topology.chip,
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--only", nargs="*", choices=names, help="of these alone")
+    options = parser.parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")
+    logging.set_verbosity(logging.ERROR)
+    print(
+        "| gradients of stage 3 on v5e:16x16 | TFLOPs a chip | with tiles and passes | "
+        "HBM traffic, GB | temporaries, GiB | sent, MB | reckoned, ms | compiled in, s |\n"
+        "|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for variant in VARIANTS:
+        if options.only and variant.name not in options.only:
+            continue
+        print(f"[{time.strftime('%H:%M:%S')}] {variant.name}", file=sys.stderr, flush=True)
+        try:
+            p = compiled(variant)
+        except DoesNotFitError as error:
+            print(f"| {variant.name} | {error} | | | | | | |", flush=True)
+            continue
+        sent = sum(s.bytes for s in p.sent)
+        print(
+            f"| {variant.name} | {p.work.flops / 1e12:.2f} | {p.work.passes / 1e12:.2f} | "
+            f"{p.work.hbm / 1e9:.1f} | {p.memory.temporaries / GIB:.2f} | {sent / 1e6:,.0f} | "
+            f"{1e3 * p.work.seconds:.1f} | {p.seconds:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
