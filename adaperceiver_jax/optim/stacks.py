@@ -138,8 +138,10 @@ class Stacks:
         return self._place(x[(slice(stack.rows), *(slice(m) for m in stack.size))], end)
 
     def _way(self, stack: Stack) -> list[P]:
-        """From where a stack is dealt out to where the parameters are, fsdp's share of an axis; each
-        step is a slice or an all-to-all one way, and back an all-to-all or a gathering."""
+        """From where a stack is dealt out to where the parameters are, with fsdp's share of an axis.
+
+        Each step is an all-to-all or a gathering; the other way a slice or an all-to-all.
+        """
         if self._mesh is None:
             return [P(), P()]
         parts = self._mesh.shape["fsdp"]
