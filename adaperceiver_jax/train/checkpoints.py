@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from adaperceiver_jax.train.fingerprint import fingerprints
+from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
 
@@ -164,6 +164,15 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Closing waits for what is being written, and so for processes that may be gone: where one
+        # of several fails, all end at once.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def _at(self, step: int) -> Path:
         return self.folder / str(step)
 
@@ -179,8 +188,7 @@ class Checkpoints:
                     count += 1
                     place = self.folder / f"damaged-{step}-{count}"
                 self._at(int(step)).rename(place)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
