@@ -24,6 +24,16 @@ def config(changes: dict) -> str:
 
 
 QUICK = config(PLAIN)
+LONG = config(
+    {
+        **PLAIN,
+        "length": "100000 steps",
+        "log_every": 10,
+        "evaluation.every": "100000 steps",
+        "checkpoint.every": "2000 steps",
+    }
+)
+"""Only a signal ends it."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +61,13 @@ def steps(workdir) -> list[int]:
         return checkpoints.steps()
 
 
+def until(started, condition) -> None:
+    """Waits for it while all processes are there."""
+    while not condition():
+        assert all(process.poll() is None for process in started), finish_all(started)
+        time.sleep(0.02)
+
+
 def check_quiet(ended) -> None:
     """All went well, and only the first said so."""
     for index, (code, out, err) in enumerate(ended):
@@ -71,16 +88,17 @@ def test_several_processes_train_what_one_does_and_only_the_first_speaks(
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_processes(alone, cache, tmp_path):
-    """1 -> 2 -> 4 -> 1 -> 4 -> 2; one process of those is asked to stop, and all do."""
-    for count, last in ((1, 2), (2, 3), (4, 4), (1, 5), (4, 6), (2, 8)):
-        moments = {count - 1: ("asked", last - 1)} if last < 8 else None
-        every = config({**PLAIN, "log_every": 1})
-        ended = finish_all(start_all(count, every, tmp_path, cache, moments))
-        check_quiet(ended)
-        if last < 8:
-            assert f"asked to stop: saved at step {steps(tmp_path)[-1]};" in ended[0][1]
-            assert steps(tmp_path)[-1] < 8
-    assert_same_losses([row for row in rows(tmp_path) if row["step"] % 2 == 0], alone)
+    """1 -> 4 -> 1 -> 2 -> 1; the first process is killed when its checkpoint is whole."""
+    every = config({**PLAIN, "checkpoint.every": "1 steps"})
+    before = 0
+    for count, last in ((1, 2), (4, 4), (1, 5), (2, 6), (1, 8)):
+        moments = {0: ("saved", last)} if last < 8 else None
+        ended = finish_all(start_all(count, every, tmp_path, cache, moments), MOST)
+        assert ended[0][0] == (0 if last == 8 else -signal.SIGKILL), ended
+        assert (f"going on from step {before} of 8" in ended[0][1]) == (before > 0)
+        before = last
+        assert steps(tmp_path)[-1] == last
+    assert_same_losses(rows(tmp_path), alone)
 
 
 @pytest.mark.slow
@@ -117,37 +135,40 @@ def test_a_process_that_fails_ends_the_others_with_its_error(cache, tmp_path, in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "asked"), (signal.SIGINT, "Ctrl-C")])
-def test_all_are_asked_to_stop_save_and_go_on(alone, cache, tmp_path, number, name):
-    del name
-    started = start_all(2, config({**PLAIN, "length": "100000 steps"}), tmp_path, cache)
-    while not list((tmp_path / "checkpoints").glob("2*")):
-        assert all(process.poll() is None for process in started), finish_all(started)
-        time.sleep(0.02)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_all_or_one_are_asked_to_stop_all_save_and_go_on(cache, tmp_path, number):
+    started = start_all(2, LONG, tmp_path, cache)
+    until(started, (tmp_path / "metrics.csv").exists)
     send_all(started, number)
     ended = finish_all(started, MOST)
     check_quiet(ended)
     last = steps(tmp_path)[-1]
     said = f"asked to stop: saved at step {last}; the same command goes on from there"
     assert said in ended[0][1]
-    longer = config({**PLAIN, "length": "100000 steps"})
-    ended = finish_all(start_all(2, longer, tmp_path, cache, {0: ("interrupted", last + 20)}))
+    assert not (tmp_path / "model").exists()
+
+    moment = "asked" if number == signal.SIGTERM else "interrupted"
+    begin = 10 * (last // 10) + 20
+    ended = finish_all(start_all(2, LONG, tmp_path, cache, {1: (moment, begin)}), MOST)
     check_quiet(ended)
     assert f"going on from step {last} of" in ended[0][1]
+    last = steps(tmp_path)[-1]
+    assert last > begin
+    assert f"asked to stop: saved at step {last};" in ended[0][1]
 
 
 @pytest.mark.slow
 def test_two_ctrl_c_end_all_at_once(cache, tmp_path):
-    longer = config({**PLAIN, "length": "100000 steps", "checkpoint.every": "100000 steps"})
-    started = start_all(2, longer, tmp_path, cache)
-    while not (tmp_path / "metrics.csv").exists():
-        assert all(process.poll() is None for process in started), finish_all(started)
-        time.sleep(0.02)
+    started = start_all(2, LONG, tmp_path, cache)
+    until(started, (tmp_path / "metrics.csv").exists)
     for _ in range(2):
-        send_all(started, signal.SIGINT)
-        time.sleep(0.001)
+        started[1].send_signal(signal.SIGINT)
+        time.sleep(0.2)
     ended = finish_all(started, MOST)
-    assert {code for code, _, _ in ended} <= {0, 1, 130}
+    assert [code for code, _, _ in ended] == [1, 130]
+    said = "stopped; the same command goes on from the last checkpoint"
+    assert ended[1][2].endswith(f"): {said}\n")
+    assert f") failed: {said}" in ended[0][2]
 
 
 @pytest.mark.slow
