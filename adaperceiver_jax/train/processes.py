@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -49,10 +50,9 @@ def find_place(wanted: bool, wait: float) -> Place | None:
       wanted: whether to look for a pod or cluster, too.
       wait: seconds to look for its first host.
     """
-    environment = os.environ
-    if not wanted and ADDRESS not in environment:
+    given = os.environ.get(ADDRESS), _number(COUNT), _number(INDEX)
+    if not wanted and given == (None, None, None):
         return None
-    given = environment.get(ADDRESS), _number(COUNT), _number(INDEX)
     # JAX's `initialize` asks the same, but tells nobody what it found; there is no public name.
     try:
         address, count, index = (
@@ -150,12 +150,13 @@ def stop(why: str, status: int = 1) -> NoReturn:
     if _member is None:
         print(why, file=sys.stderr)
         sys.exit(status)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending
     # When a process is gone the others fail, too, in whatever they did together: they wait here
     # until they are told, and end with what is the reason.
     _member.ends(_NEWS)
     _failing = True
     _say(why)
-    _member.fail(why.strip().splitlines()[-1])
+    _member.fail(why.strip().splitlines()[-1].removesuffix(f"; {GOES_ON}"))
     _exit(status)
 
 

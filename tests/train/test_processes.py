@@ -65,7 +65,7 @@ def test_a_cluster_says_the_place_where_it_is_asked(environment):
 def test_a_place_that_is_none_is_refused_by_its_name(environment, values, message):
     environment(*values)
     with pytest.raises(ValueError, match=message):
-        find_place(True, 1)
+        find_place(not values, 1)
 
 
 def test_processes_that_never_met_are_told_how_to(monkeypatch):
