@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.train.small import ROOT
 
+_THEIRS = ("[Gloo] Rank", "preemption_notifier.cc", "Reached preemption sync point")
+"""What gloo says of its connections, and JAX and Orbax of a SIGTERM: in C++, or as warnings."""
+
 
 def start_all(
     count: int,
@@ -68,13 +71,19 @@ def finish_all(started: list[subprocess.Popen], within: float = 300) -> list[tup
         ended = []
         for process in started:
             out, err = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-            # What gloo, not we, prints of its connections.
-            lines = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
-            ended.append((process.returncode, "\n".join(lines), err))
+            ended.append((process.returncode, _ours(out), _ours(err)))
         return ended
     finally:
         for process in started:
             process.kill()
+
+
+def _ours(text: str) -> str:
+    return "".join(
+        line
+        for line in text.splitlines(keepends=True)
+        if not any(words in line for words in _THEIRS)
+    )
 
 
 def send_all(started: list[subprocess.Popen], number: signal.Signals) -> None:
