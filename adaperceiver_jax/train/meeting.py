@@ -243,8 +243,8 @@ class Member:
           lost_after: seconds after which a host that is silent is down.
           ended: called, from a thread, with the reason why this process must end.
         """
-        self.host = socket.gethostname()
-        hello = {"index": index, "count": count, "host": self.host, "values": dict(values)}
+        name = socket.gethostname()
+        hello = {"index": index, "count": count, "host": name, "values": dict(values)}
         deadline = time.monotonic() + wait
         answer = None
         while answer is None:
@@ -253,7 +253,7 @@ class Member:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise MeetingError(
-                        f"process {index} ({self.host}): nothing answers at "
+                        f"process {index} ({name}): nothing answers at "
                         f"{address[0]}:{address[1]}, where process 0 was to be, for {wait:g} s "
                         f"({error}): is the same command running there, and is the port open?"
                     ) from error
@@ -266,7 +266,7 @@ class Member:
                 self._line.close()
                 if time.monotonic() > deadline:
                     raise MeetingError(
-                        f"process {index} ({self.host}): what answers at {address[0]}:{address[1]} "
+                        f"process {index} ({name}): what answers at {address[0]}:{address[1]} "
                         "is no process 0 that waits: is an earlier run still there?"
                     )
                 time.sleep(_RETRY)

@@ -10,7 +10,9 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -152,8 +154,9 @@ def stop(why: str, status: int = 1) -> NoReturn:
         sys.exit(status)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending
     # When a process is gone the others fail, too, in whatever they did together: they wait here
-    # until they are told, and end with what is the reason.
-    _member.ends(_NEWS)
+    # until they are told, and `_end` ends them with what is the reason.
+    while _member.ends(_NEWS):
+        time.sleep(_NEWS)
     _failing = True
     _say(why)
     _member.fail(why.strip().splitlines()[-1].removesuffix(f"; {GOES_ON}"))
@@ -169,9 +172,8 @@ def _end(why: str) -> None:
 
 
 def _say(text: str) -> None:
-    assert _member is not None
     sys.stdout.flush()
-    print(f"process {_index} ({_member.host}): {text}", file=sys.stderr, flush=True)
+    print(f"process {_index} ({socket.gethostname()}): {text}", file=sys.stderr, flush=True)
 
 
 def _exit(status: int) -> NoReturn:
