@@ -53,7 +53,7 @@ def start_all(
                     *(flags or {}).get(index, []),
                 ],
                 cwd=ROOT,
-                env={**environment, "JAX_PROCESS_ID": str(index)},
+                env={**environment, **({"JAX_PROCESS_ID": str(index)} if count > 1 else {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
