@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from adaperceiver_jax.train.fingerprint import fingerprints
@@ -63,6 +64,14 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
                 keep.append(best)
+        # By name: otherwise a manager does not know what an earlier one has saved.
+        self._handlers: dict[str, Any] = {
+            PARAMS: ocp.StandardCheckpointHandler(),
+            EMA: ocp.StandardCheckpointHandler(),
+            OPTIMIZER: ocp.StandardCheckpointHandler(),
+            MEMORY: ocp.StandardCheckpointHandler(),
+            DATA: ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -73,14 +82,7 @@ class Checkpoints:
                 read_only=settings is None,
                 save_interval_steps=1 if settings else 0,
             ),
-            # By name: otherwise a manager does not know what an earlier one has saved.
-            item_handlers={
-                PARAMS: ocp.StandardCheckpointHandler(),
-                EMA: ocp.StandardCheckpointHandler(),
-                OPTIMIZER: ocp.StandardCheckpointHandler(),
-                MEMORY: ocp.StandardCheckpointHandler(),
-                DATA: ocp.JsonCheckpointHandler(),
-            },
+            item_handlers=self._handlers,
         )
 
     def steps(self) -> list[int]:
@@ -219,18 +221,22 @@ class Checkpoints:
         """The named items and `data`, compared with their fingerprints."""
         for item, tree in shapes.items():
             _check_same(self._stored(step, item), tree, f"{self._at(step)}, {item}")
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        args[DATA] = ocp.args.JsonRestore()
+        problem = ""
         try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()},
-                    **{DATA: ocp.args.JsonRestore()},
-                ),
-            )
+            # Not by the manager: it would wait, after reading, for processes that could not read.
+            found = {
+                name: self._handlers[name].restore(epath.Path(self._at(step)) / name, args=how)
+                for name, how in args.items()
+            }
             data = dict(found[DATA])
             saved = data.pop(_PRINTS)
         except Exception as error:
-            raise DamagedError(_first_line(error)) from error
+            problem = _first_line(error)
+        # One may read what is damaged and another not, but what follows they do together.
+        if problems := list(filter(None, wait_for_all(f"checkpoint {step}", problem))):
+            raise DamagedError(problems[0])
         items = {name: found[name] for name in shapes}
         wrong = [name for name, value in fingerprints(items).items() if saved.get(name) != value]
         if wrong:

@@ -89,7 +89,7 @@ class Host:
         self._lines: dict[int, Line] = {}
         self._hellos: dict[int, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        self._arrived: dict[str, set[int]] = {}
+        self._arrived: dict[str, dict[int, str]] = {}
         self._timers: dict[str, threading.Timer] = {}
         self._gone = threading.Semaphore(0)
         self._ended = False
@@ -165,7 +165,7 @@ class Host:
     def _listen(self, index: int, line: Line) -> None:
         while (message := line.read()) is not None:
             if "at" in message:
-                self._arrive(message["at"], index)
+                self._arrive(message["at"], index, message["word"])
             elif "failed" in message:
                 # In a thread of its own: this one is to see its process end.
                 _start(self._end, f"{self._name(index)} failed: {message['failed']}")
@@ -174,10 +174,10 @@ class Host:
         self._gone.release()
         self._end(f"{self._name(index)} is gone: it was killed, or its host is down")
 
-    def _arrive(self, where: str, index: int) -> None:
+    def _arrive(self, where: str, index: int, word: str) -> None:
         with self._lock:
-            arrived = self._arrived.setdefault(where, set())
-            arrived.add(index)
+            arrived = self._arrived.setdefault(where, {})
+            arrived[index] = word
             if where not in self._timers:
                 timer = threading.Timer(self._wait, self._late, [where])
                 timer.daemon = True
@@ -187,8 +187,9 @@ class Host:
                 return
             del self._arrived[where]
             self._timers.pop(where).cancel()
+        words = [arrived[index] for index in range(self._count)]
         for line in self._lines.values():
-            line.send(go=where)
+            line.send(go=where, words=words)
 
     def _late(self, where: str) -> None:
         with self._lock:
@@ -276,7 +277,7 @@ class Member:
         self.hosts: list[str] = answer["hosts"]
         self._ended = ended
         self._why = ""
-        self._open: set[str] = set()
+        self._open: dict[str, list[str]] = {}
         self._change = threading.Condition()
         self._left = False
         _start(self._listen)
@@ -284,7 +285,7 @@ class Member:
     def _listen(self) -> None:
         while (message := self._line.read()) is not None and "end" not in message:
             with self._change:
-                self._open.add(message["go"])
+                self._open[message["go"]] = message["words"]
                 self._change.notify_all()
         if self._left:
             return
@@ -294,14 +295,14 @@ class Member:
             self._change.notify_all()
         self._ended(self._why)
 
-    def wait_for_all(self, where: str) -> None:
-        """Until all have come there."""
-        self._line.send(at=where)
+    def wait_for_all(self, where: str, word: str) -> list[str]:
+        """Until all have come there; gives each one's word."""
+        self._line.send(at=where, word=word)
         with self._change:
             self._change.wait_for(lambda: where in self._open or self._why)
             if where not in self._open:
                 raise MeetingError(self._why)
-            self._open.remove(where)
+            return self._open.pop(where)
 
     def ends(self, within: float) -> bool:
         """Whether it is told to end, in so many seconds at most."""

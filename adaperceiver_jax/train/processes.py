@@ -124,15 +124,19 @@ def join(settings: Settings, workdir: str, wanted: bool = False) -> None:
     )
 
 
-def wait_for_all(where: str) -> None:
-    """Until all processes are there; if one is not in time, all end and name it."""
+def wait_for_all(where: str, word: str = "") -> list[str]:
+    """Until all processes are there; if one is not in time, all end and name it.
+
+    Gives the words of all, by index.
+    """
     if _member is not None:
-        _member.wait_for_all(where)
-    elif jax.process_count() > 1:
+        return _member.wait_for_all(where, word)
+    if jax.process_count() > 1:
         raise ValueError(
             f"{jax.process_count()} processes share the devices, but they have not met: run "
             "main.py with --distributed, or call adaperceiver_jax.train.processes.join"
         )
+    return [word]
 
 
 def leave() -> None:
@@ -140,7 +144,7 @@ def leave() -> None:
     global _member
     if _member is None:
         return
-    _member.wait_for_all("the end")
+    _member.wait_for_all("the end", "")
     _member.leave()
     jax.distributed.shutdown()
     _member = None

@@ -85,7 +85,7 @@ def test_all_wait_until_the_last_is_there_and_the_place_can_be_met_at_again(thre
     for turn in range(2):
         waiting = [
             threading.Thread(
-                target=lambda i=i: passed.append(three.members[i].wait_for_all("save"))
+                target=lambda i=i: passed.append(three.members[i].wait_for_all("save", str(i)))
             )
             for i in (0, 1)
         ]
@@ -93,10 +93,11 @@ def test_all_wait_until_the_last_is_there_and_the_place_can_be_met_at_again(thre
             thread.start()
         time.sleep(0.1)
         assert len(passed) == 2 * turn
-        three.members[2].wait_for_all("save")
+        assert three.members[2].wait_for_all("save", "two") == ["0", "1", "two"]
         for thread in waiting:
             thread.join(10)
         assert len(passed) == 2 * (turn + 1)
+    assert passed == [["0", "1", "two"]] * 4
     assert three.said == {}
 
 
@@ -133,7 +134,7 @@ def test_one_that_waits_is_not_left_waiting(three):
 
     def wait() -> None:
         try:
-            three.members[1].wait_for_all("save")
+            three.members[1].wait_for_all("save", "")
         except MeetingError as error:
             errors.append(str(error))
 
@@ -179,8 +180,8 @@ def test_who_stays_behind_is_named_with_its_host():
     for index in range(3):
         meeting.come(index)
     meeting.together()
-    meeting.members[0]._line.send(at="save")
-    meeting.members[1]._line.send(at="save")
+    meeting.members[0]._line.send(at="save", word="")
+    meeting.members[1]._line.send(at="save", word="")
     (why,) = meeting.heard(1, 2)
     assert why == f"{name(2)} did not come to 'save' within 1 s of the first"
 

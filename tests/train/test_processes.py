@@ -36,7 +36,7 @@ def test_without_anything_said_a_run_is_one_process(environment):
     assert find_place(False, 1) is None
     environment(**SLURM)  # a job's shell, in which one process is tried
     assert find_place(False, 1) is None
-    wait_for_all("anywhere")
+    assert wait_for_all("anywhere", "word") == ["word"]
 
 
 def test_the_environment_says_the_place(environment):
