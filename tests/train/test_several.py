@@ -102,6 +102,21 @@ def test_a_checkpoint_goes_on_with_any_number_of_processes(alone, cache, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_one_process_alone_cannot_read_of_a_checkpoint_is_damaged_for_all(cache, tmp_path):
+    split = config({**PLAIN, "mesh.fsdp": 2})
+    check_quiet(finish_all(start_all(2, split, tmp_path, cache)))
+    before = rows(tmp_path)
+    written = (tmp_path / "checkpoints" / "8" / "params" / "ocdbt.process_1" / "d").glob("*")
+    largest = max(written, key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:60])
+    ended = finish_all(start_all(2, split, tmp_path, cache))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert "checkpoints/8 is damaged and passed over" in ended[0][2]
+    assert "going on from step 6 of 8" in ended[0][1]
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tmp_path, index):
     ended = finish_all(start_all(2, QUICK, tmp_path, cache, {index: ("logged", 6)}), MOST)
