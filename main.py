@@ -1,18 +1,20 @@
 """Trains what a config says: python main.py --config=configs/NAME.py[:runlocal] --workdir=DIR.
 
 Any key can be set on the command line: --config.optimizer.lr=1e-3. The same command goes on where
-the run in DIR stopped.
+the run in DIR stopped. With --distributed the same command runs on every host of a pod.
 """
 
 import re
 import sys
+import traceback
+from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Calls jax.distributed.initialize(): on pods, one process a host."
+    "distributed", False, "All hosts of this pod or cluster take part, each by this command."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is not there.")
 
@@ -38,10 +40,10 @@ def main(argv: list[str]) -> None:
     """Reads the config, makes its task, trains."""
     if len(argv) > 1:
         raise app.UsageError(f"not understood: {' '.join(argv[1:])}")
-    import jax
-
     from adaperceiver_jax.data.loading import LoaderEndedError
     from adaperceiver_jax.tasks.make import RunConfig, make_task
+    from adaperceiver_jax.train import processes
+    from adaperceiver_jax.train.compiling import keep_programs
     from adaperceiver_jax.train.loop import NotFiniteError, TooManyBadImagesError, check, train
     from adaperceiver_jax.train.settings import from_config
 
@@ -49,15 +51,17 @@ def main(argv: list[str]) -> None:
     ends = (ValueError, OSError, NotFiniteError, TooManyBadImagesError, LoaderEndedError)
     try:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
-        if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+        processes.join(config, _WORKDIR.value, _DISTRIBUTED.value)
+        keep_programs(config.compilation_cache, Path(_WORKDIR.value))
         data = check(config)
         train(config, make_task(config), _WORKDIR.value, data)
+        processes.leave()
     except ends as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        processes.stop(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        processes.stop(f"stopped; {processes.GOES_ON}", status=130)
+    except Exception:
+        processes.stop(traceback.format_exc())
 
 
 if __name__ == "__main__":

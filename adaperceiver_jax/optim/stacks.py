@@ -138,7 +138,7 @@ class Stacks:
         return self._place(x[(slice(stack.rows), *(slice(m) for m in stack.size))], end)
 
     def _way(self, stack: Stack) -> list[P]:
-        """From where a stack is dealt out to where the parameters are, with fsdp's share of an axis.
+        """From where a stack is dealt out to where parameters are, with fsdp's share of an axis.
 
         Each step is an all-to-all or a gathering; the other way a slice or an all-to-all.
         """

@@ -14,7 +14,8 @@ from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.optim.trainable import split
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.tasks.pretrained import MADE_UP
-from adaperceiver_jax.train.loop import make_plan, programs_of
+from adaperceiver_jax.train.loop import programs_of
+from adaperceiver_jax.train.plan import make_plan
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     check_batch,

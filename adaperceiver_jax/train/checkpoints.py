@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from adaperceiver_jax.optim.stacks import STACK_ROWS
 from adaperceiver_jax.train.fingerprint import fingerprints
+from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
 
@@ -65,6 +66,15 @@ class Checkpoints:
                     keep_checkpoints_without_metrics=False,
                 )
                 keep.append(best)
+        # By name: otherwise a manager does not know what an earlier one has saved.
+        self._handlers: dict[str, Any] = {
+            PARAMS: ocp.StandardCheckpointHandler(),
+            EMA: ocp.StandardCheckpointHandler(),
+            OPTIMIZER: ocp.StandardCheckpointHandler(),
+            MEMORY: ocp.StandardCheckpointHandler(),
+            UPCOMING: ocp.StandardCheckpointHandler(),
+            DATA: ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -75,15 +85,7 @@ class Checkpoints:
                 read_only=settings is None,
                 save_interval_steps=1 if settings else 0,
             ),
-            # By name: otherwise a manager does not know what an earlier one has saved.
-            item_handlers={
-                PARAMS: ocp.StandardCheckpointHandler(),
-                EMA: ocp.StandardCheckpointHandler(),
-                OPTIMIZER: ocp.StandardCheckpointHandler(),
-                MEMORY: ocp.StandardCheckpointHandler(),
-                UPCOMING: ocp.StandardCheckpointHandler(),
-                DATA: ocp.JsonCheckpointHandler(),
-            },
+            item_handlers=self._handlers,
         )
 
     def steps(self) -> list[int]:
@@ -167,6 +169,15 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Closing waits for what is being written, and so for processes that may be gone: where one
+        # of several fails, all end at once.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def _at(self, step: int) -> Path:
         return self.folder / str(step)
 
@@ -182,8 +193,7 @@ class Checkpoints:
                     count += 1
                     place = self.folder / f"damaged-{step}-{count}"
                 self._at(int(step)).rename(place)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
@@ -218,22 +228,23 @@ class Checkpoints:
         """The named items and `data`, compared with their fingerprints."""
         for item, tree in shapes.items():
             _check_same(self._stored(step, item), tree, f"{self._at(step)}, {item}")
+        # Not strict: stacks have as many rows of zeros as the devices ask for.
+        args = {n: ocp.args.StandardRestore(tree, strict=False) for n, tree in shapes.items()}
+        args[DATA] = ocp.args.JsonRestore()
+        problem = ""
         try:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    # Not strict: stacks have as many rows of zeros as the devices ask for.
-                    **{
-                        name: ocp.args.StandardRestore(t, strict=False)
-                        for name, t in shapes.items()
-                    },
-                    **{DATA: ocp.args.JsonRestore()},
-                ),
-            )
+            # Not by the manager: it would wait, after reading, for processes that could not read.
+            found = {
+                name: self._handlers[name].restore(epath.Path(self._at(step)) / name, args=how)
+                for name, how in args.items()
+            }
             data = dict(found[DATA])
             saved = data.pop(_PRINTS)
         except Exception as error:
-            raise DamagedError(_first_line(error)) from error
+            problem = _first_line(error)
+        # One may read what is damaged and another not, but what follows they do together.
+        if problems := list(filter(None, wait_for_all(f"checkpoint {step}", problem))):
+            raise DamagedError(problems[0])
         items = {name: found[name] for name in shapes}
         wrong = [name for name, value in fingerprints(items).items() if saved.get(name) != value]
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -15,7 +16,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """A context in which the first SIGTERM or SIGINT is a request, and a second one is itself.
 
-    On many processes SIGTERM is left to jax.distributed, which tells all of them.
+    On many processes SIGTERM is left to jax.distributed, which tells all of them, also where only
+    one got it; there a second one is nothing more, as others' may come late.
     """
 
     def __init__(self) -> None:
@@ -24,9 +26,11 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         main = threading.current_thread() is threading.main_thread()
-        if main and jax.process_count() == 1:
-            for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._ask)
+        several = jax.process_count() > 1
+        if main:
+            for number in (signal.SIGINT,) if several else _SIGNALS:
+                handler = self._pass_on if several else self._ask
+                self._before[number] = signal.signal(number, handler)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,6 +39,10 @@ class Interrupt:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
         self._restore()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -27,12 +27,15 @@ from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.schedules import make_schedule
 from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.compiling import Compiling
 from adaperceiver_jax.train.evaluation import evaluate
 from adaperceiver_jax.train.feed import Feed, open_data
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.interrupt import Interrupt
 from adaperceiver_jax.train.metrics import BAD_IMAGES, Progress, Writer, say, sub_network_name
-from adaperceiver_jax.train.settings import Settings, parse_duration, steps_of
+from adaperceiver_jax.train.plan import Plan, make_plan
+from adaperceiver_jax.train.processes import wait_for_all
+from adaperceiver_jax.train.settings import Settings
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     check_batch,
@@ -77,42 +80,6 @@ class Result:
     """False: it was asked to stop, and goes on where it is when called again."""
     metrics: dict[str, float]
     """Of the last evaluation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run's durations, in steps."""
-
-    last: int
-    warmup: int
-    evaluate: int
-    save: int
-
-
-def make_plan(settings: Settings, images: int) -> Plan:
-    """The durations for an epoch of so many images; ValueError where they make no sense."""
-
-    def steps(text: str, name: str, total: int | None = None) -> int:
-        return steps_of(text, f"config.{name}", images, settings.batch_size, total)
-
-    last = steps(settings.length, "length")
-    if last < 1:
-        raise ValueError(f"config.length={settings.length!r}: is less than one step")
-    warmup = steps(settings.schedule.warmup, "schedule.warmup", last)
-    for section, name in (
-        (settings.evaluation, "evaluation.every"),
-        (settings.checkpoint, "checkpoint.every"),
-    ):
-        if parse_duration(section.every, f"config.{name}")[0] == 0:
-            raise ValueError(f"config.{name}={section.every!r}: must be above 0")
-    every = [
-        max(1, steps(section.every, name, last))
-        for section, name in (
-            (settings.evaluation, "evaluation.every"),
-            (settings.checkpoint, "checkpoint.every"),
-        )
-    ]
-    return Plan(last, warmup, *every)
 
 
 def check(settings: Settings) -> Opened:
@@ -173,14 +140,15 @@ def train(
     plan = make_plan(settings, feed.images)
     schedule, programs = programs_of(settings, task, mesh, plan)
     constants = task.constants()
-    constants = jax.device_put(constants, constant_shardings(constants, mesh, settings.mesh.rules))
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, settings.checkpoint, _best(task))
-    run = Run(settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints)
-    try:
-        return run.go()
-    finally:
-        checkpoints.close()
+    shardings = constant_shardings(constants, mesh, settings.mesh.rules)
+    wait_for_all("the beginning of training")
+    with Compiling():
+        constants = jax.device_put(constants, shardings)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with Checkpoints(workdir, settings.checkpoint, _best(task)) as checkpoints:
+            return Run(
+                settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints
+            ).go()
 
 
 def _best(task: Task) -> str:
@@ -305,6 +273,12 @@ class Run:
             text = json.dumps(dataclasses.asdict(self.settings), indent=2)
             write_text(self.workdir / CONFIG, text)
             write_text(self.workdir / "shardings.txt", describe(shapes))
+        wait_for_all("the run's folder")
+        if not (self.workdir / CONFIG).exists():
+            raise ValueError(
+                f"--workdir={self.workdir}: what the first process writes there is not seen here; "
+                "take a folder that all hosts share"
+            )
 
     def _warn_of_changes(self) -> None:
         """Names the settings that the folder's earlier call had otherwise."""

@@ -138,6 +138,16 @@ class ProfileSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessSettings:
+    """Of a run of several processes: how long they have patience with each other."""
+
+    wait: float = 300.0
+    """Seconds that one may come later than the first to where all meet."""
+    lost_after: float = 60.0
+    """Seconds of silence after which a host is down. A process that is killed is missed at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """A training run. Durations read '50 epochs', '1000 steps' or '10%' (of the run)."""
 
@@ -164,6 +174,11 @@ class Settings:
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     profile: ProfileSettings = ProfileSettings()
+    processes: ProcessSettings = ProcessSettings()
+    compilation_cache: str = "compiled"
+    """Where main.py keeps compiled programs, so that a resumed run need not wait for them: a folder
+    in the run's, which all hosts share; '' keeps none. $JAX_COMPILATION_CACHE_DIR comes
+    first."""
 
     def __post_init__(self) -> None:
         def check(name: str, value: Any, good: bool, allowed: str) -> None:
@@ -193,6 +208,9 @@ class Settings:
         check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")
         check("profile.start", self.profile.start, self.profile.start >= 1, "at least 1")
+        for name in ("wait", "lost_after"):
+            seconds = getattr(self.processes, name)
+            check(f"processes.{name}", seconds, seconds >= 1, "at least 1 (second)")
         check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
         check("optimizer.clip", self.optimizer.clip, self.optimizer.clip > 0, "above 0")
         check("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0")

@@ -1,8 +1,9 @@
 """Runs main.py and sends it a signal: python -m tests.train.killed MOMENT STEP [main.py's flags].
 
 MOMENT: 'logged' (the step's row is written, nothing of it saved), 'saving' (its checkpoint is being
-written), 'saved' (it was), 'handing-on' (the run is over, the folder model/ is not there yet), or
-'asked' (as 'logged', but a SIGTERM, and it may go on).
+written), 'saved' (it was), 'handing-on' (the run is over, the folder model/ is not there yet),
+'asked' (as 'logged', but a SIGTERM, and it may go on), 'interrupted' (a Ctrl-C, likewise), or
+'failing' (as 'logged', but an error of its own).
 """
 
 import os
@@ -37,12 +38,18 @@ def wait_and_die(checkpoints) -> None:
     die()
 
 
+def fail(_) -> None:
+    raise OSError("part-7: cannot be read")
+
+
 MOMENT, STEP = sys.argv[1], int(sys.argv[2])
 if MOMENT == "logged":
     after(Writer, "write", lambda _, step, *rest: step, lambda _: die())
-elif MOMENT == "asked":
-    term = lambda _: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-    after(Writer, "write", lambda _, step, *rest: step, term)
+elif MOMENT in ("asked", "interrupted"):
+    number = {"asked": signal.SIGTERM, "interrupted": signal.SIGINT}[MOMENT]
+    after(Writer, "write", lambda _, step, *rest: step, lambda _: os.kill(os.getpid(), number))
+elif MOMENT == "failing":
+    after(Writer, "write", lambda _, step, *rest: step, fail)
 elif MOMENT == "saving":
     after(Checkpoints, "save", lambda _, state, step, *rest: step, lambda _: die())
 elif MOMENT == "saved":

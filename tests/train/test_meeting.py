@@ -1,0 +1,259 @@
+"""Processes that meet, as threads of this one: who is missing, differs, fails or goes is named."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+from adaperceiver_jax.train.meeting import Host, Line, MeetingError, Member
+
+SAME = {"config.seed": 0, "--workdir": "runs/a"}
+
+
+class Meeting:
+    """The members that came, and what they were told when they had to end."""
+
+    def __init__(self, count: int, wait: float = 20.0) -> None:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            self.address = free.getsockname()
+        self.count, self.wait = count, wait
+        self.members: dict[int, Member] = {}
+        self.said: dict[int, str] = {}
+        self.threads: list[threading.Thread] = []
+
+    def host(self) -> None:
+        Host(self.address[1], self.count, self.wait, 60)
+
+    def come(self, index: int, values: dict = SAME, count: int | None = None) -> None:
+        def enter() -> None:
+            try:
+                self.members[index] = Member(
+                    self.address,
+                    index,
+                    count or self.count,
+                    values,
+                    wait=self.wait,
+                    lost_after=60,
+                    ended=lambda why: self.said.setdefault(index, why),
+                )
+            except MeetingError as error:
+                self.said[index] = str(error)
+
+        thread = threading.Thread(target=enter, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def together(self) -> None:
+        for thread in self.threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def heard(self, *indices: int) -> set[str]:
+        """What these were told, once all of them were."""
+        deadline = time.monotonic() + 30
+        while not set(indices) <= self.said.keys():
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.01)
+        return {self.said[index] for index in indices}
+
+
+@pytest.fixture
+def three():
+    meeting = Meeting(3)
+    for index in (2, 1):  # before there is anybody to meet
+        meeting.come(index)
+    meeting.host()
+    meeting.come(0)
+    meeting.together()
+    assert sorted(meeting.members) == [0, 1, 2], meeting.said
+    return meeting
+
+
+def drop(member: Member) -> None:
+    """As when its process is killed: the kernel closes the line."""
+    member._line.close()
+
+
+def name(index: int) -> str:
+    return f"process {index} ({socket.gethostname()})"
+
+
+def test_all_wait_until_the_last_is_there_and_the_place_can_be_met_at_again(three):
+    passed = []
+    for turn in range(2):
+        waiting = [
+            threading.Thread(
+                target=lambda i=i: passed.append(three.members[i].wait_for_all("save", str(i)))
+            )
+            for i in (0, 1)
+        ]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.1)
+        assert len(passed) == 2 * turn
+        assert three.members[2].wait_for_all("save", "two") == ["0", "1", "two"]
+        for thread in waiting:
+            thread.join(10)
+        assert len(passed) == 2 * (turn + 1)
+    assert passed == [["0", "1", "two"]] * 4
+    assert three.said == {}
+
+
+def test_one_that_is_gone_is_named_to_all_others(three):
+    drop(three.members[1])
+    (why,) = three.heard(2)
+    drop(three.members[2])
+    assert three.heard(0) == {why}
+    assert why == f"{name(1)} is gone: it was killed, or its host is down"
+
+
+def test_one_that_fails_is_named_with_its_error_and_the_first_ends_last(three):
+    ends = {}
+    waiting = [
+        threading.Thread(target=lambda i=i: ends.update({i: three.members[i].ends(30)}))
+        for i in (0, 1)
+    ]
+    for thread in waiting:
+        thread.start()
+    three.members[2]._line.send(failed="OSError: part-7 cannot be read")
+    (why,) = three.heard(1, 2)
+    assert why == f"{name(2)} failed: OSError: part-7 cannot be read"
+    assert 0 not in three.said  # 1 and 2 have not ended yet
+    drop(three.members[1])
+    drop(three.members[2])
+    assert three.heard(0) == {why}
+    for thread in waiting:
+        thread.join(10)
+    assert ends == {0: True, 1: True}
+
+
+def test_one_that_waits_is_not_left_waiting(three):
+    errors = []
+
+    def wait() -> None:
+        try:
+            three.members[1].wait_for_all("save", "")
+        except MeetingError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    drop(three.members[2])
+    thread.join(10)
+    assert errors == [f"{name(2)} is gone: it was killed, or its host is down"]
+
+
+def test_who_left_is_not_missed(three):
+    for member in three.members.values():
+        member.leave()
+    drop(three.members[1])
+    drop(three.members[0])
+    time.sleep(0.2)
+    assert three.said == {}
+
+
+def test_without_the_first_nobody_waits_forever():
+    meeting = Meeting(2, wait=0.5)
+    meeting.come(1)
+    meeting.together()
+    (why,) = meeting.heard(1)
+    assert f"nothing answers at {meeting.address[0]}:{meeting.address[1]}" in why
+    assert "for 0.5 s" in why
+    assert "is the port open?" in why
+
+
+def test_who_does_not_come_in_time_is_named():
+    meeting = Meeting(4, wait=1.0)
+    meeting.host()
+    for index in (0, 2):
+        meeting.come(index)
+    meeting.together()
+    (why,) = meeting.heard(0, 2)
+    assert why.startswith("processes 1, 3 of 4 did not come within 1 s")
+
+
+def test_who_stays_behind_is_named_with_its_host():
+    meeting = Meeting(3, wait=1.0)
+    meeting.host()
+    for index in range(3):
+        meeting.come(index)
+    meeting.together()
+    meeting.members[0]._line.send(at="save", word="")
+    meeting.members[1]._line.send(at="save", word="")
+    (why,) = meeting.heard(1, 2)
+    assert why == f"{name(2)} did not come to 'save' within 1 s of the first"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({**SAME, "config.seed": 1}, "has config.seed=1, process 0 ({host}) 0: give all the same"),
+        ({"config.seed": 0}, "has --workdir=missing, process 0 ({host}) runs/a"),
+        ({**SAME, "config.x": 3}, "has config.x=3, process 0 ({host}) missing"),
+    ],
+)
+def test_one_that_would_do_something_else_is_named_with_the_key(values, message):
+    meeting = Meeting(2)
+    meeting.host()
+    meeting.come(0)
+    meeting.come(1, values)
+    meeting.together()
+    (why,) = meeting.heard(0, 1)
+    assert why.startswith(f"{name(1)} {message.format(host=socket.gethostname())}")
+    assert meeting.members == {}
+
+
+def test_another_count_is_an_error_for_all():
+    meeting = Meeting(2)
+    meeting.host()
+    meeting.come(1, count=3)
+    time.sleep(0.2)
+    meeting.come(0)
+    meeting.together()
+    (why,) = meeting.heard(0, 1)
+    assert why.startswith(f"{name(1)} was told of 3 processes, the first of 2: JAX_NUM_PROCESSES")
+
+
+def test_the_same_number_twice_is_an_error_for_all():
+    meeting, other = Meeting(2), Meeting(2)
+    other.address = meeting.address
+    meeting.host()
+    meeting.come(1)
+    other.come(1)
+    other.threads[0].join(0.5)
+    meeting.come(0)
+    meeting.together()
+    other.together()
+    (why,) = {*meeting.heard(0, 1), *other.heard(1)}
+    assert why.startswith("two processes are process 1, on")
+    assert "JAX_PROCESS_ID" in why
+
+
+def test_a_taken_port_is_said():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MeetingError, match=f"port {port} .*is taken"):
+            Host(port, 2, 1, 60)
+
+
+def test_strangers_who_connect_are_passed_over():
+    meeting = Meeting(2)
+    meeting.host()
+    with socket.create_connection(meeting.address) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        meeting.come(0)
+        meeting.come(1)
+        meeting.together()
+    assert sorted(meeting.members) == [0, 1], meeting.said
+
+
+def test_a_line_that_was_cut_in_the_middle_is_no_message():
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b'{"at": "sa')
+    theirs.close()
+    # A pair has no TCP options to set.
+    line = Line.__new__(Line)
+    line._socket, line._reader = ours, ours.makefile("r", encoding="utf-8")
+    assert line.read() is None
