@@ -205,11 +205,11 @@ def table(reports: Sequence[Report | tuple[str, str, str]]) -> str:
             report.topology.name,
             " x ".join(str(size) for _, size in report.layout.axes),
             f"{report.batch:,}",
-            f"{max(m.arguments for m in memory) / GIB:.2f}, "
-            f"{max(m.temporaries for m in memory) / GIB:.2f}, "
+            f"{_number(max(m.arguments for m in memory) / GIB)}, "
+            f"{_number(max(m.temporaries for m in memory) / GIB)}, "
             f"{report.needed / GIB:.2f} of {chip.hbm:.2f}",
-            f"{report.model_flops / 1e12:.2f}, {work.flops / 1e12:.2f}, {work.passes / 1e12:.2f}",
-            f"{work.hbm / 1e9:.1f}, {sent / 1e9:.2f}",
+            ", ".join(_number(n / 1e12) for n in (report.model_flops, work.flops, work.passes)),
+            f"{_number(work.hbm / 1e9)}, {_number(sent / 1e9)}",
             f"{_number(1e3 * short)} to {_number(1e3 * long)}",
             f"{report.mfu(long):.0%} to {report.mfu(short):.0%}",
             "; ".join(f"not: {what}" for what in bad) or "-",

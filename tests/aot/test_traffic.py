@@ -22,6 +22,8 @@ def test_operands_are_read_and_results_written():
     assert moved(x, f"%y = {X} add(%x, %x)") == 3 * ALL
     assert moved(x, f"%y = {KEPT} add(%x, %x)") == 2 * ALL
     assert moved(f"%x = {KEPT} parameter(0)", f"%y = {X} negate(%x)") == ALL
+    cut = "%y = f32[8,128]{1,0} slice(%x), slice={[0:8], [0:128]}"
+    assert moved(f"%x = {KEPT} parameter(0)", cut) == ALL / 8
 
 
 @pytest.mark.parametrize(
