@@ -18,6 +18,10 @@ from adaperceiver_jax.optim.soap import Soap, scale_and_decay
 NAMES = ("soap", "nadamw", "adamw")
 
 
+def _never(*_: Any) -> Any:
+    raise NotImplementedError("no step of this optimizer is due")
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """A step: observe, refresh if the step is due, apply. The state is a tree of arrays."""
@@ -26,19 +30,19 @@ class Optimizer:
     """params -> state"""
     observe: Callable[[Any, Any], Any]
     """(grads, state) -> state; belongs in the program that computes the gradients."""
-    due: Callable[[int], bool]
-    """Whether step n, the first being 1, needs `refresh` between `observe` and `apply`."""
-    refresh: Callable[[Any, Any], Refresh]
-    """(state, params) -> what the hosts are working on from then on, outside of any compiled
-    program; all processes must call it, and ask for its result."""
-    install: Callable[[Any, Factors], Any]
-    """(state, a refresh's result) -> state"""
-    installed: Callable[[Any], Factors]
-    """state -> the eigenvectors it has."""
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
     """(grads, state, params) -> (updates to be added to params, state)"""
+    due: Callable[[int], bool] = lambda step: False
+    """Whether step n, the first being 1, needs `refresh` between `observe` and `apply`."""
     first: int = 0
     """The first step that is due; 0: none is."""
+    refresh: Callable[[Any, Any], Refresh] = _never
+    """(state, params) -> what the hosts are working on from then on, outside of any compiled
+    program; all processes must call it, and ask for its result."""
+    install: Callable[[Any, Factors], Any] = _never
+    """(state, a refresh's result) -> state"""
+    installed: Callable[[Any], Factors] = _never
+    """state -> the eigenvectors it has."""
 
 
 def make_optimizer(
@@ -104,17 +108,8 @@ def _soap(parts: Soap, tail: optax.GradientTransformation) -> Optimizer:
 
 
 def _plain(transform: optax.GradientTransformation) -> Optimizer:
-    def none(*_: Any) -> Any:
-        raise NotImplementedError("is never due")
-
     return Optimizer(
-        init=transform.init,
-        observe=lambda grads, state: state,
-        due=lambda step: False,
-        refresh=none,
-        install=none,
-        installed=none,
-        apply=transform.update,
+        init=transform.init, observe=lambda grads, state: state, apply=transform.update
     )
 
 

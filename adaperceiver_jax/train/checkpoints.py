@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,6 +19,8 @@ from adaperceiver_jax.train.fingerprint import fingerprints
 from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -226,30 +228,43 @@ class Checkpoints:
 
     def _read_items(self, step: int, shapes: Mapping[str, Any]) -> dict[str, Any]:
         """The named items and `data`, compared with their fingerprints."""
+        stored = _together(step, lambda: {item: self._stored(step, item) for item in shapes})
         for item, tree in shapes.items():
-            _check_same(self._stored(step, item), tree, f"{self._at(step)}, {item}")
+            _check_same(stored[item], tree, f"{self._at(step)}, {item}")
         # Not strict: stacks have as many rows of zeros as the devices ask for.
         args = {n: ocp.args.StandardRestore(tree, strict=False) for n, tree in shapes.items()}
         args[DATA] = ocp.args.JsonRestore()
-        problem = ""
-        try:
+
+        def read() -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
             # Not by the manager: it would wait, after reading, for processes that could not read.
             found = {
                 name: self._handlers[name].restore(epath.Path(self._at(step)) / name, args=how)
                 for name, how in args.items()
             }
             data = dict(found[DATA])
-            saved = data.pop(_PRINTS)
-        except Exception as error:
-            problem = _first_line(error)
-        # One may read what is damaged and another not, but what follows they do together.
-        if problems := list(filter(None, wait_for_all(f"checkpoint {step}", problem))):
-            raise DamagedError(problems[0])
+            return found, data, data.pop(_PRINTS)
+
+        found, data, saved = _together(step, read)
         items = {name: found[name] for name in shapes}
         wrong = [name for name, value in fingerprints(items).items() if saved.get(name) != value]
         if wrong:
             raise DamagedError(f"{wrong[0]} ({len(wrong)} arrays in all) is not what was saved")
         return {**items, DATA: data}
+
+
+def _together(step: int, act: Callable[[], T]) -> T:
+    """What `act` gives, if it does so in all processes; else DamagedError in all: one may read what
+    is damaged and another not, but what follows they do together."""
+    problem = ""
+    try:
+        result = act()
+    except DamagedError as error:
+        problem = str(error)
+    except Exception as error:
+        problem = _first_line(error)
+    if problems := list(filter(None, wait_for_all(f"checkpoint {step}", problem))):
+        raise DamagedError(problems[0])
+    return result
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -72,8 +72,6 @@ def gradient_descent(rate: float) -> Optimizer:
     return Optimizer(
         init=transform.init,
         observe=lambda grads, state: state,
-        due=lambda step: False,
-        refresh=lambda state: state,
         apply=transform.update,
     )
 
