@@ -248,3 +248,40 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
     assert (y == y[:, :1, :1]).all()
     assert y.mean() == pytest.approx(1, abs=0.03)  # 3 standard errors
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kept", [jnp.float32, jnp.bfloat16])
+def test_affine_is_differentiated_as_a_product_and_a_sum(shape, dtype, kept):
+    """Against NumPy in float64; to bfloat16's 8 bits where anything is rounded to it."""
+    rng = np.random.default_rng(0)
+    x, kernel, bias, grad = (
+        rng.standard_normal(s).astype(np.float32) for s in (shape, (5, 7), (7,), (*shape[:-1], 7))
+    )
+    kernel, bias = jnp.asarray(kernel, kept), jnp.asarray(bias, kept)
+    y, backward = jax.vjp(
+        lambda *parts: layers.affine(*parts, dtype, dtype), jnp.asarray(x), kernel, bias
+    )
+    assert y.dtype == dtype
+    found = backward(jnp.asarray(grad, dtype))
+    assert [g.dtype for g in found] == [jnp.float32, kept, kept]
+    rows, wide = np.float64(x).reshape(-1, 5), np.float64(grad)
+    want = (
+        wide @ np.asarray(kernel, np.float64).T,
+        rows.T @ wide.reshape(-1, 7),
+        wide.reshape(-1, 7).sum(axis=0),
+    )
+    exact = dtype == kept == jnp.float32
+    for ours, theirs in zip(found, want, strict=True):
+        ours = np.asarray(ours, np.float64)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 if exact else 0.1, rtol=0)
+
+
+def test_a_float32_kernels_gradient_is_not_rounded_to_bfloat16():
+    """1001 has no bfloat16: the nearest are 1000 and 1004."""
+    x, kernel = jnp.ones((1001, 1)), jnp.ones((1, 1))
+    grads = jax.grad(
+        lambda *parts: layers.affine(x, *parts, jnp.bfloat16, jnp.bfloat16).sum(), argnums=(0, 1)
+    )(kernel, jnp.zeros(1))
+    assert [float(g.sum()) for g in grads] == [1001.0, 1001.0]
