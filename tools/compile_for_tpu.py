@@ -39,6 +39,7 @@ from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.settings import from_config
+from adaperceiver_jax.train.sharding import WHOLE, way_of
 
 AHEAD = 2
 """Batches on the chips beside the one that is used."""
@@ -88,6 +89,8 @@ def compile_step(name: str, config: RunConfig, topology: Topology) -> Report:
     mesh = layout(programs.mesh)
     batch = step.gradients[-1]
     trained = step.apply[1]
+    whole = replicated({"state": state, "constants": step.constants})
+    ways = {name: way_of(name.removeprefix("state/"), config.mesh.rules) for name, _ in whole}
     compiled = []
     for what, program, arguments, donated in (
         ("gradients", programs.gradients, step.gradients, "opt_state"),
@@ -105,7 +108,8 @@ def compile_step(name: str, config: RunConfig, topology: Topology) -> Report:
         trained=count_params(trained),
         gradients=compiled[0],
         apply=compiled[1],
-        replicated=replicated({"state": state, "constants": step.constants}),
+        replicated=whole,
+        meant=frozenset(name for name, way in ways.items() if way == WHOLE),
         beside=(
             held(state.ema) + AHEAD * held(batch),
             held(step.constants) + (1 + AHEAD) * held(batch),

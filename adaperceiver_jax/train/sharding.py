@@ -74,6 +74,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def way_of(name: str, rules: Sequence[tuple[str, str]] = ()) -> str:
+    """Of WAYS, that of the array with this path."""
+    return next((way for p, way in (*rules, *RULES) if re.fullmatch(p, name)), FSDP)
+
+
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
     """A sharding for each array (or shape) of a tree, by its path and shape.
 
@@ -86,7 +91,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ())
 
     def choose(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        way = next((way for p, way in (*rules, *RULES) if re.fullmatch(p, name)), FSDP)
+        way = way_of(name, rules)
         if way == WHOLE:
             return replicated(mesh)
         spec = first_axis(leaf.shape, mesh) if way == ALL else _longest(path, leaf.shape, mesh)

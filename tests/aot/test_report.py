@@ -57,6 +57,7 @@ def lean() -> Report:
         gradients=dataclasses.replace(plain, sent=sent),
         apply=dataclasses.replace(plain, name="apply"),
         replicated=(),
+        meant=frozenset(),
         beside=(0.5 * GIB, 0.25 * GIB),
     )
 
@@ -90,7 +91,7 @@ def host(report: Report) -> Report:
         (lambda r: change(r, memory=Memory(14 * GIB, 2 * GIB, 0, 0)), "it fits"),
         (
             lambda r: dataclasses.replace(r, replicated=(("constants/head", 2**24),)),
-            "no large array is replicated",
+            "no large array is replicated but by a rule",
         ),
         (host, "nothing goes to the host"),
         (
@@ -151,6 +152,12 @@ def test_the_page_says_all_of_one(lean):
     assert "1.00 GB: blocks/attn/exp (8, 8)" in spoiled
 
 
+def test_what_a_rule_wants_whole_may_be_replicated(lean):
+    whole = dataclasses.replace(lean, replicated=(("constants/head", 2**24),))
+    assert wrong(whole) == ["no large array is replicated but by a rule"]
+    assert wrong(dataclasses.replace(whole, meant=frozenset({"constants/head"}))) == []
+
+
 def test_large_arrays_that_every_chip_holds_whole_are_listed_the_largest_first():
     mesh = Mesh(np.array(jax.devices()[:2]), ("fsdp",))
 
@@ -158,6 +165,6 @@ def test_large_arrays_that_every_chip_holds_whole_are_listed_the_largest_first()
         sharding = NamedSharding(mesh, P(*axes))
         return jax.ShapeDtypeStruct((size,), "float32", sharding=sharding)
 
-    tree = {"a": shape(2**18), "b": shape(2**20), "c": shape(2**20, "fsdp")}
-    assert replicated({**tree, "small": shape(2**18 - 1)}) == (("b", 2**22), ("a", 2**20))
-    assert held(tree) == 2**20 + 2**22 + 2**21
+    tree = {"a": shape(2**20), "b": shape(2**22), "c": shape(2**22, "fsdp")}
+    assert replicated({**tree, "small": shape(2**20 - 1)}) == (("b", 2**24), ("a", 2**22))
+    assert held(tree) == 2**22 + 2**24 + 2**23

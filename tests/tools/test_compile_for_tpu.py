@@ -73,7 +73,7 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
     for page in (whole, split):
         assert "**no**" not in page
         assert page.count("- yes: ") == 7
-    assert "no large array is replicated: 0 of a MiB or more" in split
+    assert "no large array is replicated but by a rule: 0 of 4 MiB or more" in split
     step = make_step(tool.read_config(SMALL))
     formula = step.task.train_flops() * 64 / 4
     for page in (whole, split):
