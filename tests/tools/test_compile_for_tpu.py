@@ -64,8 +64,10 @@ SMALL = (
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_a_small_step_is_lean_and_costs_what_the_formula_says():
-    """On 4 chips, once with its parameters whole on each and once split over two."""
-    done = compiled("--config", SMALL, "--config", f"{SMALL},mesh.fsdp=2", "--topology", "v5e:2x2")
+    """On 4 chips, once with its parameters whole on each, and once split over two, gradients summed
+    in bfloat16."""
+    other = f"{SMALL},mesh.fsdp=2,mesh.gradients=bfloat16"
+    done = compiled("--config", SMALL, "--config", other, "--topology", "v5e:2x2")
     assert done.returncode == 0, done.stderr
     whole, split = done.stdout.split("### ")[1:]
     assert "4 chips, hosts 1 (data 4, fsdp 1), 64 images a step" in whole
@@ -74,6 +76,13 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
         assert "**no**" not in page
         assert page.count("- yes: ") == 7
     assert "no large array is replicated but by a rule: 0 of 4 MiB or more" in split
+    for page, dtype in ((whole, "f32"), (split, "bf16")):
+        reduced = re.search("gradients are reduced once: .* trained: (.*)$", page, re.MULTILINE)
+        assert reduced is not None
+        sums = {
+            kind: float(amount) for amount, kind in re.findall(r"([\d.]+) MB (\w+)", reduced[1])
+        }
+        assert sums[dtype] > 0.8 * sum(sums.values()), sums
     step = make_step(tool.read_config(SMALL))
     formula = step.task.train_flops() * 64 / 4
     for page in (whole, split):

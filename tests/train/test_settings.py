@@ -73,6 +73,15 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"augment": {"flip": 1}}, r"config.augment.flip=1: must be of type bool"),
         ({"train_only": "head/.*"}, r"config.train_only='head/..': must be a tuple"),
         ({"mesh": 3}, r"config.mesh=3: must be a section"),
+        ({"mesh": {"gradients": "float16"}}, r"config.mesh.gradients='float16': must be in \("),
+        (
+            {"mesh": {"rules": (("a", "here"),)}},
+            r"config.mesh.rules=\('a', 'here'\): must be pairs",
+        ),
+        (
+            {"mesh": {"gradients": "bfloat16"}, "compute": {"dtype": "float32"}},
+            r"config.mesh.gradients='bfloat16' with config.compute.dtype='float32': gradients",
+        ),
         ({"batch_size": 0}, r"config.batch_size=0: must be at least 1"),
         ({"accumulate": 0}, r"config.accumulate=0: must be at least 1"),
         ({"ema": 1.0}, r"config.ema=1.0: must be in \[0, 1\)"),
