@@ -123,9 +123,11 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tm
     assert ended[index][0] == -signal.SIGKILL
     code, _, err = ended[1 - index]
     assert code != 0
-    assert f"process {index} (" in err
-    assert ") is gone: it was killed, or its host is down" in err
-    assert "the same command goes on from the last checkpoint" in err
+    # With the first process JAX's service is gone, too, and its abort may come first.
+    if index or "the leader task was preempted/died" not in err:
+        assert f"process {index} (" in err
+        assert ") is gone: it was killed, or its host is down" in err
+        assert "the same command goes on from the last checkpoint" in err
     ended = finish_all(start_all(2, QUICK, tmp_path, cache))
     check_quiet(ended)
     assert "going on from step" in ended[0][1]
