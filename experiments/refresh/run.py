@@ -1,7 +1,6 @@
 """How long SOAP's eigenvectors take the hosts of a pod, against the time between two refreshes.
 
-python -m experiments.refresh.run --config=configs/stage3_width.py --devices 256 --chips-per-host 4
-    --cores 112 --step 0.1
+python -m experiments.refresh.run --config=configs/stage3_width.py --step 0.111
 
 Decomposes a matrix of every size that the config's model has on one core of this machine, each
 `--repeats` times, and reckons from the medians when the last of the pod's hosts would be done: each

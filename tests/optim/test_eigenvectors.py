@@ -77,6 +77,7 @@ except FloatingPointError as error:
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
     """To the bit, each matrix decomposed once and never gathered whole on all devices, the result
     sharded as the old eigenvectors; a factor that is not finite is named wherever it lies."""
