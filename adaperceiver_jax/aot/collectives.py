@@ -30,6 +30,13 @@ class Collective:
     operand: Instruction
     """Its first operand, there."""
     op_name: str
+    filled: int = 0
+    """Numbers of the arrays that only fill them up, so that they can be cut into equal parts."""
+
+    @property
+    def numbers(self) -> int:
+        """In the arrays, once."""
+        return sum(array.size for array in self.arrays) - self.filled
 
     @property
     def bytes(self) -> float:
@@ -110,7 +117,14 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
                 where,
                 where.operands(inner)[0],
                 inner.op_name or instruction.op_name,
+                sum(_filled(where, operand) for operand in where.operands(inner)),
             )
+
+
+def _filled(computation: Computation, operand: Instruction) -> int:
+    if operand.opcode != "pad":
+        return 0
+    return operand.arrays[0].size - computation.operands(operand)[0].arrays[0].size
 
 
 def _whole(kind: str, computation: Computation, instruction: Instruction) -> tuple[Array, ...]:

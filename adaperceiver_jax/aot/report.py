@@ -164,7 +164,8 @@ def _of_loss(sent: Sent) -> bool:
 def _reductions(report: Report) -> Check:
     """With fsdp each gradient is scattered over it, and its part then reduced over data."""
     reduced = [s for s in report.gradients.sent if s.collective.kind in REDUCTIONS and _of_loss(s)]
-    numbers = sum(s.collective.times * sum(a.size for a in s.collective.arrays) for s in reduced)
+    numbers = sum(s.collective.times * s.collective.numbers for s in reduced)
+    filled = sum(s.collective.times * s.collective.filled for s in reduced)
     dtypes: dict[str, float] = defaultdict(float)
     for sent in reduced:
         for array in sent.collective.arrays:
@@ -176,7 +177,8 @@ def _reductions(report: Report) -> Check:
         alone or 0.5 < times <= 1.15 * once,
         "gradients are reduced once",
         f"{times:.2f} numbers reduced for each that is trained: "
-        + (", ".join(f"{n / 1e6:,.1f} MB {d}" for d, n in _most(dtypes) if n > 5e4) or "none"),
+        + (", ".join(f"{n / 1e6:,.1f} MB {d}" for d, n in _most(dtypes) if n > 5e4) or "none")
+        + f", {filled / max(1, numbers):.0%} more to fill up parts" * (filled > 0),
     )
 
 

@@ -202,7 +202,7 @@ class Run:
                 speed: dict[str, float] = {}
                 if logs:
                     row = {**values, "lr": float(self.schedule(step - 1))}
-                    speed = progress.speed(step)
+                    speed = progress.speed(step, self.programs.refresher.waited)
                     progress.show(step, row, speed)
                 began = time.perf_counter()
                 if evaluates:

@@ -118,14 +118,18 @@ class Progress:
         self._label = f"{label} " if label else ""
         self._mark = (first, time.perf_counter())
         self._began: tuple[int, float] | None = None
-        self._away = 0.0
+        self._away = self._waited = 0.0
 
     def pause(self, seconds: float) -> None:
         """Time that was not spent on steps: evaluation, checkpoints."""
         self._away += seconds
 
-    def speed(self, step: int) -> dict[str, float]:
-        """Since the last call: images a second, a chip, and MFU where the chip is known."""
+    def speed(self, step: int, waited: float = 0.0) -> dict[str, float]:
+        """Since the last call: images a second, a chip, MFU where the chip is known, and the part
+        of the time in which steps waited for eigenvectors.
+
+        waited: seconds of it so far.
+        """
         now = time.perf_counter()
         before, then = self._mark
         seconds = max(now - then - self._away, 1e-9)
@@ -139,6 +143,9 @@ class Progress:
         peak = peak_flops(jax.devices()[0])
         if peak:
             values["mfu"] = rate / chips * self._flops / peak
+        if waited > self._waited:
+            values["waited_for_eigenvectors"] = (waited - self._waited) / seconds
+            self._waited = waited
         return values
 
     def show(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
@@ -156,6 +163,8 @@ class Progress:
         rate += f", {1e3 * speed['model_tflops_per_chip']:,.0f} model GFLOP/s a chip"
         if "mfu" in speed:
             rate += f", MFU {speed['mfu']:.1%}"
+        if "waited_for_eigenvectors" in speed:
+            rate += f", eigenvectors waited for {speed['waited_for_eigenvectors']:.1%} of the time"
         say(
             f"{self._label}step {step}/{self._last} ({100 * step / self._last:.0f}%)  "
             f"loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2g}{bad}  {rate}  "

@@ -146,6 +146,19 @@ def test_a_sum_that_is_cut_at_once_is_a_scatter():
     assert [(c.kind, c.bytes) for c in found(text)] == [("reduce-scatter", 32)]
 
 
+def test_what_fills_a_sum_up_to_equal_parts_is_not_of_its_numbers():
+    text = entry(
+        "%x = f32[6]{0} parameter(0)",
+        "%y = f32[4]{0} parameter(1)",
+        "%zero = f32[] constant(0)",
+        "%padded = f32[8]{0} pad(%x, %zero), padding=0_2",
+        "%r = (f32[8]{0}, f32[4]{0}) all-reduce(%padded, %y), channel_id=5, "
+        "replica_groups=[1,8]<=[8], to_apply=%add",
+    )
+    [summed] = found(text)
+    assert (summed.bytes, summed.numbers, summed.filled) == (48, 10, 2)
+
+
 def test_in_a_loop_it_counts_every_round():
     text = LOOP.replace(
         "%twice = f32[8,128]{1,0:T(8,128)} add(%x.1, %x.1)",

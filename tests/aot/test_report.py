@@ -80,6 +80,21 @@ def test_what_the_optimizer_sends_is_its_own_affair(lean):
     assert wrong(change(lean, sent=(*lean.gradients.sent, *its))) == []
 
 
+def test_what_fills_parts_up_is_said_and_not_counted(lean):
+    sent = lean.gradients.sent
+    scattered = sent[1].collective
+    assert scattered.numbers == TRAINED
+    padded = dataclasses.replace(
+        scattered,
+        arrays=tuple(dataclasses.replace(a, dims=(a.size * 5 // 4,)) for a in scattered.arrays),
+        filled=TRAINED // 4,
+    )
+    report = change(lean, sent=(sent[0], dataclasses.replace(sent[1], collective=padded), sent[2]))
+    [found] = [check.found for check in checks(report) if "reduced once" in check.what]
+    assert "20% more to fill up parts" in found
+    assert wrong(report) == []
+
+
 def host(report: Report) -> Report:
     text = entry("%x = f32[4]{0} parameter(0)", "%y = (f32[4]{0}, token[]) infeed(%x)")
     return change(report, host=read(text).host)

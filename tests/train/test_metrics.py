@@ -78,3 +78,19 @@ def test_progress_says_how_far_how_fast_and_how_long(monkeypatch, capsys, device
     )
     assert "10 a chip" in second
     assert second.endswith("ETA 0:18")  # 20 steps of 0.9 s, evaluation included
+
+
+def test_progress_says_how_long_steps_waited_for_eigenvectors(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    progress = Progress(first=0, last=50, batch_size=8, flops=1e9)
+    values = {"loss": 1.5, "lr": 1e-3}
+    spans = []
+    for step, waited in ((10, 0.0), (20, 0.5), (30, 0.5), (40, 1.5)):
+        now[0] += 10.0
+        speed = progress.speed(step, waited)
+        spans.append(speed.get("waited_for_eigenvectors", 0.0))
+        progress.show(step, values, speed)
+    assert spans == pytest.approx([0, 0.05, 0, 0.1])
+    said = ["eigenvectors waited for" in line for line in capsys.readouterr().out.splitlines()]
+    assert said == [False, True, False, True]
