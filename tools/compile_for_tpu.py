@@ -104,7 +104,7 @@ def compile_step(name: str, config: RunConfig, topology: Topology) -> Report:
         topology=topology,
         layout=mesh,
         batch=config.batch_size,
-        model_flops=step.task.train_flops() * config.batch_size / mesh.size,
+        model_flops=step.task.train_flops(trained) * config.batch_size / mesh.size,
         trained=count_params(trained),
         gradients=compiled[0],
         apply=compiled[1],

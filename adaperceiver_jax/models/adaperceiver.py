@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +29,14 @@ from adaperceiver_jax.models.masks import make_mask
 from adaperceiver_jax.models.outputs import Embedded, Encoded, Output, Readouts, Start
 from adaperceiver_jax.models.rope import Rope, make_rope, rope_scale
 from adaperceiver_jax.models.write_head import FoldedQuery, WriteHead
+
+ENCODER = ("patch_embed", "process_latents", "read_head", "blocks")
+"""The parameters, by their first name, that make the latents; the others read them out."""
+
+
+def trains_encoder(trained: Mapping[str, Any]) -> bool:
+    """Whether gradients go back through the blocks, where these parameters are trained."""
+    return any(name in trained for name in ENCODER)
 
 
 class AdaPerceiver(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from adaperceiver_jax.evaluate.flops import flops, readout_flops
+from adaperceiver_jax.models.adaperceiver import trains_encoder
 from adaperceiver_jax.models.config import check_granularities, check_sub_network
 from adaperceiver_jax.models.dense import DenseModel
 from adaperceiver_jax.models.params import init_params, scale_kernels
@@ -159,14 +160,17 @@ class Dense(NoMemory):
         whole = (c.max_latent_tokens, c.full_width, c.depth)
         return (whole, *(s for s in self.evaluated if s != whole))
 
-    def train_flops(self) -> float:
-        """The encoder's forward once; forward and backward of all that is trained."""
+    def train_flops(self, trained: Any) -> float:
+        """The encoder's forward, its backward (twice that) where it is trained, both of the rest
+        at every granularity."""
         config, size = self.model.config, self.image_size
+        backbone = trained.get("backbone", {})
         if self.granularities is None:
             cost = flops(config, image_size=size)
-            return cost.encoder + 3 * cost.head
+            return (3 if backbone else 1) * cost.encoder + 3 * cost.head
         most = self.granularities[-1]
         encoder = flops(
             config, most, image_size=size, token_granularities=self.granularities
         ).encoder
-        return encoder + 3 * readout_flops(config, self.granularities, size)
+        times = 3 if trains_encoder(backbone) else 1
+        return times * encoder + 3 * readout_flops(config, self.granularities, size)

@@ -68,7 +68,7 @@ class Distill(OnceForAll):
     def logit_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return distillation_kl(logits, labels, self.settings.temperature)
 
-    def train_flops(self) -> float:
+    def train_flops(self, trained: Any) -> float:
         """The student's, and the teacher's forward."""
         size = self.model.config.image_size
-        return super().train_flops() + flops(self.teacher.config, image_size=size).total
+        return super().train_flops(trained) + flops(self.teacher.config, image_size=size).total

@@ -15,7 +15,7 @@ from adaperceiver_jax.data.mixing import MixingSettings, mix
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.losses.distillation import feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver, trains_encoder
 from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.tasks.images import ImageSettings
 from adaperceiver_jax.train.task import Batch, NoMemory, SubNetwork, Sums, means
@@ -202,15 +202,21 @@ class OnceForAll(NoMemory):
     def summarise(self, sums: Sums) -> dict[str, float]:
         return means(sums)
 
-    def train_flops(self) -> float:
-        """Three times the forward (the backward is two) at the mean of the trained widths."""
+    def train_flops(self, trained: Any) -> float:
+        """At the mean of the trained widths: the forward, and its backward, which is twice that;
+        without the encoder's where only what follows it is trained."""
         c = self.model.config
         widths = c.widths if self.settings.widths else (c.full_width,)
         tokens = c.token_granularities[-1]
-        forward = [flops(c, num_tokens=tokens, width=w).total for w in widths]
-        total = 3 * sum(forward) / len(forward)
+        times = 3 if trains_encoder(trained) else 1
+
+        def step(width: int) -> float:
+            cost = flops(c, num_tokens=tokens, width=width)
+            return times * cost.encoder + 3 * cost.head
+
+        total = sum(step(w) for w in widths) / len(widths)
         if self.settings.width_loss:
-            total += 3 * sum(flops(c, num_tokens=tokens, width=w).total for w in c.widths)
+            total += sum(step(w) for w in c.widths)
         return total
 
 

@@ -221,7 +221,7 @@ class LearnPolicy:
     def summarise(self, sums: Sums) -> dict[str, float]:
         return means(sums)
 
-    def train_flops(self) -> float:
+    def train_flops(self, trained: Any) -> float:
         """Of the grid's passes, each with a readout after every block; three times the network's
         forward; what it looks at beyond the patches."""
         c, grid, size = self._scorer, self.grid, self.image_size

@@ -182,7 +182,11 @@ class Run:
         first, last = int(state.step), self.plan.last
         writer = Writer(self.workdir, first)
         progress = Progress(
-            first, last, self.settings.batch_size, self.task.train_flops(), self.workdir.name
+            first,
+            last,
+            self.settings.batch_size,
+            self.task.train_flops(self.programs.state.ema),
+            self.workdir.name,
         )
         batches = to_devices(self.feed.training(first, last), batch_sharding(self.programs.mesh))
         step, stopped = first, False

@@ -87,8 +87,9 @@ class Task(Protocol):
     def summarise(self, sums: Sums) -> dict[str, float]:
         """The metrics, from the sums of what `evaluate` gave over all images, and their COUNT."""
 
-    def train_flops(self) -> float:
-        """FLOPs an image costs in a training step, backward included."""
+    def train_flops(self, trained: Any) -> float:
+        """FLOPs an image costs in a step that trains these parameters (or shapes): forward, and
+        what of the backward they need."""
 
 
 def means(sums: Sums) -> dict[str, float]:

@@ -17,11 +17,9 @@ from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.segment import Segment
 from adaperceiver_jax.train.evaluation import Totals, evaluate
-from adaperceiver_jax.train.settings import MeshSettings
-from adaperceiver_jax.train.sharding import make_mesh
-from adaperceiver_jax.train.step import loss_and_gradients, make_programs
+from adaperceiver_jax.train.step import loss_and_gradients
 from tests.small_models import TINY, random_params, run
-from tests.train.small import gradient_descent
+from tests.train.small import counted_flops, programs_of
 
 BACKBONE = ap.AdaPerceiverConfig(
     **{**TINY, "num_classes": None}, output_feat_dim=6, use_output_ffn=True
@@ -178,20 +176,6 @@ def test_depth_beyond_the_bins_does_not_count():
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def programs_of(task, devices, patterns=()):
-    mesh = make_mesh(MeshSettings(data=devices))
-    descent = gradient_descent(0.1)
-    return make_programs(task, descent, mesh, seed=0, clip=1.0, ema=0.9, train_only=patterns)
-
-
-def counted_flops(task, batch, patterns):
-    """XLA's count of a training step's first program, an image."""
-    programs = programs_of(task, 1, patterns)
-    state = programs.state
-    lowered = programs.gradients.lower(state.params, state.opt_state, state.step, {}, batch)
-    return lowered.compile().cost_analysis()["flops"] / len(batch["image"])
-
-
 @pytest.mark.slow
 def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
     """A step costs the encoder's forward and three times what is trained, by XLA's count."""
@@ -207,12 +191,13 @@ def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
         "image": np.zeros((2, 32, 32, 3), np.uint8),
         "segmentation": np.zeros((2, 32, 32), np.uint8),
     }
-    frozen, whole = (counted_flops(task, batch, p) for p in (HEADS, ()))
+    (trained, frozen), (_, whole) = (counted_flops(task, batch, p) for p in (HEADS, ()))
     encoder = flops(config, 64).encoder
     heads = readout_flops(config, (16, 64))
-    assert task.train_flops() == encoder + 3 * heads
+    assert task.train_flops(trained) == encoder + 3 * heads
+    assert task.train_flops({"backbone": {"blocks": {}}}) == 3 * (encoder + heads)
     # the trained parts need no gradient of the patches and latents that they read
-    assert encoder + 2 * heads < frozen < 1.05 * task.train_flops()
+    assert encoder + 2 * heads < frozen < 1.05 * task.train_flops(trained)
     assert whole > frozen + 1.6 * encoder
 
 

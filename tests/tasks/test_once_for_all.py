@@ -12,6 +12,7 @@ from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.distill import Distill
 from adaperceiver_jax.tasks.once_for_all import LossSettings, Targets, scores, smoothed
 from tests.small_models import TINY, random_images, random_params, run
+from tests.train.small import counted_flops
 
 CONFIG = ap.AdaPerceiverConfig(**TINY)
 MODEL = ap.AdaPerceiver(CONFIG)
@@ -136,3 +137,24 @@ def test_what_cannot_be_trained_says_so():
 def test_the_whole_model_is_evaluated_first_and_once():
     task = Classify(model=MODEL, evaluated=((16, 24, 3), (4, 8, 1)))
     assert task.sub_networks() == ((16, 24, 3), (4, 8, 1))
+
+
+@pytest.mark.slow
+def test_a_step_costs_what_is_said_of_it_whatever_is_trained(monkeypatch):
+    """By XLA's count; images have no gradient, and norms and softmaxes are not counted by us."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    config = CONFIG.replace(
+        embed_dim=192,
+        depth=8,
+        max_latent_tokens=64,
+        token_granularities=(16, 64),
+        widths=(),
+        ffn_ratio=4.0,
+        use_embed_ffn=False,
+    )
+    model = ap.AdaPerceiver(config, unroll=8)
+    task = Classify(model=model, settings=LossSettings(widths=False, depths=False))
+    batch = {name: value[:2] for name, value in BATCH.items()}
+    for patterns in ((), ("(write_head|output_latents|output_adapter)/.*",)):
+        trained, counted = counted_flops(task, batch, patterns)
+        assert 0.9 * counted < task.train_flops(trained) < 1.05 * counted, patterns

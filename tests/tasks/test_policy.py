@@ -255,12 +255,12 @@ def test_a_step_over_all_token_counts_costs_about_one_pass():
     task = make()
     network = 3 * flops(task.model.config).total
     once = flops(MODEL.config)
-    assert once.encoder < task.train_flops() - network < 1.5 * once.total
-    widths = make(axes=("tokens", "width")).train_flops() - network
-    assert widths > 1.5 * (task.train_flops() - network)
+    assert once.encoder < task.train_flops({}) - network < 1.5 * once.total
+    widths = make(axes=("tokens", "width")).train_flops({}) - network
+    assert widths > 1.5 * (task.train_flops({}) - network)
     peek = make(looks_at="peek")
     extra = flops(MODEL.config, 2, depth=1).total + 3 * flops(peek.model.config).total
-    np.testing.assert_allclose(peek.train_flops(), task.train_flops() - network + extra)
+    np.testing.assert_allclose(peek.train_flops({}), task.train_flops({}) - network + extra)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
         }
         assert sums[dtype] > 0.8 * sum(sums.values()), sums
     step = make_step(tool.read_config(SMALL))
-    formula = step.task.train_flops() * 64 / 4
+    formula = step.task.train_flops(step.apply[1]) * 64 / 4
     for page in (whole, split):
         gradients, apply = cells(page, "TFLOPs of matrix products")
         # The formula takes the backward pass as twice the forward; images have no gradient.

@@ -10,7 +10,9 @@ import optax
 from adaperceiver_jax.optim.optimizer import Optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.loop import Result, train
-from adaperceiver_jax.train.settings import from_config
+from adaperceiver_jax.train.settings import MeshSettings, from_config
+from adaperceiver_jax.train.sharding import make_mesh
+from adaperceiver_jax.train.step import make_programs
 from configs.common import set_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +97,18 @@ def rows(workdir: Path) -> list[dict[str, float]]:
     return [
         {n: float(v) for n, v in zip(names, line.split(","), strict=True) if v} for line in lines
     ]
+
+
+def programs_of(task, devices, patterns=()):
+    """The programs of plain gradient descent."""
+    mesh = make_mesh(MeshSettings(data=devices))
+    descent = gradient_descent(0.1)
+    return make_programs(task, descent, mesh, seed=0, clip=1.0, ema=0.9, train_only=patterns)
+
+
+def counted_flops(task, batch, patterns):
+    """The shapes of what is trained, and XLA's count of a step's first program, an image."""
+    programs = programs_of(task, 1, patterns)
+    state = programs.state
+    lowered = programs.gradients.lower(state.params, state.opt_state, state.step, {}, batch)
+    return state.ema, lowered.compile().cost_analysis()["flops"] / len(batch["image"])
