@@ -6,6 +6,7 @@ Only matrix products count, a multiply-add as 2; norms, activations and softmax 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ def _outputs(c: AdaPerceiverConfig, patches: int, n: int, batch_size: int) -> di
     return {"write": write, "head": head}
 
 
-def _write_one(c: AdaPerceiverConfig, n: int) -> float:
+def _write_one(c: AdaPerceiverConfig, n: float) -> float:
     """The one output token: scores and mean, value projection and proj."""
     return 4 * c.num_heads * n * c.embed_dim + 4 * c.embed_dim**2
 
@@ -230,6 +231,34 @@ def readout_flops(
     once = 4 * patches * d * d
     again = once * len(granularities) + 4 * d * d * sum(granularities)
     return sum(each) - again + once + 4 * d * d * most
+
+
+def once_for_all_readout_flops(
+    config: AdaPerceiverConfig, granularities: Sequence[int], depths: bool = True
+) -> float:
+    """FLOPs of one image behind the encoder, read out at every granularity of one pass and, with
+    `depths`, after every block at a granularity drawn for it (here: their mean).
+
+    Output tokens and queries are made once, keys and values once for every block that is read.
+    The folds of the class token, once a batch, are left out.
+    """
+    c, d = config, config.embed_dim
+    counts = [float(t) for t in granularities]
+    blocks = 1
+    if depths:
+        counts += [sum(granularities) / len(granularities)] * c.depth
+        blocks = c.depth
+    total = 0.0
+    if c.num_classes is not None:
+        total += sum(
+            _write_one(c, t) + _adapter(c, c.num_classes, c.use_output_ffn) for t in counts
+        )
+    if c.output_feat_dim is not None:
+        patches = math.prod(_grid(c, None))
+        adapter = _adapter(c, c.output_feat_dim, c.use_output_ffn or c.num_classes is not None)
+        total += 4 * patches * d * d + blocks * 4 * granularities[-1] * d * d
+        total += sum(patches * (4 * t * d + 2 * d * d + adapter) for t in counts)
+    return total
 
 
 def _task_head(config: DenseConfig, height: int, width: int) -> float:

@@ -135,7 +135,7 @@ class AdaPerceiver(nn.Module):
         if c.num_classes is not None:
             logits = self.write_logits(z, self.fold(rope), train=train)
         if c.output_feat_dim is not None:
-            features = self._token_features(start.patches, z, rope, [z.shape[1]], train)[0]
+            features = self._features(start.patches, z, rope, [z.shape[1]], train=train)[0]
         return Output(logits, features)
 
     def readouts(
@@ -177,9 +177,10 @@ class AdaPerceiver(nn.Module):
                 visible = by_depth[:, None, None, :]  # (L, B, R, N)
                 depth_logits = self.write_logits(latents, folded, visible, train)[:, :, 0]
         if c.output_feat_dim is not None:
-            token_features = self._token_features(patches, z, rope, granularities, train)
+            features = self._features(patches, z, rope, granularities, latents, by_depth, train)
+            token_features = features[: len(granularities)]
             if by_depth is not None:
-                depth_features = self._depth_features(patches, latents, rope, by_depth, train)
+                depth_features = features[len(granularities) :]
         return Readouts(token_logits, depth_logits, token_features, depth_features)
 
     def encode(
@@ -325,44 +326,37 @@ class AdaPerceiver(nn.Module):
         _, write_head, adapter = self.feature_stream
         return adapter(write_head(outputs, queries, keys, values, train=train), train)
 
-    def _token_features(
+    def _features(
         self,
         patches: jax.Array,
         z: jax.Array,
         rope: Rope,
         granularities: Sequence[int],
-        train: bool,
+        latents: jax.Array | None = None,
+        visible: jax.Array | None = None,
+        train: bool = False,
     ) -> jax.Array:
-        """(T, B, patches, features): keys and values are made once for all granularities."""
+        """Features (R, B, patches, features) of the first t of the latents for every granularity,
+        and of those visible (L, N) after every block (L, B, N, D).
+
+        All readouts are made together: in a loop over them, gradients of the weights would be
+        summed over the devices in every round.
+        """
         _, write_head, adapter = self.feature_stream
         outputs, q = self.output_tokens(patches)
-        k, v = self.keys_values(z, rope)
-        written = [write_head(outputs, q, k[:, :t], v[:, :t], train=train) for t in granularities]
-        return adapter(jnp.stack(written), train)
-
-    def _depth_features(
-        self,
-        patches: jax.Array,
-        latents: jax.Array,
-        rope: Rope,
-        visible: jax.Array,
-        train: bool,
-    ) -> jax.Array:
-        """Latents (L, B, N, D), visible (L, N) -> (L, B, patches, features), depth by depth."""
-        outputs = self.feature_stream[0](patches)
-        q = self.feature_stream[1].queries(outputs)
-
-        def read_depth(module: AdaPerceiver, carry: tuple, z: jax.Array, seen: jax.Array):
-            _, write_head, adapter = module.feature_stream
-            k, v = write_head.keys_values(z, rope)
-            return carry, adapter(write_head(outputs, q, k, v, seen, train), train)
-
-        scan = nn.scan(
-            nn.remat(read_depth, prevent_cse=False) if self.remat else read_depth,
-            variable_broadcast="params",
-            split_rngs={"params": False, "dropout": True},
-        )
-        return scan(self, (), latents, visible)[1]
+        k, v = self.keys_values(z if latents is None else latents, rope)
+        each: list[jax.Array] = []
+        if latents is not None:
+            assert visible is not None
+            each = [write_head.read_each(q, k, v, visible, train)]
+            k, v = k[-1], v[-1]  # the last block's latents are z
+        attention = write_head.cattn
+        tokens = [
+            attention.attend(q, k[:, :t], v[:, :t], key=attention.weight_key(train))
+            for t in granularities
+        ]
+        read = jnp.concatenate([jnp.stack(tokens), *each])
+        return adapter(outputs + attention.project(read, train), train)
 
 
 def _check_array(name: str, value: ArrayLike | None, shape: tuple[int, ...], most: int) -> None:

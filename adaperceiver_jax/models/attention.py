@@ -148,8 +148,19 @@ class CrossAttention(Attention):
         self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, train: bool
     ) -> jax.Array:
         """q (B, M, H, d), k and v (B, N, H, d), mask (N,) bool or None -> (B, M, D)."""
+        return self.project(self.attend(q, k, v, mask, self.weight_key(train)), train)
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """As the call, but not projected: (B, M, H, d). The key is that of `weight_key`."""
         visible = None if mask is None else mask[None, None, None, :]
-        return self.project(attend(q, k, v, visible, self.attn_drop, self.weight_key(train)), train)
+        return attend(q, k, v, visible, self.attn_drop, key)
 
 
 class CrossAttentionHead(nn.Module):

@@ -3,7 +3,7 @@
 A readout writes the first t latents of some depth. Training reads every granularity and every
 depth out of one pass; two forms keep that nearly free:
 
-- many output tokens (dense): keys and values are made once for all granularities;
+- many output tokens (features, dense): keys and values are made once for all granularities;
 - one output token: its query is a parameter, the same for every sample, so the query, the
   rotation of a key's position, the key projection and what is linear of the latents' norm fold
   into one vector per head and latent, and the value projection waits until after the weighted
@@ -11,6 +11,8 @@ depth out of one pass; two forms keep that nearly free:
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,24 @@ class WriteHead(CrossAttentionHead):
     def keys_values(self, z: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Array]:
         """Latents (B, N, D) -> keys and values (B, N, H, d)."""
         return self.cattn.keys_values(self.src_norm(z), rope)
+
+    def read_each(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, train: bool = False
+    ) -> jax.Array:
+        """What queries (B, M, H, d) read of keys and values (L, B, N, H, d), of each l those
+        visible (L, N): (L, B, M, H, d), to be projected.
+
+        Scores are not kept for the backward pass.
+        """
+        attention = self.cattn
+        key = attention.weight_key(train)
+        keys = None if key is None else jax.random.split(key, len(k))
+
+        @jax.checkpoint
+        def read(_: None, each: Any) -> tuple[None, jax.Array]:
+            return None, attention.attend(q, *each)
+
+        return jax.lax.scan(read, None, (k, v, visible, keys))[1]
 
     def fold(self, output: jax.Array, rope: Rope) -> FoldedQuery:
         """Folds the query of the one output token (D,) for N latents."""

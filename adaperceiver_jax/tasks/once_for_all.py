@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from adaperceiver_jax.data.mixing import MixingSettings, mix
-from adaperceiver_jax.evaluate.flops import flops
+from adaperceiver_jax.evaluate.flops import flops, once_for_all_readout_flops
 from adaperceiver_jax.losses.distillation import feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver, trains_encoder
@@ -209,14 +209,12 @@ class OnceForAll(NoMemory):
         widths = c.widths if self.settings.widths else (c.full_width,)
         tokens = c.token_granularities[-1]
         times = 3 if trains_encoder(trained) else 1
-
-        def step(width: int) -> float:
-            cost = flops(c, num_tokens=tokens, width=width)
-            return times * cost.encoder + 3 * cost.head
-
-        total = sum(step(w) for w in widths) / len(widths)
+        encoder = [flops(c, num_tokens=tokens, width=w).encoder for w in widths]
+        readouts = once_for_all_readout_flops(c, c.token_granularities, self.settings.depths)
+        total = times * sum(encoder) / len(widths) + 3 * readouts
         if self.settings.width_loss:
-            total += sum(step(w) for w in c.widths)
+            each = [flops(c, num_tokens=tokens, width=w) for w in c.widths]
+            total += sum(times * cost.encoder + 3 * cost.head for cost in each)
         return total
 
 
