@@ -51,7 +51,7 @@ class AdaPerceiver(nn.Module):
     attention: str = "cut"
     """'cut' or 'masked': see LatentAttention."""
     remat: bool = False
-    """Recompute each block's activations in the backward pass instead of keeping them."""
+    """Keep of blocks what linear layers gave alone; the backward pass computes the rest again."""
     unroll: int = 1
     """Blocks a loop iteration; `config.depth` leaves no loop."""
 

@@ -152,7 +152,8 @@ class DenseModel(nn.Module):
     dtype: DTypeLike = jnp.float32
     attention: str = "cut"
     remat: bool = False
-    """Recompute activations in the backward pass: of each block, and of each readout."""
+    """Compute activations again in the backward pass: of blocks what their linear layers did not
+    give, and all of each readout."""
     unroll: int = 1
 
     def setup(self) -> None:

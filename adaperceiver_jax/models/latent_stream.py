@@ -12,7 +12,13 @@ from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.attention import LatentAttention
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, stochastic_depth
+from adaperceiver_jax.models.layers import (
+    FFN,
+    KEEP_PRODUCTS,
+    LayerNorm,
+    LayerScale,
+    stochastic_depth,
+)
 from adaperceiver_jax.models.masks import LatentMask
 from adaperceiver_jax.models.rope import Rope
 
@@ -86,7 +92,7 @@ def stacked_blocks(
     config: AdaPerceiverConfig, dtype: DTypeLike, attention: str, remat: bool, unroll: int
 ) -> nn.Module:
     """All blocks as one scan over parameters (L, ...): compiled once, whatever the depth."""
-    block = nn.remat(Block, prevent_cse=False) if remat else Block
+    block = nn.remat(Block, prevent_cse=False, policy=KEEP_PRODUCTS) if remat else Block
     scanned = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -117,7 +123,7 @@ def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
         return apply_block(block, stack, l, z, run, rates[l], rngs)
 
     if module.remat:
-        step = jax.checkpoint(step, prevent_cse=False)
+        step = jax.checkpoint(step, prevent_cse=False, policy=KEEP_PRODUCTS)
     return jax.lax.scan(step, z, jnp.arange(depth), unroll=min(module.unroll, depth))
 
 

@@ -8,7 +8,13 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+
+PRODUCT = "product"
+KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+"""What is kept of a block that is computed again in the backward pass: what linear layers gave. The
+rest (norms, activations, attention's scores) is soon made again, and far larger."""
 
 # What the reference starts linear layers from. Its truncation is at +-2, a hundred standard
 # deviations out, where a normal distribution never gets.
@@ -85,7 +91,8 @@ class Linear(nn.Module):
         """(..., rows or in_features) -> (..., columns or features)."""
         bias = None if self.bias is None else self.bias[:columns]
         kernel = self.kernel[:rows, :columns]
-        return affine(x, kernel, bias, self.dtype, self.out_dtype or self.dtype)
+        y = affine(x, kernel, bias, self.dtype, self.out_dtype or self.dtype)
+        return checkpoint_name(y, PRODUCT)
 
 
 class LayerNorm(nn.Module):

@@ -13,7 +13,14 @@ from jax.typing import DTypeLike
 from adaperceiver_jax.models.adapters import Patchify, resample_positions
 from adaperceiver_jax.models.attention import attend
 from adaperceiver_jax.models.config import check_images
-from adaperceiver_jax.models.layers import FFN, LayerNorm, LayerScale, Linear, normal_02
+from adaperceiver_jax.models.layers import (
+    FFN,
+    KEEP_PRODUCTS,
+    LayerNorm,
+    LayerScale,
+    Linear,
+    normal_02,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +163,9 @@ class ViT(nn.Module):
         self.pos_embed = self.param("pos_embed", normal_02, (1, positions, dim))
         if c.pre_norm:
             self.norm_pre = LayerNorm(dim, c.norm_epsilon, self.dtype)
-        block = nn.remat(ViTBlock, prevent_cse=False) if self.remat else ViTBlock
+        block = ViTBlock
+        if self.remat:
+            block = nn.remat(block, prevent_cse=False, policy=KEEP_PRODUCTS)
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
