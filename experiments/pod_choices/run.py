@@ -51,18 +51,18 @@ class PlainReadouts(AdaPerceiver):
         self, z: jax.Array, folded: Any, visible: jax.Array | None = None, train: bool = False
     ) -> jax.Array:
         """Latents (..., N, D), visible (..., R, N) -> logits (..., R, classes)."""
-        assert visible is not None
-        *lead, n, d = z.shape
-        head, flat = self.write_head, z.reshape(-1, n, d)
-        keys, values = head.keys_values(flat, folded)
-        token = jnp.broadcast_to(self._class_token(), (len(flat), 1, d))
-        mask = jnp.broadcast_to(visible, (*lead, *visible.shape[-2:])).reshape(len(flat), 1, -1, n)
-        queries = jnp.broadcast_to(
-            head.queries(token), (len(flat), mask.shape[2], *keys.shape[-2:])
-        )
-        read = attend(queries, keys, values, mask)
-        written = token + head.cattn.project(read, train)
-        return self.output_adapter(written.reshape(*lead, -1, d), train)
+        if visible is None:  # while parameters are made
+            return super().write_logits(z, super().fold(folded), visible, train)
+        head, token = self.write_head, self._class_token()
+        keys, values = head.keys_values(z, folded)
+        batch = z.shape[-3]
+        query = head.queries(jnp.broadcast_to(token, (batch, 1, len(token))))  # (B, 1, H, d)
+        if z.ndim == 4:  # every depth, one readout each
+            read = head.read_each(query, keys, values, visible[:, 0, 0], train)
+        else:
+            queries = jnp.broadcast_to(query, (batch, len(visible), *query.shape[2:]))
+            read = attend(queries, keys, values, visible[None, None])
+        return self.output_adapter(token + head.cattn.project(read, train), train)
 
 
 @dataclasses.dataclass(frozen=True)
