@@ -11,7 +11,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.adapters import Patchify, resample_positions
-from adaperceiver_jax.models.attention import attend
+from adaperceiver_jax.models.attention import attend_to_all
 from adaperceiver_jax.models.config import check_images
 from adaperceiver_jax.models.layers import (
     FFN,
@@ -110,7 +110,7 @@ class ViTAttention(nn.Module):
             x
         )
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, self.num_heads, -1), -3, 0)
-        y = attend(q, k, v).reshape(x.shape)
+        y = attend_to_all(q, k, v).reshape(x.shape)
         return Linear(self.features, self.features, dtype=self.dtype, name="proj")(y)
 
 

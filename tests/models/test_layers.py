@@ -9,7 +9,7 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.models import adapters, layers, masks, rope
-from adaperceiver_jax.models.attention import LatentAttention, attend
+from adaperceiver_jax.models.attention import LatentAttention, attend, attend_to_all
 from tests import reference
 from tests.small_models import TINY, random_images, random_params, run
 
@@ -285,3 +285,33 @@ def test_a_float32_kernels_gradient_is_not_rounded_to_bfloat16():
         lambda *parts: layers.affine(x, *parts, jnp.bfloat16, jnp.bfloat16).sum(), argnums=(0, 1)
     )(kernel, jnp.zeros(1))
     assert [float(g.sum()) for g in grads] == [1001.0, 1001.0]
+
+
+def qkv(dtype, scale=1.0):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(scale * rng.standard_normal((2, 17, 3, 8)), dtype) for _ in range(3)]
+
+
+def test_attention_that_is_normalised_last_gives_the_same():
+    """To 1e-6 in float32; in bfloat16 no farther from the truth than the usual order."""
+    for scale in (1.0, 30.0):  # soft, and all but one-hot
+        exact = attend(*qkv(jnp.float32, scale))
+        np.testing.assert_allclose(
+            attend_to_all(*qkv(jnp.float32, scale)), exact, rtol=1e-5, atol=1e-6 * scale
+        )
+        rounded = qkv(jnp.bfloat16, scale)
+        truth = attend(*(x.astype(jnp.float32) for x in rounded))
+        ours, usual = (
+            np.abs(f(*rounded).astype(jnp.float32) - truth).mean() for f in (attend_to_all, attend)
+        )
+        assert ours < 1.05 * usual
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_its_gradients_are_those_of_the_usual_order(dtype):
+    def gradients(attention):
+        return jax.jit(jax.grad(lambda x: attention(*x).astype(jnp.float32).var()))(qkv(dtype))
+
+    for ours, want in zip(gradients(attend_to_all), gradients(attend), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_array_equal(ours, want)
