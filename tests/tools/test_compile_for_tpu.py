@@ -95,6 +95,27 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
     assert len(re.findall(r"^\| .* \| v5e:2x2 \| [42] x [12] \| 64 \|", done.stdout, re.M)) == 2
 
 
+FEATURES = (
+    f"{ROOT / 'configs' / 'features.py'}:runlocal,optimizer.name=nadamw,batch_size=64,"
+    "model.embed_dim=256,model.num_heads=4,model.widths=(256,),compute.dtype=bfloat16,"
+    "compute.remat=True"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_step_with_every_readout_and_a_teacher_is_lean():
+    """Features after every block, recomputed blocks: each gradient is still summed once."""
+    done = compiled("--config", FEATURES, "--topology", "v5e:2x2")
+    assert done.returncode == 0, done.stderr
+    assert "**no**" not in done.stdout
+    assert done.stdout.count("- yes: ") == 7
+    step = make_step(tool.read_config(FEATURES))
+    formula = step.task.train_flops(step.apply[1]) * 64 / 4
+    # Attention's scores are computed twice, and for all latents where few are read.
+    assert 0.9 < formula / 1e12 / cells(done.stdout, "TFLOPs of matrix products")[0] < 1.02
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_a_step_that_does_not_fit_has_its_row_and_ends_with_1():
