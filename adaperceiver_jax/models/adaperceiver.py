@@ -339,8 +339,8 @@ class AdaPerceiver(nn.Module):
         """Features (R, B, patches, features) of the first t of the latents for every granularity,
         and of those visible (L, N) after every block (L, B, N, D).
 
-        All readouts are made together: in a loop over them, gradients of the weights would be
-        summed over the devices in every round.
+        All readouts are made together: in a loop over them, gradients of weights that are split
+        over devices would be summed in every round.
         """
         _, write_head, adapter = self.feature_stream
         outputs, q = self.output_tokens(patches)

@@ -98,7 +98,7 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
 FEATURES = (
     f"{ROOT / 'configs' / 'features.py'}:runlocal,optimizer.name=nadamw,batch_size=64,"
     "model.embed_dim=256,model.num_heads=4,model.widths=(256,),compute.dtype=bfloat16,"
-    "compute.remat=True"
+    "compute.remat=True,mesh.fsdp=2"
 )
 
 
