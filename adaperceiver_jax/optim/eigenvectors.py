@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from adaperceiver_jax.optim.stacks import ALL, Stack
 
-LARGE = 4096
+LARGE = 3072
 """From this size on a matrix gets all of a host's cores."""
 Factors = Mapping[str, tuple[jax.Array, ...]]
 """By the name of a stack, one array (slots, m, m) an axis of its blocks; zero beyond the stack's

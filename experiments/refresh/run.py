@@ -1,13 +1,14 @@
 """How long SOAP's eigenvectors take the hosts of a pod, against the time between two refreshes.
 
-python -m experiments.refresh.run --config=configs/stage3_width.py --step 0.111
+python -m experiments.refresh.run --config=configs/stage3_width.py --step 0.07
 
 Decomposes a matrix of every size that the config's model has on one core of this machine, each
 `--repeats` times, and reckons from the medians when the last of the pod's hosts would be done: each
 does the matrices that its own chips hold, those of 4096 and more one after another on all its cores
 (`--speed-up` times as fast as on one: not measured, say what yours do), the others a core each.
 Prints the matrices, the hosts with the most to do, and what a step waits for, exactly and
-overlapped. Takes as long as the eigenvectors of one matrix of 8192, some minutes.
+overlapped, and how many steps between two refreshes leave less than 2% of waiting. Takes as long as
+the eigenvectors of one matrix of 8192, some minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import heapq
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ from adaperceiver_jax.optim.trainable import split
 from adaperceiver_jax.tasks.make import make_model
 from tools.compile_for_tpu import read_config
 
+WAIT = 0.02
+"""Of the time between two refreshes: what steps may wait, at most."""
 LINK = 16e9
 """Bytes a second between a chip and its host, each way: PCIe of the third generation, 16 lanes."""
 
@@ -102,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     longest = max(times.values())
     copied = max(held) * 2 / LINK / options.chips_per_host
     beyond = max(0.0, longest - period)
+    enough = max(longest, copied / WAIT)
     print(
         f"\nOn one core of one host: {alone:,.0f} s. On {count} hosts of {options.cores} cores: "
         f"{longest:.1f} s, the slowest host; half of them are done in "
@@ -112,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"overlapped {copied + beyond:.2f} s, {(copied + beyond) / period:.1%}: to copy at most "
         f"{max(held) / 2**20:,.0f} MiB from and to a host's chips at {LINK / 1e9:g} GB/s each"
         + (", and for what the hosts are not done with." if beyond else ".")
+        + f"\nOverlapped, with a refresh every {math.ceil(enough / options.step)} steps or more, "
+        f"steps wait at most {WAIT:.0%}."
     )
 
 
