@@ -44,7 +44,25 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
     shape = [count // known if size == -1 else size for size in shape]
     if math.prod(shape) != count:
         raise ValueError(_misfit(settings, count))
-    return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    axes, types = ("data", "fsdp"), (AxisType.Auto,) * 2
+    try:
+        return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # neighbours on the mesh must be so on the chips' torus
+        raise ValueError(_torn(shape, jax.devices() if devices is None else devices)) from error
+
+
+def _torn(shape: Sequence[int], devices: Sequence[Any]) -> str:
+    """Of a mesh that has an axis across a part of one of the torus's."""
+    sides = [max(places) + 1 for places in zip(*(d.coords for d in devices), strict=True)]
+    fits = {1}
+    for side in sides:
+        fits |= {size * side for size in fits}
+    laid_out = " x ".join(map(str, sides))
+    return (
+        f"config.mesh.fsdp={shape[1]}: the {len(devices)} chips are laid out {laid_out}, and a "
+        "mesh's axis must be some of these sides, whole; use "
+        + " or ".join(map(str, sorted(fits)))
+    )
 
 
 def _misfit(settings: MeshSettings, count: int) -> str:

@@ -32,6 +32,13 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(refused, config, 
     assert said in refused(tool, "--config", config, "--topology", topology)
 
 
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_mesh_that_would_tear_the_chips_layout_is_refused_with_what_fits(refused):
+    said = refused(tool, "--config", f"{SCRATCH}:mesh.fsdp=16", "--topology", "v6e:8x8")
+    assert "config.mesh.fsdp=16: the 64 chips are laid out 8 x 8 x 1" in said
+    assert said.rstrip().endswith("use 1 or 8 or 64")
+
+
 def test_without_libtpu_it_says_how_to_get_it(refused, monkeypatch):
     monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(tool, "read_config", lambda text: None)
