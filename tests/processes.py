@@ -1,4 +1,4 @@
-"""Running a program in several processes of jax.distributed, a CPU device each."""
+"""Running a program in several processes of jax.distributed."""
 
 import json
 import os
@@ -10,10 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def said_by_processes(text: str, count: int, folder: Path, timeout: float) -> list:
+def said_by_processes(
+    text: str, count: int, folder: Path, timeout: float, devices: int = 1
+) -> list:
     """The JSON that each prints last.
 
-    The program is called with the port to meet at, the number of processes and its own.
+    The program is called with the port to meet at, the number of processes and its own; each has
+    so many CPU devices.
     """
     program = folder / "program.py"
     program.write_text(text)
@@ -21,7 +24,7 @@ def said_by_processes(text: str, count: int, folder: Path, timeout: float) -> li
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     started = [
         subprocess.Popen(
             [sys.executable, program, str(port), str(count), str(index)],

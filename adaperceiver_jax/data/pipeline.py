@@ -91,30 +91,36 @@ class TrainOrder:
         return sample if self._transform is None else self._transform(sample, rng)
 
 
-def _share(batch_size: int) -> tuple[int, int]:
-    """This process's part of a batch: its first sample, and how many."""
-    size, rest = divmod(batch_size, jax.process_count())
-    if rest:
-        raise ValueError(
-            f"batch_size={batch_size}: must be a multiple of the {jax.process_count()} processes"
-        )
-    return jax.process_index() * size, size
+def own_places(sharding: jax.sharding.Sharding, batch_size: int) -> list[int]:
+    """Of a batch's places, 0 to batch_size - 1, those that this process's devices hold, ascending.
+
+    They need not be neighbours: a mesh follows the links between chips, and on a pod's torus a
+    host's chips are a square of it.
+    """
+    parts = sharding.addressable_devices_indices_map((batch_size,)).values()
+    return sorted({place for part in parts if part for place in range(batch_size)[part[0]]})
 
 
 def train_batches(
-    order: TrainOrder, batch_size: int, first: int, last: int, loading: Loading = IN_THREADS
+    order: TrainOrder,
+    batch_size: int,
+    first: int,
+    last: int,
+    loading: Loading = IN_THREADS,
+    places: Sequence[int] | None = None,
 ) -> Batches:
     """This process's part of the batches of steps `first` to `last` - 1.
 
-    A batch holds the samples from step * batch_size on; processes take consecutive parts of it.
+    A batch holds the samples from step * batch_size on; a process makes those at `places`
+    (`own_places`), by default all.
     """
-    offset, size = _share(batch_size)
+    places = _all_places(batch_size) if places is None else places
 
     def load(i: int) -> Sample:
-        step, place = divmod(int(i), size)
-        return order[(first + step) * batch_size + offset + place]
+        step, nth = divmod(int(i), len(places))
+        return order[(first + step) * batch_size + places[nth]]
 
-    return Batches(load, size, (last - first) * size, loading)
+    return Batches(load, len(places), (last - first) * len(places), loading)
 
 
 def evaluation_batches(
@@ -122,18 +128,19 @@ def evaluation_batches(
     batch_size: int,
     loading: Loading = IN_THREADS,
     transform: Callable[[Sample], Sample] = dict,
+    places: Sequence[int] | None = None,
 ) -> Batches:
-    """This process's part of each batch of a whole source, once, in order.
+    """This process's part of each batch of a whole source, once, in order; `places` as in training.
 
     The last batch is filled up; 'weight' is 1 for a sample that counts and 0 for a filler. An image
     that does not decode is an error.
     """
-    offset, size = _share(batch_size)
+    places = _all_places(batch_size) if places is None else places
     steps = -(-len(source) // batch_size)
 
     def load(i: int) -> Sample:
-        step, place = divmod(int(i), size)
-        number = step * batch_size + offset + place
+        step, nth = divmod(int(i), len(places))
+        number = step * batch_size + places[nth]
         try:
             sample = transform(source[min(number, len(source) - 1)])
         except BadImageError as error:
@@ -141,13 +148,23 @@ def evaluation_batches(
             raise BadImageError(f"{error}; {remedy}") from error
         return {**sample, "weight": np.asarray(number < len(source), np.float32)}
 
-    return Batches(load, size, steps * size, loading)
+    return Batches(load, len(places), steps * len(places), loading)
+
+
+def _all_places(batch_size: int) -> Sequence[int]:
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes share a batch: say which `places` are this one's, by "
+            "own_places"
+        )
+    return range(batch_size)
 
 
 def to_devices(
     batches: Iterator[Sample], sharding: jax.sharding.Sharding, ahead: int = 2
 ) -> Generator[dict[str, Any], None, None]:
-    """Batches as global arrays, `ahead` of them on their way while one is used."""
+    """Batches of what is at each process's `own_places` as global arrays, `ahead` of them on their
+    way while one is used."""
     queue: collections.deque[dict[str, Any]] = collections.deque()
     try:
         for batch in batches:

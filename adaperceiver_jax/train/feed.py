@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.loading import Batches, Loading
-from adaperceiver_jax.data.pipeline import Cached, TrainOrder, evaluation_batches, train_batches
+from adaperceiver_jax.data.pipeline import (
+    Cached,
+    TrainOrder,
+    evaluation_batches,
+    own_places,
+    train_batches,
+)
 from adaperceiver_jax.data.sources import Opened, Split, open_source
 from adaperceiver_jax.train.settings import DataSettings, Settings
 from adaperceiver_jax.train.task import Task
@@ -43,8 +51,19 @@ def prepared(settings: Settings, inputs: tuple[str, ...], num_classes: int | Non
 class Feed:
     """A run's images; ValueError if they are not what the task learns from."""
 
-    def __init__(self, settings: Settings, task: Task, opened: Opened | None = None) -> None:
-        """opened: the source, if it is open already."""
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        opened: Opened | None = None,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> None:
+        """
+        Args:
+          opened: the source, if it is open already.
+          sharding: of batches; needed where several processes share them.
+        """
+        self._sharding = sharding
         data = settings.data
         opened = opened or open_data(data)
         for split in (opened.train, opened.validation):
@@ -63,16 +82,19 @@ class Feed:
 
     def training(self, first: int, last: int) -> Batches:
         """This process's part of the batches of the steps after `first`, up to `last`."""
-        return train_batches(self._order, self._settings.batch_size, first, last, self._loading)
+        size = self._settings.batch_size
+        places = self._places(size)
+        return train_batches(self._order, size, first, last, self._loading, places)
 
     def evaluation(self) -> Batches:
         """This process's part of the validation images, once."""
+        size = self._settings.evaluation.batch_size
         return evaluation_batches(
-            self._validation,
-            self._settings.evaluation.batch_size,
-            self._loading,
-            self._preparation.evaluate,
+            self._validation, size, self._loading, self._preparation.evaluate, self._places(size)
         )
+
+    def _places(self, size: int) -> list[int] | None:
+        return None if self._sharding is None else own_places(self._sharding, size)
 
     def epoch(self, step: int) -> int:
         """That a step, counted from 1, begins in."""

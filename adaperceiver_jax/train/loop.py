@@ -136,7 +136,7 @@ def train(
     workdir = Path(workdir)
     opened = opened or check(settings)
     mesh = make_mesh(settings.mesh)
-    feed = Feed(settings, task, opened)
+    feed = Feed(settings, task, opened, batch_sharding(mesh))
     plan = make_plan(settings, feed.images)
     schedule, programs = programs_of(settings, task, mesh, plan)
     constants = task.constants()

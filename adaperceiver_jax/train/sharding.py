@@ -60,8 +60,7 @@ def _torn(shape: Sequence[int], devices: Sequence[Any]) -> str:
     laid_out = " x ".join(map(str, sides))
     return (
         f"config.mesh.fsdp={shape[1]}: the {len(devices)} chips are laid out {laid_out}, and a "
-        "mesh's axis must be some of these sides, whole; use "
-        + " or ".join(map(str, sorted(fits)))
+        "mesh's axis must be some of these sides, whole; use " + " or ".join(map(str, sorted(fits)))
     )
 
 

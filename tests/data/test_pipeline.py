@@ -1,6 +1,5 @@
 """The order of samples: by the seed alone, whoever loads them and wherever a run goes on."""
 
-import itertools
 import logging
 
 import jax
@@ -48,11 +47,6 @@ def flat(batches) -> list[int]:
     return [label for batch in labels(batches) for label in batch]
 
 
-def as_process(monkeypatch, index, count):
-    monkeypatch.setattr(jax, "process_index", lambda: index)
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-
-
 def test_every_epoch_holds_each_sample_once_and_in_another_order():
     order = TrainOrder(Numbers(50), seed=3)
     epochs = [[int(order[50 * e + i]["label"]) for i in range(50)] for e in range(4)]
@@ -69,18 +63,24 @@ def test_the_order_does_not_depend_on_the_batch_size():
         assert flat(train_batches(order, size, 0, 24 // size)) == want
 
 
-def test_the_parts_of_all_processes_are_the_batch(monkeypatch):
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_all_processes_are_the_batch(count):
     order = TrainOrder(Numbers(30), seed=1)
-    whole = labels(train_batches(order, 12, 0, 5))
-    for count in (2, 4):
-        parts = []
-        for index in range(count):
-            as_process(monkeypatch, index, count)
-            parts.append(labels(train_batches(order, 12, 0, 5)))
-        assert [list(itertools.chain(*step)) for step in zip(*parts, strict=True)] == whole
-    as_process(monkeypatch, 0, 5)
-    with pytest.raises(ValueError, match="batch_size=12: must be a multiple of the 5 processes"):
-        next(train_batches(order, 12, 0, 5))
+    whole = np.array(labels(train_batches(order, 12, 0, 5)))
+    together = np.full_like(whole, -1)
+    for index in range(count):
+        together[:, index::count] = labels(
+            train_batches(order, 12, 0, 5, places=range(index, 12, count))
+        )
+    np.testing.assert_array_equal(together, whole)
+
+
+def test_places_are_needed_where_processes_share_a_batch(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    order = TrainOrder(Numbers(30), seed=1)
+    for make in (lambda: train_batches(order, 12, 0, 5), lambda: evaluation_batches(Numbers(3), 2)):
+        with pytest.raises(ValueError, match="2 processes share a batch: say which `places`"):
+            make()
 
 
 @pytest.mark.parametrize("first", [0, 1, 4, 6])
@@ -125,11 +125,11 @@ def test_flips_mirror_left_to_right_half_of_the_time_and_anew_every_epoch():
 
 @pytest.mark.parametrize(("count", "size"), [(1, 4), (7, 4), (8, 4), (3, 8)])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_evaluation_counts_each_sample_once(monkeypatch, count, size, processes):
+def test_evaluation_counts_each_sample_once(count, size, processes):
     seen = []
     for index in range(processes):
-        as_process(monkeypatch, index, processes)
-        batches = list(evaluation_batches(Numbers(count), size))
+        own = range(index, size, processes)
+        batches = list(evaluation_batches(Numbers(count), size, places=own))
         assert len(batches) == -(-count // size)  # as many on every process
         for batch in batches:
             assert batch["label"].shape == batch["weight"].shape == (size // processes,)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from adaperceiver_jax.data.augment import Preparation
-from adaperceiver_jax.data.pipeline import evaluation_batches, to_devices
+from adaperceiver_jax.data.pipeline import evaluation_batches, own_places, to_devices
 from adaperceiver_jax.tasks.dense_sweep import own_size_batches, sweep_dense
 from adaperceiver_jax.train.evaluation import evaluate
 from adaperceiver_jax.train.settings import MeshSettings
@@ -33,8 +33,10 @@ if __name__ == "__main__":
     programs = make_programs(task, gradient_descent(0.1), mesh, seed=0, clip=1.0, ema=0.9)
     params = jax.device_get(random_params(task.model))
     prepare = Preparation(size=(16, 16), inputs=task.inputs, num_classes=CLASSES)
+    sharding = batch_sharding(mesh)
+    places = own_places(sharding, 4)
     batches = to_devices(
-        evaluation_batches(Ragged(), 4, transform=prepare.evaluate), batch_sharding(mesh)
+        evaluation_batches(Ragged(), 4, transform=prepare.evaluate, places=places), sharding
     )
     trained = evaluate(task, programs, programs.begin(params), {}, batches)
     own = own_size_batches(Ragged(), prepare.own_size, 2)

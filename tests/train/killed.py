@@ -1,15 +1,18 @@
-"""Runs main.py and sends it a signal: python -m tests.train.killed MOMENT STEP [main.py's flags].
+"""Runs main.py and interferes: python -m tests.train.killed MOMENT STEP [main.py's flags].
 
 MOMENT: 'logged' (the step's row is written, nothing of it saved), 'saving' (its checkpoint is being
 written), 'saved' (it was), 'handing-on' (the run is over, the folder model/ is not there yet),
-'asked' (as 'logged', but a SIGTERM, and it may go on), 'interrupted' (a Ctrl-C, likewise), or
-'failing' (as 'logged', but an error of its own).
+'asked' (as 'logged', but a SIGTERM, and it may go on), 'interrupted' (a Ctrl-C, likewise),
+'failing' (as 'logged', but an error of its own), or 'woven': nothing happens, but the mesh takes a
+device of each process in turn, as one on a pod's torus does.
 """
 
 import os
 import runpy
 import signal
 import sys
+
+import jax
 
 import adaperceiver_jax.train.loop as loop
 from adaperceiver_jax.train.checkpoints import Checkpoints
@@ -42,6 +45,19 @@ def fail(_) -> None:
     raise OSError("part-7: cannot be read")
 
 
+def weave() -> None:
+    original = jax.make_mesh
+
+    def make_mesh(*arguments, devices=None, **keywords):
+        devices = jax.devices() if devices is None else devices
+        woven = sorted(
+            devices, key=lambda device: (device.id % jax.local_device_count(), device.id)
+        )
+        return original(*arguments, devices=woven, **keywords)
+
+    jax.make_mesh = make_mesh
+
+
 MOMENT, STEP = sys.argv[1], int(sys.argv[2])
 if MOMENT == "logged":
     after(Writer, "write", lambda _, step, *rest: step, lambda _: die())
@@ -54,6 +70,8 @@ elif MOMENT == "saving":
     after(Checkpoints, "save", lambda _, state, step, *rest: step, lambda _: die())
 elif MOMENT == "saved":
     after(Checkpoints, "save", lambda _, state, step, *rest: step, wait_and_die)
+elif MOMENT == "woven":
+    weave()
 elif MOMENT == "handing-on":
     loop.save_pretrained = lambda *_: die()
 else:

@@ -87,6 +87,14 @@ def test_several_processes_train_what_one_does_and_only_the_first_speaks(
 
 
 @pytest.mark.slow
+def test_where_a_processs_devices_are_no_neighbours_it_is_the_same_run(alone, cache, tmp_path):
+    """On a pod a mesh follows the chips' torus, and a batch's places on a host lie apart."""
+    woven = dict.fromkeys(range(2), ("woven", 0))
+    check_quiet(finish_all(start_all(2, QUICK, tmp_path, cache, woven, devices=2)))
+    assert_same_losses(rows(tmp_path), alone)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_processes(alone, cache, tmp_path):
     """1 -> 4 -> 1 -> 2 -> 1; the first process is killed when its checkpoint is whole."""
     every = config({**PLAIN, "checkpoint.every": "1 steps"})
