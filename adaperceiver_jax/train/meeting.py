@@ -3,7 +3,8 @@
 JAX has a service of its own for this, and it is started as well. But that ends a process from C++,
 with a stack trace, where nothing answers or another is gone, and it finds out by missing
 heartbeats; a line that breaks tells at once. So the processes meet here before it is started, on
-the port that it takes over.
+the port that it takes over. A process that stands still, or whose host is down, breaks no line: so
+each end says something now and then, and one that is silent is named.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 _HELLO = 10.0
@@ -21,6 +22,8 @@ _HELLO = 10.0
 _FAREWELL = 5.0
 """Seconds that the first process, whose end ends the lines, gives the others to hear why."""
 _RETRY = 0.2
+_SIGNS = 6
+"""Of life, in the time after which a process without any is lost."""
 
 
 class MeetingError(ValueError):
@@ -31,38 +34,46 @@ class Line:
     """Messages to and from another process, a JSON object a line."""
 
     def __init__(self, connection: socket.socket, lost_after: float) -> None:
-        self._socket = connection
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # A host that is down closes nothing. The kernel asks it, so a busy Python never counts.
-        for option, value in (
-            ("TCP_KEEPIDLE", lost_after / 2),
-            ("TCP_KEEPINTVL", lost_after / 10),
-            ("TCP_KEEPCNT", 5),
-            ("TCP_USER_TIMEOUT", 1000 * lost_after),
-        ):
-            if hasattr(socket, option):
-                number = getattr(socket, option)
-                connection.setsockopt(socket.IPPROTO_TCP, number, max(1, round(value)))
+        self._socket, self._lost_after = connection, lost_after
         self._reader = connection.makefile("r", encoding="utf-8")
         self._lock = threading.Lock()
+        self._open = True
+        self.silent = False
+        """Whether the other end is there, but has said nothing for that long."""
 
     def send(self, **message: Any) -> None:
         """To an end that is gone, nothing happens: whoever reads it notices."""
         with contextlib.suppress(OSError), self._lock:
             self._socket.sendall((json.dumps(message) + "\n").encode())
 
-    def read(self, timeout: float | None = None) -> dict[str, Any] | None:
-        """The next message; None if the other end is gone, silent, or not one of us."""
+    def read(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; None if the other end is gone, silent so long, or not one of us."""
+        message: Any = {}  # a sign of life
         try:
             self._socket.settimeout(timeout)
-            text = self._reader.readline()
-            self._socket.settimeout(None)
-            message = json.loads(text) if text.endswith("\n") else None
+            while message == {}:
+                text = self._reader.readline()
+                message = json.loads(text) if text.endswith("\n") else None
+        except TimeoutError:
+            self.silent = True
+            return None
         except (OSError, ValueError):
             return None
         return message if isinstance(message, dict) else None
 
+    def follow(self) -> Iterator[dict[str, Any]]:
+        """What the other end says, until it is gone or silent; it hears that this one is there."""
+        _start(self._keep_alive)
+        while (message := self.read(self._lost_after)) is not None:
+            yield message
+
+    def _keep_alive(self) -> None:
+        while self._open:
+            self.send()
+            time.sleep(self._lost_after / _SIGNS)
+
     def close(self) -> None:
+        self._open = False
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._reader.close()
@@ -163,7 +174,7 @@ class Host:
         return ""
 
     def _listen(self, index: int, line: Line) -> None:
-        while (message := line.read()) is not None:
+        for message in line.follow():
             if "at" in message:
                 self._arrive(message["at"], index, message["word"])
             elif "failed" in message:
@@ -172,7 +183,7 @@ class Host:
             elif "bye" in message:
                 return
         self._gone.release()
-        self._end(f"{self._name(index)} is gone: it was killed, or its host is down")
+        self._end(_lost(self._name(index), line, self._lost_after))
 
     def _arrive(self, where: str, index: int, word: str) -> None:
         with self._lock:
@@ -241,7 +252,7 @@ class Member:
           address: of the first process.
           values: what must be the same in all.
           wait: seconds that one may be late.
-          lost_after: seconds after which a host that is silent is down.
+          lost_after: seconds after which a process that is silent is lost.
           ended: called, from a thread, with the reason why this process must end.
         """
         name = socket.gethostname()
@@ -275,7 +286,7 @@ class Member:
             self._line.close()
             raise MeetingError(answer["end"])
         self.hosts: list[str] = answer["hosts"]
-        self._ended = ended
+        self._ended, self._lost_after = ended, lost_after
         self._why = ""
         self._open: dict[str, list[str]] = {}
         self._change = threading.Condition()
@@ -283,15 +294,18 @@ class Member:
         _start(self._listen)
 
     def _listen(self) -> None:
-        while (message := self._line.read()) is not None and "end" not in message:
+        why = ""
+        for message in self._line.follow():
+            if why := message.get("end", ""):
+                break
             with self._change:
                 self._open[message["go"]] = message["words"]
                 self._change.notify_all()
         if self._left:
             return
-        first = f"process 0 ({self.hosts[0]}) is gone: it was killed, or its host is down"
+        first = f"process 0 ({self.hosts[0]})"
         with self._change:
-            self._why = message["end"] if message else first
+            self._why = why or _lost(first, self._line, self._lost_after)
             self._change.notify_all()
         self._ended(self._why)
 
@@ -322,6 +336,12 @@ class Member:
 
 def _start(target: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _lost(name: str, line: Line, lost_after: float) -> str:
+    if line.silent:
+        return f"{name} is silent for {lost_after:g} s: it stands still, or its host is down"
+    return f"{name} is gone: it was killed, or its host is down"
 
 
 def _list(numbers: set[int]) -> str:

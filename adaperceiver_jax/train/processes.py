@@ -29,6 +29,8 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 GOES_ON = "the same command goes on from the last checkpoint"
 _NEWS = 2.0
 """Seconds in which a process that fails hears that another is gone: then that is the reason."""
+_JAX_LATER = 3
+"""JAX's own heartbeats end a process without saying which is lost: they are the net below."""
 
 _member: Member | None = None
 _index = 0
@@ -119,7 +121,7 @@ def join(settings: Settings, workdir: str, wanted: bool = False) -> None:
         place.count,
         place.index,
         initialization_timeout=round(times.wait),
-        heartbeat_timeout_seconds=round(times.lost_after),
+        heartbeat_timeout_seconds=round(_JAX_LATER * times.lost_after),
         shutdown_timeout_seconds=round(times.wait),
     )
 

@@ -144,7 +144,7 @@ class ProcessSettings:
     wait: float = 300.0
     """Seconds that one may come later than the first to where all meet."""
     lost_after: float = 60.0
-    """Seconds of silence after which a host is down. A process that is killed is missed at once."""
+    """Seconds of silence after which a process is lost. One that is killed is missed at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

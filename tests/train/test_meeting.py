@@ -14,17 +14,17 @@ SAME = {"config.seed": 0, "--workdir": "runs/a"}
 class Meeting:
     """The members that came, and what they were told when they had to end."""
 
-    def __init__(self, count: int, wait: float = 20.0) -> None:
+    def __init__(self, count: int, wait: float = 20.0, lost_after: float = 60.0) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             self.address = free.getsockname()
-        self.count, self.wait = count, wait
+        self.count, self.wait, self.lost_after = count, wait, lost_after
         self.members: dict[int, Member] = {}
         self.said: dict[int, str] = {}
         self.threads: list[threading.Thread] = []
 
     def host(self) -> None:
-        Host(self.address[1], self.count, self.wait, 60)
+        Host(self.address[1], self.count, self.wait, self.lost_after)
 
     def come(self, index: int, values: dict = SAME, count: int | None = None) -> None:
         def enter() -> None:
@@ -35,7 +35,7 @@ class Meeting:
                     count or self.count,
                     values,
                     wait=self.wait,
-                    lost_after=60,
+                    lost_after=self.lost_after,
                     ended=lambda why: self.said.setdefault(index, why),
                 )
             except MeetingError as error:
@@ -59,9 +59,7 @@ class Meeting:
         return {self.said[index] for index in indices}
 
 
-@pytest.fixture
-def three():
-    meeting = Meeting(3)
+def met(meeting: Meeting) -> Meeting:
     for index in (2, 1):  # before there is anybody to meet
         meeting.come(index)
     meeting.host()
@@ -69,6 +67,11 @@ def three():
     meeting.together()
     assert sorted(meeting.members) == [0, 1, 2], meeting.said
     return meeting
+
+
+@pytest.fixture
+def three():
+    return met(Meeting(3))
 
 
 def drop(member: Member) -> None:
@@ -107,6 +110,21 @@ def test_one_that_is_gone_is_named_to_all_others(three):
     drop(three.members[2])
     assert three.heard(0) == {why}
     assert why == f"{name(1)} is gone: it was killed, or its host is down"
+
+
+def stop_speaking(member: Member) -> None:
+    """As when its process stands still: the line is there."""
+    member._line._open = False
+
+
+def test_one_that_is_silent_is_named_to_all_and_hears_it_itself():
+    meeting = met(Meeting(3, lost_after=1.5))
+    time.sleep(3)
+    assert not meeting.said
+    stop_speaking(meeting.members[1])
+    assert meeting.heard(0, 1, 2) == {
+        f"{name(1)} is silent for 1.5 s: it stands still, or its host is down"
+    }
 
 
 def test_one_that_fails_is_named_with_its_error_and_the_first_ends_last(three):
@@ -253,7 +271,4 @@ def test_a_line_that_was_cut_in_the_middle_is_no_message():
     ours, theirs = socket.socketpair()
     theirs.sendall(b'{"at": "sa')
     theirs.close()
-    # A pair has no TCP options to set.
-    line = Line.__new__(Line)
-    line._socket, line._reader = ours, ours.makefile("r", encoding="utf-8")
-    assert line.read() is None
+    assert Line(ours, 60).read(60) is None

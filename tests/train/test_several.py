@@ -144,6 +144,24 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_stands_still_is_named_to_all(cache, tmp_path, index):
+    config = f"{LONG},processes.lost_after=6"
+    started = start_all(2, config, tmp_path, cache)
+    until(started, (tmp_path / "metrics.csv").exists)
+    started[index].send_signal(signal.SIGSTOP)
+    started[1 - index].wait(MOST)
+    started[index].send_signal(signal.SIGCONT)
+    ended = finish_all(started, MOST)
+    assert [code for code, _, _ in ended] == [1, 1]
+    said = ") is silent for 6 s: it stands still, or its host is down"
+    assert f"): process {index} (" in ended[1 - index][2]
+    assert said in ended[1 - index][2]
+    if index:  # the first, whom all others have left when it goes on, may say that
+        assert said in ended[index][2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_fails_ends_the_others_with_its_error(cache, tmp_path, index):
     ended = finish_all(start_all(2, QUICK, tmp_path, cache, {index: ("failing", 4)}), MOST)
     assert [code for code, _, _ in ended] == [1, 1]
