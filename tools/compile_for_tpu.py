@@ -37,7 +37,7 @@ from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
 from adaperceiver_jax.aot.report import ASSUMPTIONS, Report, held, page, replicated, table
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.make import RunConfig
-from adaperceiver_jax.tasks.shapes import make_step
+from adaperceiver_jax.tasks.shapes import Step, make_step
 from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import WHOLE, way_of
 
@@ -78,13 +78,14 @@ def read_config(text: str) -> RunConfig:
     if root not in sys.path:
         sys.path.insert(0, root)
     spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={text}: is no config, since it has no get_config")
     return from_config(RunConfig, module.get_config(argument).to_dict())
 
 
-def compile_step(name: str, config: RunConfig, topology: Topology) -> Report:
-    """Both programs of a config's step; ValueError for what the trainer refuses, DoesNotFitError
-    where a program needs more memory than there is."""
-    step = make_step(config, topology.devices)
+def compile_step(name: str, config: RunConfig, topology: Topology, step: Step) -> Report:
+    """Both programs of a config's step; DoesNotFitError where one needs more memory than there
+    is."""
     programs, state = step.programs, step.programs.state
     mesh = layout(programs.mesh)
     batch = step.gradients[-1]
@@ -130,23 +131,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         configs = [(text, read_config(text)) for text in options.config]
         topologies = [find_topology(name) for name in options.topology]
-        version = importlib.metadata.version("libtpu")
-        print(f"jax {jax.__version__}, libtpu {version}\n", flush=True)
-        for name, config in configs:
-            for topology in topologies:
-                try:
-                    report = compile_step(name, config, topology)
-                except DoesNotFitError as error:
-                    say(f"{name} on {topology.name}: {error}")
-                    rows.append((name, topology.name, str(error)))
-                else:
-                    rows.append(report)
-                    print(page(report), end="\n\n", flush=True)
+        # All of them before any is compiled, which takes minutes: each may be refused.
+        steps = [
+            (name, config, topology, make_step(config, topology.devices))
+            for name, config in configs
+            for topology in topologies
+        ]
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    version = importlib.metadata.version("libtpu")
+    print(f"jax {jax.__version__}, libtpu {version}\n", flush=True)
+    stopped = False
+    try:
+        for name, config, topology, step in steps:
+            try:
+                report = compile_step(name, config, topology, step)
+            except DoesNotFitError as error:
+                say(f"{name} on {topology.name}: {error}")
+                rows.append((name, topology.name, str(error)))
+            else:
+                rows.append(report)
+                print(page(report), end="\n\n", flush=True)
     except KeyboardInterrupt:
+        stopped = True
+    if rows:
+        print(table(rows), ASSUMPTIONS, sep="\n\n")
+    if stopped:
         sys.exit(130)
-    print(table(rows), ASSUMPTIONS, sep="\n\n")
     if not all(isinstance(row, Report) for row in rows):
         sys.exit(1)
 

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,9 @@ class Chip:
     """Bytes a second that a chip sends, over all its links."""
     torus: int
     """Axes of the interconnect: two links an axis."""
+    ring: int
+    """A side of so many chips closes in a ring, shorter ones are rows; in three dimensions where
+    all sides are multiples of it."""
     mxu: int
     """Rows and columns of a matrix unit: shorter matrices are padded to them."""
     largest: tuple[int, ...]
@@ -52,6 +56,7 @@ CHIPS = {
         hbm_bandwidth=1200e9,
         ici_bandwidth=300e9,
         torus=3,
+        ring=4,
         mxu=128,
         largest=(16, 16, 16),
         # Its two cores run as one device on Cloud TPU; the compiler's default is one device each.
@@ -64,6 +69,7 @@ CHIPS = {
         hbm_bandwidth=819e9,
         ici_bandwidth=200e9,
         torus=2,
+        ring=16,
         mxu=128,
         largest=(16, 16),
     ),
@@ -74,6 +80,7 @@ CHIPS = {
         hbm_bandwidth=2765e9,
         ici_bandwidth=600e9,
         torus=3,
+        ring=4,
         mxu=128,
         largest=(16, 16, 24),
     ),
@@ -84,6 +91,7 @@ CHIPS = {
         hbm_bandwidth=1638e9,
         ici_bandwidth=400e9,
         torus=2,
+        ring=16,
         mxu=256,
         largest=(16, 16),
     ),
@@ -161,6 +169,20 @@ class Layout:
     @property
     def size(self) -> int:
         return len(self.coordinates)
+
+    def links(self, group: Sequence[int], chip: Chip) -> float:
+        """The torus' axes that a group of chips spans, by the links they give: 1 for a ring, 1/2
+        for a row, which has no way back but the one it came."""
+        sides = [len(set(places)) for places in zip(*self.coordinates, strict=True)]
+        mine = [len(set(p)) for p in zip(*(self.coordinates[n] for n in group), strict=True)]
+        rings = [side % chip.ring == 0 for side in sides]
+        if chip.torus == 3:
+            rings = [all(rings)] * 3
+        return sum(
+            1.0 if ring and spanned == side else 0.5
+            for ring, spanned, side in zip(rings, mine, sides, strict=True)
+            if spanned > 1
+        )
 
 
 def layout(mesh: Mesh) -> Layout:

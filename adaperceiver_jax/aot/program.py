@@ -246,9 +246,8 @@ def _bandwidth(collective: Collective, layout: Layout, chip: Chip) -> float:
     """Of the links along the torus' axes that a group spans; a permutation takes one direction."""
     if collective.kind == "collective-permute":
         return chip.ici_bandwidth / (2 * chip.torus)
-    places = [layout.coordinates[place] for place in collective.groups[0]]
-    spanned = sum(len(set(side)) > 1 for side in zip(*places, strict=True))
-    return chip.ici_bandwidth * max(1, spanned) / chip.torus
+    links = layout.links(collective.groups[0], chip)
+    return chip.ici_bandwidth * (links or 1) / chip.torus
 
 
 def _softmaxes(module: Module, run: Sequence[Visit]) -> tuple[int, list[Softmax]]:

@@ -28,10 +28,13 @@ was run: FLOPs, bytes and collectives are read from the compiled programs, loops
 they run, and times are reckoned from them. An operation takes the longer of its matrix products,
 at the chip's peak with whole tiles of the matrix unit and six passes a float32 product at highest
 precision, and of its traffic at full HBM bandwidth; prefetches into the chip's own memory use what
-bandwidth is left. Collectives run in closed rings over all links along the torus' axes they span,
-with no latency, and either beside everything else (the shorter time) or never (the longer).
-Element-wise arithmetic is free. So the times are bounds that a real step does not beat by much, and
-MFU (the model's FLOPs without recomputation / time / peak) is an estimate."""
+bandwidth is left. Collectives use all links along the torus' axes they span, half of them where a
+side is too short to close in a ring (v5e, v6e: below 16; v4, v5p: not a multiple of 4), with no
+latency, and run beside everything else (the shorter time) or never (the longer). Loops whose length
+the program does not tell count once; of branches all. Element-wise arithmetic is free. So the times
+are bounds that a real step does not beat by much, and MFU (the model's FLOPs without recomputation
+/ time / peak) is an estimate. HBM is that of the step: evaluation is a program of its own, and a
+refresh has SOAP's new eigenvectors beside the old."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A compiled program, counted: work, time, softmaxes, donated memory."""
 
+import itertools
+
 import pytest
 
 from adaperceiver_jax.aot import program as program_module
@@ -81,9 +83,36 @@ def gather(groups: str) -> str:
 def test_collectives_take_the_links_of_the_torus_axes_they_span():
     (one,) = read(gather("[4,4]<=[16]")).sent
     assert (one.axes, one.what, one.bytes) == ("fsdp", "params['w']", 4 * 4096 * 1024)
-    assert one.seconds == pytest.approx(one.bytes * 3 / 4 / (V5E.ici_bandwidth / 2))
+    # Sides of four close in no ring on this chip: half of an axis' links.
+    assert one.seconds == pytest.approx(one.bytes * 3 / 4 / (V5E.ici_bandwidth / 4))
     (both,) = read(gather("[1,16]<=[16]")).sent
-    assert both.seconds == pytest.approx(both.bytes * 15 / 16 / V5E.ici_bandwidth)
+    assert both.seconds == pytest.approx(both.bytes * 15 / 16 / (V5E.ici_bandwidth / 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "spanned", "links"),
+    [
+        ("v5e", (16, 16, 1), (0,), 1),
+        ("v5e", (16, 16, 1), (0, 1), 2),
+        ("v5e", (8, 16, 1), (0, 1), 1.5),
+        ("v6e", (8, 8, 1), (1,), 0.5),
+        ("v4", (4, 4, 4), (0, 2), 2),
+        ("v4", (4, 4, 8), (2,), 1),
+        ("v4", (2, 2, 4), (2,), 0.5),
+        ("v4", (2, 2, 1), (0, 1), 1),
+    ],
+)
+def test_short_sides_are_rows_and_long_ones_rings(kind, sides, spanned, links):
+    places = tuple(itertools.product(*map(range, sides)))
+    mesh = Layout((("data", len(places)),), places)
+    group = [
+        number
+        for number, place in enumerate(places)
+        if not any(place[axis] for axis in range(3) if axis not in spanned)
+    ]
+    assert mesh.links(group, CHIPS[kind]) == links
+    if kind == "v5e" and links == 1:  # half of a ring is a row
+        assert mesh.links(group[: len(group) // 2], CHIPS[kind]) == 0.5
 
 
 SOFTMAX = """\

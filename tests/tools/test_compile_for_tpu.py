@@ -24,6 +24,7 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
         (SCRATCH, "v9:2x2", "the chip must be one of v4, v5e, v5p, v6e"),
         (SCRATCH, "v5e:3", "v5e takes 2 sides"),
         ("configs/none.py", "v5e:2x2", "--config=configs/none.py: there is no such file"),
+        ("configs/common.py", "v5e:2x2", "--config=configs/common.py: is no config"),
         (f"{SCRATCH}:batch=3", "v5e:2x2", "argument 'batch': there is no such key"),
         (f"{SCRATCH}:batch_size=0", "v5e:2x2", "config.batch_size=0: must be at least 1"),
     ],
@@ -37,6 +38,16 @@ def test_a_mesh_that_would_tear_the_chips_layout_is_refused_with_what_fits(refus
     said = refused(tool, "--config", f"{SCRATCH}:mesh.fsdp=16", "--topology", "v6e:8x8")
     assert "config.mesh.fsdp=16: the 64 chips are laid out 8 x 8 x 1" in said
     assert said.rstrip().endswith("use 1 or 8 or 64")
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_what_one_of_several_refuses_is_said_before_any_is_compiled(refused, monkeypatch):
+    monkeypatch.setattr(tool, "compile_step", lambda *_: pytest.fail("compiled"))
+    config = f"{SCRATCH}:runlocal,batch_size=64"
+    topologies = ("--topology", "v5e:2x2", "--topology", "v4:2x2x3")
+    assert "batch_size=64: cannot be split over 12 devices" in refused(
+        tool, "--config", config, *topologies
+    )
 
 
 def test_without_libtpu_it_says_how_to_get_it(refused, monkeypatch):
