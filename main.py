@@ -7,7 +7,6 @@ the run in DIR stopped. With --distributed the same command runs on every host o
 import re
 import sys
 import traceback
-from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -46,15 +45,17 @@ def main(argv: list[str]) -> None:
     from adaperceiver_jax.train.compiling import keep_programs
     from adaperceiver_jax.train.loop import NotFiniteError, TooManyBadImagesError, check, train
     from adaperceiver_jax.train.settings import from_config
+    from adaperceiver_jax.train.workdir import find_workdir
 
     logging.set_verbosity(logging.WARNING)
     ends = (ValueError, OSError, NotFiniteError, TooManyBadImagesError, LoaderEndedError)
     try:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
+        workdir = find_workdir(_WORKDIR.value)
         processes.join(config, _WORKDIR.value, _DISTRIBUTED.value)
-        keep_programs(config.compilation_cache, Path(_WORKDIR.value))
+        keep_programs(config.compilation_cache, workdir)
         data = check(config)
-        train(config, make_task(config), _WORKDIR.value, data)
+        train(config, make_task(config), workdir, data)
         processes.leave()
     except ends as error:
         processes.stop(f"{type(error).__name__}: {error}")

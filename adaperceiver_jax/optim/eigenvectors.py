@@ -76,7 +76,7 @@ class Refresh:
         """
         divisor = np.float32(jax.device_get(scale))
         self._shares: dict[str, list[_Share]] = {}
-        jobs: list[_Job] = []
+        shards: list[tuple[jax.Array, int, range, int, np.ndarray, list[str]]] = []
         split = sum(not _lie_whole(f.shape, f.sharding) for s in stacks for f in factors[s.name])
         nth = itertools.count()
         for stack in stacks:
@@ -94,11 +94,15 @@ class Refresh:
                     result = np.zeros(shard.data.shape, np.float32)
                     share.results.append((shard.device, result))
                     rows = range(max(0, start), min(start + len(result), stack.rows))
-                    data = np.asarray(shard.data) if rows else None
-                    for row in rows:
-                        assert data is not None
-                        matrix = data[row - start, :m, :m] / divisor
-                        jobs.append((matrix, result[row - start], names[row]))
+                    if rows:
+                        shard.data.copy_to_host_async()
+                        shards.append((shard.data, start, rows, m, result, names))
+        jobs: list[_Job] = []
+        for data, start, rows, m, result, names in shards:  # once all are on their way
+            here = np.asarray(data)
+            for row in rows:  # divided now: `here` may be a view of what is given away next
+                matrix = here[row - start, :m, :m] / divisor
+                jobs.append((matrix, result[row - start], names[row]))
         self._pool = ThreadPoolExecutor(1)
         self._work = self._pool.submit(_decompose_all, jobs)
 
@@ -148,8 +152,8 @@ _Job = tuple[np.ndarray, np.ndarray, str]
 
 
 def _decompose_all(jobs: list[_Job]) -> None:
-    """The large one after another, with all cores each; then one a core, since LAPACK's own threads
-    would fight over the cores, at many times the cost."""
+    """The large ones one after another, with all cores each; then one a core, since LAPACK's own
+    threads would fight over the cores, at many times the cost."""
     cores = os.cpu_count() or 1
     large = [job for job in jobs if len(job[0]) >= LARGE]
     rest = sorted((job for job in jobs if len(job[0]) < LARGE), key=lambda job: -len(job[0]))

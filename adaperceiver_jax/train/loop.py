@@ -46,6 +46,7 @@ from adaperceiver_jax.train.sharding import (
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import Metrics, Programs, make_programs
 from adaperceiver_jax.train.task import Task
+from adaperceiver_jax.train.workdir import check_renaming, find_workdir
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ def train(
     Everything that can be wrong with the settings is a ValueError before anything is compiled.
     `opened` is what `check` gave, if it was asked before.
     """
-    workdir = Path(workdir)
+    workdir = find_workdir(workdir)
     opened = opened or check(settings)
     mesh = make_mesh(settings.mesh)
     feed = Feed(settings, task, opened, batch_sharding(mesh))
@@ -273,6 +274,7 @@ class Run:
             f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
         )
         if jax.process_index() == 0:
+            check_renaming(self.workdir)
             self._warn_of_changes()
             text = json.dumps(dataclasses.asdict(self.settings), indent=2)
             write_text(self.workdir / CONFIG, text)

@@ -5,7 +5,9 @@ python -m experiments.refresh.run --config=configs/stage3_width.py --step 0.07
 Decomposes a matrix of every size that the config's model has on one core of this machine, each
 `--repeats` times, and reckons from the medians when the last of the pod's hosts would be done: each
 does the matrices that its own chips hold, those of 4096 and more one after another on all its cores
-(`--speed-up` times as fast as on one: not measured, say what yours do), the others a core each.
+(`--speed-up` times as fast as on one: not measured, say what yours do), the others a core each. The
+cores are taken to be idle, though images are decoded on them, and what a refresh takes besides (one
+step that nothing runs ahead of, the programs that deal matrices out) is not counted.
 Prints the matrices, the hosts with the most to do, and what a step waits for, exactly and
 overlapped, and how many steps between two refreshes leave less than 2% of waiting. Takes as long as
 the eigenvectors of one matrix of 8192, some minutes.
@@ -51,6 +53,14 @@ def seconds_of(size: int, repeats: int) -> float:
             np.linalg.eigh(matrix)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def seconds_a_byte() -> float:
+    """Dividing a matrix, as is done with each before steps go on."""
+    matrix = np.ones((4096, 4096), np.float32)
+    began = time.perf_counter()
+    np.divide(matrix, np.float32(3))
+    return (time.perf_counter() - began) / matrix.nbytes
 
 
 def host_seconds(sizes: Sequence[int], one: dict[int, float], cores: int, speed_up: float) -> float:
@@ -100,11 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         host: host_seconds(sizes, one, options.cores, options.speed_up)
         for host, sizes in hosts.items()
     }
-    held = [sum(4 * m * m for m in sizes) for sizes in hosts.values()]
+    chips: dict[int, int] = collections.Counter()
+    for size, device in jobs:
+        chips[device] += 4 * size * size
     period = options.step * config.optimizer.precondition_frequency
     alone = sum(one[size] for size, _ in jobs)
     longest = max(times.values())
-    copied = max(held) * 2 / LINK / options.chips_per_host
+    held = max(sum(4 * m * m for m in sizes) for sizes in hosts.values())
+    copied = max(chips.values()) * 2 / LINK + held * seconds_a_byte()
     beyond = max(0.0, longest - period)
     enough = max(longest, copied / WAIT)
     print(
@@ -115,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.step:g} s, {period:.1f} s.\n"
         f"Exactly, steps wait {longest + copied:.1f} s, {(longest + copied) / period:.0%} of that; "
         f"overlapped {copied + beyond:.2f} s, {(copied + beyond) / period:.1%}: to copy at most "
-        f"{max(held) / 2**20:,.0f} MiB from and to a host's chips at {LINK / 1e9:g} GB/s each"
+        f"{max(chips.values()) / 2**20:,.0f} MiB from a chip to its host and back, at "
+        f"{LINK / 1e9:g} GB/s, to divide {held / 2**20:,.0f} MiB"
         + (", and for what the hosts are not done with." if beyond else ".")
         + f"\nOverlapped, with a refresh every {math.ceil(enough / options.step)} steps or more, "
         f"steps wait at most {WAIT:.0%}."

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adaperceiver_jax.optim import eigenvectors
 from adaperceiver_jax.optim.soap import Soap
 
 ON_EIGHT_DEVICES = """
@@ -113,6 +114,18 @@ def test_host_and_program_agree_and_are_right():
         turned = q.T @ g @ g.T @ q
         np.testing.assert_allclose(turned, np.diag(np.diag(turned)), rtol=0, atol=1e-5)
         assert (np.diff(np.diag(turned)) > 0).all()
+
+
+def test_large_matrices_are_done_one_after_another_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(0)
+    grads = {"w": rng.standard_normal((4, 5)).astype(np.float32)}
+    parts, state = observed(grads)
+    want = parts.begin_refresh(state, grads).result()["1_of_4x5"]
+    monkeypatch.setattr(eigenvectors, "LARGE", 5)
+    for ours, theirs in zip(
+        parts.begin_refresh(state, grads).result()["1_of_4x5"], want, strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_state_that_is_given_stays_usable():
