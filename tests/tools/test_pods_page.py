@@ -1,0 +1,60 @@
+"""The table of docs/pods.md against today's code, as far as can be told without compiling."""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from adaperceiver_jax.aot.chips import GIB, find_topology
+from adaperceiver_jax.aot.report import held
+from adaperceiver_jax.tasks.shapes import make_step
+from adaperceiver_jax.train.settings import MeshSettings
+from tools.compile_for_tpu import read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (ROOT / "docs" / "pods.md").read_text().splitlines()
+    if re.match(r"\| \w+[^|]*\| v\d", line) and line.count("|") == 11
+]
+"""config, topology, data x fsdp, batch, HBM, TFLOPs, traffic, ms, MFU, not lean"""
+STAGES = {"stage1_tokens", "stage2_depth", "stage3_width", "features", "finetune_in1k"}
+SLICES = {"v4:2x2x1", "v4:4x4x4", "v5e:4x4", "v5e:16x16", "v6e:8x8"}
+
+
+def config_of(text: str):
+    name, _, argument = text.partition(":")
+    return read_config(f"{ROOT}/configs/{name}.py:{argument}")
+
+
+def test_every_stage_is_there_for_every_slice():
+    there = {(row[0].partition(":")[0], row[1]) for row in TABLE}
+    assert {(stage, place) for stage in STAGES for place in SLICES} <= there
+    assert {"ade20k", "nyuv2"} <= {stage for stage, _ in there}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row[0]}-{row[1]}")
+def test_the_models_flops_are_todays(row):
+    config = config_of(row[0])
+    assert row[3] == f"{config.batch_size:,}"
+    chips = math.prod(map(int, row[1].partition(":")[2].split("x")))
+    data, fsdp = map(int, row[2].split(" x "))
+    assert data * fsdp == chips
+    assert config.mesh.fsdp == fsdp
+    alone = dataclasses.replace(config, mesh=MeshSettings(), accumulate=1)
+    step = make_step(alone, jax.devices()[:1])
+    flops = step.task.train_flops(step.apply[1]) * config.batch_size / chips
+    assert float(row[5].split(",")[0]) == pytest.approx(flops / 1e12, rel=5e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("name", ["stage3_width", "stage3_width:mesh.fsdp=16", "features"])
+def test_what_a_chip_holds_is_todays(name):
+    """To 5%: the compiler pads."""
+    (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
+    step = make_step(config_of(name), find_topology("v5e:16x16").devices)
+    assert float(row[4].split(",")[0]) == pytest.approx(held(step.gradients) / GIB, rel=0.05)
