@@ -36,7 +36,7 @@ from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.settings import from_config
-from adaperceiver_jax.train.sharding import batch_sharding, make_mesh, tree_shardings
+from adaperceiver_jax.train.sharding import batch_sharding, constant_shardings, make_mesh
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
@@ -126,10 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report("teacher made")
     chosen = dataclasses.asdict(config.optimizer)
     learning_rate, clip = chosen.pop("lr"), chosen.pop("clip")  # stage 3 keeps its rate
-    optimizer = make_optimizer(learning_rate=learning_rate, **chosen)
+    del chosen["overlap"]
+    optimizer = make_optimizer(learning_rate=learning_rate, mesh=mesh, **chosen)
     programs = make_programs(task, optimizer, mesh, seed=config.seed, clip=clip, ema=config.ema)
     constants = task.constants()
-    constants = jax.device_put(constants, tree_shardings(constants, mesh))
+    constants = jax.device_put(constants, constant_shardings(constants, mesh))
     state = jax.block_until_ready(programs.init(jax.random.key(config.seed)))
     report("state made")
     print(
