@@ -139,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ]
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     version = importlib.metadata.version("libtpu")
     print(f"jax {jax.__version__}, libtpu {version}\n", flush=True)
     stopped = False
