@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import math
 import resource
 import sys
@@ -33,12 +32,12 @@ from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.pipeline import TrainOrder, to_devices, train_batches
 from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.models.params import count_params
-from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.train.loop import programs_of
+from adaperceiver_jax.train.plan import make_plan
 from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import batch_sharding, constant_shardings, make_mesh
 from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
 
 MOST = 20e9
@@ -124,11 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     task = make_task(config)
     jax.block_until_ready(task.constants())
     report("teacher made")
-    chosen = dataclasses.asdict(config.optimizer)
-    learning_rate, clip = chosen.pop("lr"), chosen.pop("clip")  # stage 3 keeps its rate
-    del chosen["overlap"]
-    optimizer = make_optimizer(learning_rate=learning_rate, mesh=mesh, **chosen)
-    programs = make_programs(task, optimizer, mesh, seed=config.seed, clip=clip, ema=config.ema)
+    _, programs = programs_of(config, task, mesh, make_plan(config, config.data.train_count))
     constants = task.constants()
     constants = jax.device_put(constants, constant_shardings(constants, mesh))
     state = jax.block_until_ready(programs.init(jax.random.key(config.seed)))
@@ -148,12 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ({name: sample[name] for name in task.inputs} for sample in samples),
         batch_sharding(mesh),
     )
+    before = 0.0
     with contextlib.closing(batches):
         for step in range(1, options.steps + 1):
             start = time.perf_counter()
             state, metrics = programs.update(state, constants, next(batches), step)
             jax.block_until_ready(state)
-            show_step(step, metrics, time.perf_counter() - start, optimizer.due(step))
+            waited, before = programs.refresher.waited - before, programs.refresher.waited
+            show_step(step, metrics, time.perf_counter() - start, waited)
 
     good = peak() <= MOST
     print(
@@ -163,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if good else 1
 
 
-def show_step(step: int, metrics: Mapping[str, jax.Array], seconds: float, due: bool) -> None:
+def show_step(step: int, metrics: Mapping[str, jax.Array], seconds: float, waited: float) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise FloatingPointError(f"step {step} is not finite: {values}")
@@ -171,8 +168,8 @@ def show_step(step: int, metrics: Mapping[str, jax.Array], seconds: float, due: 
     remarks = [f"{seconds:.0f} s"]
     if step == 1:
         remarks.append("compilation included")
-    if due:
-        remarks.append("with new eigenvectors")
+    if waited:
+        remarks.append(f"{waited:.0f} s of them for new eigenvectors")
     print(f"step {step}: {parts}; {', '.join(remarks)}; peak {peak() / 1e9:.2f} GB", flush=True)
 
 
