@@ -24,8 +24,11 @@ ALL = ("data", "fsdp")
 """The mesh's axes, in the order in which stacks are dealt out over them."""
 FEW, LARGE = 4, 1024
 """A stack of at most FEW blocks with an axis of at least LARGE is split within its blocks."""
+HEAVY = 2**20
+"""Numbers from which the factors of an axis, of all of such a stack's blocks, are split, too."""
 UNIT = 256
-"""What LARGE axes of such a stack are rounded up to, by zeros, so that meshes divide them."""
+"""What the axes of such a stack that are LARGE, or whose factors are HEAVY, are rounded up to, by
+zeros, so that meshes divide them."""
 STACK_ROWS = re.compile(r"(?:^|/)(\d+)_of_\d+(?:x\d+)*(?:/\d+)?$")
 """In the path of an array of a stack, the rows that are blocks; any beyond are zeros."""
 
@@ -86,9 +89,8 @@ class Stacks:
         rows = sum(self._layouts[i].count for i, _ in members)
         stack = Stack(size, members, rows, rows, size)
         if stack.within:
-            return dataclasses.replace(
-                stack, held=tuple(_up(m, UNIT) if m >= LARGE else m for m in size)
-            )
+            held = (_up(m, UNIT) if m >= LARGE or rows * m * m >= HEAVY else m for m in size)
+            return dataclasses.replace(stack, held=tuple(held))
         return dataclasses.replace(stack, slots=_up(rows, self._mesh.size if self._mesh else 1))
 
     def owners(self, stack: Stack) -> list[str]:

@@ -15,6 +15,10 @@ from adaperceiver_jax.data.augment import AugmentSettings
 T = TypeVar("T")
 
 
+WAYS = ("all", "fsdp", "whole")
+"""How an array may be split over the devices: train/sharding.py."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSettings:
     """How the devices are laid out; -1 takes what the other axis leaves."""
@@ -202,8 +206,8 @@ class Settings:
         dtypes = ("float32", "bfloat16")
         check("mesh.gradients", self.mesh.gradients, self.mesh.gradients in dtypes, f"in {dtypes}")
         for rule in self.mesh.rules:
-            good = len(rule) == 2 and rule[1] in ("all", "fsdp", "whole")
-            check("mesh.rules", rule, good, "pairs (pattern, 'all' or 'fsdp' or 'whole')")
+            good = len(rule) == 2 and rule[1] in WAYS
+            check("mesh.rules", rule, good, f"pairs (pattern, {' or '.join(map(repr, WAYS))})")
         decay = self.optimizer.weight_decay
         check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
         check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.optim.stacks import first_axis
-from adaperceiver_jax.train.settings import MeshSettings
+from adaperceiver_jax.train.settings import WAYS, MeshSettings
 
 BATCH = P(("data", "fsdp"))
 STACK = "blocks"
@@ -21,8 +21,7 @@ STACK = "blocks"
 LARGE = 2**22
 """Bytes from which an array that should be split and cannot be is an error."""
 
-ALL, FSDP, WHOLE = "all", "fsdp", "whole"
-WAYS = (ALL, FSDP, WHOLE)
+ALL, FSDP, WHOLE = WAYS
 """How an array lies: 'all': its first axis that the devices divide is split over all of them;
 'fsdp': its longest axis that fsdp divides is split over fsdp, of equals the last, never that of the
 blocks; 'whole': every device holds it."""
@@ -99,12 +98,14 @@ def way_of(name: str, rules: Sequence[tuple[str, str]] = ()) -> str:
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
     """A sharding for each array (or shape) of a tree, by its path and shape.
 
-    Raises ValueError for an array of LARGE bytes or more that would be whole on every device though
-    no rule says so.
+    Raises ValueError, naming all of them, for arrays of LARGE bytes or more that would be whole on
+    every device though no rule says so.
 
     Args:
       rules: the run's own; they come before RULES.
     """
+
+    misfits: dict[str, str] = {}
 
     def choose(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -116,14 +117,20 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ())
         amount = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
         if spec == P() and parts > 1 and amount >= LARGE:
             of = f"the {parts} devices" if way == ALL else f"config.mesh.fsdp={parts}"
-            raise ValueError(
+            misfits[name] = (
                 f"{name} {leaf.shape}: no axis is a multiple of {of}, so each device would hold "
-                f"all {amount / 2**20:.1f} MiB; choose another fsdp, or allow it with "
-                f"--config.mesh.rules=\"(('{re.escape(name)}', 'whole'),)\""
+                f"all {amount / 2**20:.1f} MiB"
             )
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(choose, tree)
+    shardings = jax.tree_util.tree_map_with_path(choose, tree)
+    if misfits:
+        allowed = ", ".join(f"('{re.escape(name)}', 'whole')" for name in misfits)
+        raise ValueError(
+            "; ".join(misfits.values()) + "; choose another fsdp, or allow it with "
+            f'--config.mesh.rules="({allowed},)"'
+        )
+    return shardings
 
 
 def _longest(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:

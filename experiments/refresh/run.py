@@ -4,7 +4,7 @@ python -m experiments.refresh.run --config=configs/stage3_width.py --step 0.07
 
 Decomposes a matrix of every size that the config's model has on one core of this machine, each
 `--repeats` times, and reckons from the medians when the last of the pod's hosts would be done: each
-does the matrices that its own chips hold, those of 4096 and more one after another on all its cores
+does the matrices that its own chips hold, those of 3072 and more one after another on all its cores
 (`--speed-up` times as fast as on one: not measured, say what yours do), the others a core each. The
 cores are taken to be idle, though images are decoded on them, and what a refresh takes besides (one
 step that nothing runs ahead of, the programs that deal matrices out) is not counted.

@@ -49,7 +49,9 @@ def mesh_of(shape):
 
 
 @pytest.mark.parametrize("shape", [None, *MESHES])
-def test_what_is_dealt_out_is_collected_again(shape):
+@pytest.mark.parametrize(("heavy", "held"), [(2**20, (64, 16)), (256, (64, 32))])
+def test_what_is_dealt_out_is_collected_again(shape, heavy, held, monkeypatch):
+    monkeypatch.setattr(module, "HEAVY", heavy)
     mesh = shape and mesh_of(shape)
     params = normal(0)
     stacks = Stacks(params, 64, mesh)
@@ -63,7 +65,8 @@ def test_what_is_dealt_out_is_collected_again(shape):
             assert x.sharding.is_equivalent_to(
                 NamedSharding(mesh, first_axis(x.shape, mesh)), x.ndim
             ), stack.name
-    assert [stack.name for stack in stacks.all if stack.within] == ["1_of_56x16"]
+    (within,) = (stack for stack in stacks.all if stack.within)
+    assert (within.name, within.held) == ("1_of_56x16", held)
     back = jax.jit(stacks.collect)(dealt)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 

@@ -16,12 +16,22 @@ from adaperceiver_jax.train.settings import MeshSettings
 from tools.compile_for_tpu import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in (ROOT / "docs" / "pods.md").read_text().splitlines()
-    if re.match(r"\| \w+[^|]*\| v\d", line) and line.count("|") == 11
-]
+PAGE = (ROOT / "docs" / "pods.md").read_text()
+
+
+def table(pattern: str, columns: int) -> list[list[str]]:
+    """The cells of the rows that match."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.splitlines()
+        if re.match(pattern, line) and line.count("|") == columns + 1
+    ]
+
+
+TABLE = table(r"\| \w+[^|]*\| v\d", 10)
 """config, topology, data x fsdp, batch, HBM, TFLOPs, traffic, ms, MFU, not lean"""
+HELD = table(r"\| \w+[^|]*\| \d", 5)
+"""config, MiB of parameters, EMA, optimizer, teacher"""
 STAGES = {"stage1_tokens", "stage2_depth", "stage3_width", "features", "finetune_in1k"}
 SLICES = {"v4:2x2x1", "v4:4x4x4", "v5e:4x4", "v5e:16x16", "v6e:8x8"}
 
@@ -58,3 +68,27 @@ def test_what_a_chip_holds_is_todays(name):
     (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
     step = make_step(config_of(name), find_topology("v5e:16x16").devices)
     assert float(row[4].split(",")[0]) == pytest.approx(held(step.gradients) / GIB, rel=0.05)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("row", HELD, ids=lambda row: row[0])
+def test_what_is_held_between_steps_is_todays(row):
+    step = make_step(config_of(row[0]), find_topology("v5e:16x16").devices)
+    state = step.apply[0]
+    parts = state.params, state.ema, state.opt_state, step.constants
+    assert row[1:] == [f"{held(part) / 2**20:,.1f}" for part in parts]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.parametrize("stage", ["stage1_tokens", "stage2_depth", "stage3_width", "features"])
+def test_the_command_that_starts_a_run_is_one_that_the_slice_takes(stage):
+    (command,) = re.findall(r"main\.py --distributed.*?&'", PAGE, flags=re.DOTALL)
+    keys = dict(re.findall(r"--config\.([\w.]+)=(\S+)", command))
+    assert {"mesh.fsdp", "optimizer.overlap", "optimizer.max_preconditioner_dim"} <= keys.keys()
+    argument = ",".join(f"{k}={v}" for k, v in keys.items() if "$HOME" not in v)
+    assert make_step(config_of(f"{stage}:{argument}"), find_topology("v5e:16x16").devices)
+
+
+def test_the_page_sets_up_the_jax_that_its_numbers_are_of():
+    (installed,) = re.findall(r'"jax\[tpu\]==([\d.]+)"', PAGE)
+    assert f"jax {installed}, libtpu" in PAGE
