@@ -48,7 +48,14 @@ def main(argv: list[str]) -> None:
     from adaperceiver_jax.train.workdir import find_workdir
 
     logging.set_verbosity(logging.WARNING)
-    ends = (ValueError, OSError, NotFiniteError, TooManyBadImagesError, LoaderEndedError)
+    ends = (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        NotFiniteError,
+        TooManyBadImagesError,
+        LoaderEndedError,
+    )
     try:
         config = from_config(RunConfig, _CONFIG.value.to_dict())
         workdir = find_workdir(_WORKDIR.value)

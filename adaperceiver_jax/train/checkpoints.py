@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from adaperceiver_jax.train.fingerprint import fingerprints
 from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.writing import Failures, telling
 
 T = TypeVar("T")
 
@@ -30,8 +33,16 @@ UPCOMING = "upcoming"
 _PRINTS = "fingerprints"
 
 
+_LOOK = 0.02
+"""Seconds between two looks at whether a checkpoint is written."""
+
+
 class DamagedError(Exception):
     """A checkpoint that does not hold what was saved."""
+
+
+class NotWrittenError(OSError):
+    """A checkpoint that could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +63,18 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: Path, settings: CheckpointSettings | None = None, metric: str = ""
+        self,
+        workdir: Path,
+        settings: CheckpointSettings | None = None,
+        metric: str = "",
+        wait: float = 1200.0,
     ) -> None:
-        """Without settings it only reads."""
+        """Without settings it only reads.
+
+        Args:
+          metric: by which the best are kept; '-NAME': the lower the better.
+          wait: seconds in which a checkpoint must be written.
+        """
         self.folder = (workdir / FOLDER).absolute()
         keep: list[Any] = []
         best_fn = None
@@ -69,13 +89,11 @@ class Checkpoints:
                 )
                 keep.append(best)
         # By name: otherwise a manager does not know what an earlier one has saved.
+        self._failures = Failures()
+        trees = (PARAMS, EMA, OPTIMIZER, MEMORY, UPCOMING)
         self._handlers: dict[str, Any] = {
-            PARAMS: ocp.StandardCheckpointHandler(),
-            EMA: ocp.StandardCheckpointHandler(),
-            OPTIMIZER: ocp.StandardCheckpointHandler(),
-            MEMORY: ocp.StandardCheckpointHandler(),
-            UPCOMING: ocp.StandardCheckpointHandler(),
-            DATA: ocp.JsonCheckpointHandler(),
+            **{name: telling(ocp.StandardCheckpointHandler(), self._failures) for name in trees},
+            DATA: telling(ocp.JsonCheckpointHandler(), self._failures),
         }
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -86,6 +104,7 @@ class Checkpoints:
                 create=settings is not None,
                 read_only=settings is None,
                 save_interval_steps=1 if settings else 0,
+                async_options=ocp.AsyncOptions(timeout_secs=round(wait)),
             ),
             item_handlers=self._handlers,
         )
@@ -101,19 +120,22 @@ class Checkpoints:
         data: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Copies the state and returns; the writing goes on behind."""
+        """Copies the state and returns; the writing goes on behind. NotWrittenError: that before
+        could not be written."""
         if step in self._manager.all_steps():
             return
+        self.wait()
         items = _items(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-                **{DATA: ocp.args.JsonSave({**data, _PRINTS: fingerprints(items)})},
-            ),
-            metrics=dict(metrics or {}),  # None would be warned about
-            force=True,
-        )
+        with self._named():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                    **{DATA: ocp.args.JsonSave({**data, _PRINTS: fingerprints(items)})},
+                ),
+                metrics=dict(metrics or {}),  # None would be warned about
+                force=True,
+            )
 
     def restore(self, shapes: TrainState) -> Restored | None:
         """The newest checkpoint that holds what was saved, onto the shardings of `shapes`.
@@ -164,12 +186,33 @@ class Checkpoints:
                 log.warning("checkpoint %s is damaged and passed over: %s", self._at(step), error)
         raise ValueError(f"{self.folder}: holds no checkpoint that can be read")
 
+    def check(self) -> None:
+        """NotWrittenError if a checkpoint could not be written, as far as is known by now."""
+        if self._failures:
+            raise self._failure(self._failures[0])
+
     def wait(self) -> None:
-        """Until what was begun is written."""
-        self._manager.wait_until_finished()
+        """Until what was begun is written; NotWrittenError if it could not be."""
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(_LOOK)
+        with self._named():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
+        self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of writing are NotWrittenError."""
+        try:
+            yield
+        except Exception as error:
+            raise self._failure(self._failures[0] if self._failures else error) from error
+
+    def _failure(self, error: Exception) -> NotWrittenError:
+        return NotWrittenError(f"{self.folder}: a checkpoint was not written: {_first_line(error)}")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -200,9 +243,7 @@ class Checkpoints:
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
         wanted = _items(shapes)
-        if UPCOMING in wanted and self._manager.item_metadata(step)[UPCOMING] is None:
-            del wanted[UPCOMING]  # saved before config.optimizer.overlap was set
-        found = self._read_items(step, wanted)
+        found = self._read_items(step, wanted, optional=(UPCOMING,))
         trained = jax.tree_util.tree_map_with_path(
             lambda path, _: _pick(found[EMA], path), shapes.ema
         )
@@ -226,27 +267,32 @@ class Checkpoints:
         except Exception as error:
             raise DamagedError(_first_line(error)) from error
 
-    def _read_items(self, step: int, shapes: Mapping[str, Any]) -> dict[str, Any]:
-        """The named items and `data`, compared with their fingerprints."""
-        stored = _together(step, lambda: {item: self._stored(step, item) for item in shapes})
-        for item, tree in shapes.items():
-            _check_same(stored[item], tree, f"{self._at(step)}, {item}")
+    def _read_items(
+        self, step: int, shapes: Mapping[str, Any], optional: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The named items and `data`, compared with their fingerprints.
+
+        optional: items that are left out where they were not saved.
+        """
+
+        # Not by the manager: it would wait, after reading, for processes that could not read.
+        def read(name: str, how: Any) -> Any:
+            return self._handlers[name].restore(epath.Path(self._at(step)) / name, args=how)
+
+        def look() -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
+            data = dict(read(DATA, ocp.args.JsonRestore()))
+            prints = data.pop(_PRINTS)
+            saved = {name.partition("/")[0] for name in prints}
+            there = [item for item in shapes if item in saved or item not in optional]
+            return data, prints, {item: self._stored(step, item) for item in there}
+
+        data, prints, stored = _together(step, look)
+        for item, tree in stored.items():
+            _check_same(tree, shapes[item], f"{self._at(step)}, {item}")
         # Not strict: stacks have as many rows of zeros as the devices ask for.
-        args = {n: ocp.args.StandardRestore(tree, strict=False) for n, tree in shapes.items()}
-        args[DATA] = ocp.args.JsonRestore()
-
-        def read() -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-            # Not by the manager: it would wait, after reading, for processes that could not read.
-            found = {
-                name: self._handlers[name].restore(epath.Path(self._at(step)) / name, args=how)
-                for name, how in args.items()
-            }
-            data = dict(found[DATA])
-            return found, data, data.pop(_PRINTS)
-
-        found, data, saved = _together(step, read)
-        items = {name: found[name] for name in shapes}
-        wrong = [name for name, value in fingerprints(items).items() if saved.get(name) != value]
+        args = {item: ocp.args.StandardRestore(shapes[item], strict=False) for item in stored}
+        items = _together(step, lambda: {item: read(item, how) for item, how in args.items()})
+        wrong = [name for name, value in fingerprints(items).items() if prints.get(name) != value]
         if wrong:
             raise DamagedError(f"{wrong[0]} ({len(wrong)} arrays in all) is not what was saved")
         return {**items, DATA: data}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -41,14 +41,24 @@ class Totals:
 
 
 def evaluate(
-    task: Task, programs: Programs, state: TrainState, constants: Any, batches: Iterable[Batch]
-) -> dict[str, float]:
-    """'SUB_NETWORK/METRIC' of each sub-network over all batches, by EMA weights."""
+    task: Task,
+    programs: Programs,
+    state: TrainState,
+    constants: Any,
+    batches: Iterable[Batch],
+    stop: Callable[[], bool],
+) -> dict[str, float] | None:
+    """'SUB_NETWORK/METRIC' of each sub-network over all batches, by EMA weights.
+
+    stop: asked after each batch; where it says so there are no metrics, but None.
+    """
     names = task.sub_networks()
     totals = [Totals() for _ in names]
     for batch in batches:
         for sub_network, total in zip(names, totals, strict=True):
             total.add(programs.evaluate(state, constants, batch, sub_network))
+        if stop():
+            return None
     return {
         f"{sub_network_name(sub_network)}/{metric}": value
         for sub_network, total in zip(names, totals, strict=True)

@@ -22,6 +22,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._asked = False
+        self._times = 0
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
@@ -49,8 +50,9 @@ class Interrupt:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._before = {}
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop after this step; on many processes they all hear it at the same one."""
+    def asked(self) -> bool:
+        """Whether to stop; many processes, which must all ask as often, hear it the same time."""
         if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+            self._times += 1
+            self._asked |= multihost_utils.reached_preemption_sync_point(self._times)
         return self._asked

@@ -32,7 +32,14 @@ from adaperceiver_jax.train.evaluation import evaluate
 from adaperceiver_jax.train.feed import Feed, open_data
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.interrupt import Interrupt
-from adaperceiver_jax.train.metrics import BAD_IMAGES, Progress, Writer, say, sub_network_name
+from adaperceiver_jax.train.metrics import (
+    BAD_IMAGES,
+    Progress,
+    Writer,
+    say,
+    show_evaluation,
+    sub_network_name,
+)
 from adaperceiver_jax.train.plan import Plan, make_plan
 from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import Settings
@@ -46,7 +53,8 @@ from adaperceiver_jax.train.sharding import (
 from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import Metrics, Programs, make_programs
 from adaperceiver_jax.train.task import Task
-from adaperceiver_jax.train.workdir import check_renaming, find_workdir
+from adaperceiver_jax.train.trace import Trace
+from adaperceiver_jax.train.workdir import check_renaming, check_shared, find_workdir
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +154,8 @@ def train(
     with Compiling():
         constants = jax.device_put(constants, shardings)
         workdir.mkdir(parents=True, exist_ok=True)
-        with Checkpoints(workdir, settings.checkpoint, _best(task)) as checkpoints:
+        wait = settings.processes.wait
+        with Checkpoints(workdir, settings.checkpoint, _best(task), wait) as checkpoints:
             return Run(
                 settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints
             ).go()
@@ -174,14 +183,18 @@ class Run:
         default_factory=collections.deque
     )
     """Steps whose metrics were not looked at yet."""
+    evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the last evaluation."""
+    owed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    """The 'row' and 'speed' of a step at whose evaluation the run was asked to stop."""
     bad_images: int = 0
     """Of the epoch, up to the last step looked at."""
 
     def go(self) -> Result:
         """All steps that are left."""
-        state, evaluated = self._begin()
+        state = self._begin()
         first, last = int(state.step), self.plan.last
-        writer = Writer(self.workdir, first)
+        writer = Writer(self.workdir, first - bool(self.owed))
         progress = Progress(
             first,
             last,
@@ -191,46 +204,51 @@ class Run:
         )
         batches = to_devices(self.feed.training(first, last), batch_sharding(self.programs.mesh))
         step, stopped = first, False
-        with Interrupt() as interrupt, contextlib.closing(batches), contextlib.closing(writer):
+        trace = Trace(self.settings.profile, self.workdir)
+        closing = contextlib.closing
+        with Interrupt() as interrupt, closing(batches), closing(writer), closing(trace):
+            if self.owed:
+                row, speed = self.owed["row"], self.owed["speed"]
+                stopped = not self._evaluate(state, step, row, interrupt)
+                if not stopped:
+                    self.owed = {}
+                    writer.write(step, row, speed)
             while step < last and not stopped:
                 step += 1
-                self._profile(step - first)
+                trace.step(step - first)
                 state, metrics = self.programs.update(state, self.constants, next(batches), step)
                 self.pending.append((step, metrics))
-                stopped = interrupt.asked(step)
+                stopped = interrupt.asked()
+                self.checkpoints.check()
                 logs = step % self.settings.log_every == 0 or step == last
                 evaluates = step % self.plan.evaluate == 0 or step == last
                 saves = step % self.plan.save == 0 or step == last or stopped
                 saves |= evaluates and self.settings.checkpoint.keep_best > 0
                 values = self._look(0 if logs or evaluates or saves else LAG)
-                row: dict[str, float] = {}
-                speed: dict[str, float] = {}
+                row, speed = {}, {}
                 if logs:
                     row = {**values, "lr": float(self.schedule(step - 1))}
                     speed = progress.speed(step, self.programs.refresher.waited)
                     progress.show(step, row, speed)
-                began = time.perf_counter()
-                if evaluates:
-                    evaluated = self.evaluate(state)
-                    self._check_finite(step, evaluated)
-                    row |= evaluated
-                    progress.show_evaluation(step, evaluated, time.perf_counter() - began)
-                if row:
+                began, waited = time.perf_counter(), self.programs.refresher.waited
+                if evaluates and not self._evaluate(state, step, row, interrupt):
+                    stopped, self.owed = True, {"row": row, "speed": speed}
+                if row and not self.owed:
                     writer.write(step, row, speed)
-                if saves:
-                    self._save(state, step, evaluated, evaluates)
-                progress.pause(time.perf_counter() - began)
-            self._profile(None)
+                if saves or stopped:
+                    self._save(state, step, fresh=evaluates and not self.owed)
+                waited = self.programs.refresher.waited - waited
+                progress.pause(time.perf_counter() - began - waited)
             self.checkpoints.wait()
-        if stopped and step < last:
+        if stopped and (step < last or self.owed):
             say(f"asked to stop: saved at step {step}; the same command goes on from there")
-            return Result(step, False, evaluated)
+            return Result(step, False, self.evaluated)
         self._hand_on(state)
-        return Result(step, True, evaluated)
+        return Result(step, True, self.evaluated)
 
-    def _begin(self) -> tuple[TrainState, dict[str, float]]:
-        """The state to start from, and what was last evaluated: of the newest checkpoint that is
-        whole, or of `init_from`, or fresh."""
+    def _begin(self) -> TrainState:
+        """The state to start from: of the newest checkpoint that is whole, or of `init_from`, or
+        fresh."""
         settings, shapes = self.settings, self.programs.state
         self._describe(shapes)
         restored = self.checkpoints.restore(shapes)
@@ -248,10 +266,11 @@ class Run:
                     value,
                 )
             self.bad_images = restored.data.get(BAD_IMAGES, 0)
-            return self.programs.resume(restored.state), restored.data["evaluated"]
+            self.evaluated, self.owed = restored.data["evaluated"], restored.data.get("owed", {})
+            return self.programs.resume(restored.state)
         key = jax.random.key(settings.seed)
         if not settings.init_from:
-            return self.programs.init(key), {}
+            return self.programs.init(key)
         params, report = initialise(
             lambda: self.programs.init(key).params,
             shapes.params,
@@ -260,7 +279,7 @@ class Run:
             settings.init_from,
         )
         say(f"{settings.init_from}: {report}")
-        return self.programs.begin(params), {}
+        return self.programs.begin(params)
 
     def _describe(self, shapes: TrainState) -> None:
         """Says what is trained on what; writes `config.json` and `shardings.txt`."""
@@ -273,18 +292,14 @@ class Run:
             f"{mesh.size} x {jax.devices()[0].device_kind} "
             f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
         )
+        check_shared(self.workdir)
         if jax.process_index() == 0:
             check_renaming(self.workdir)
             self._warn_of_changes()
             text = json.dumps(dataclasses.asdict(self.settings), indent=2)
             write_text(self.workdir / CONFIG, text)
             write_text(self.workdir / "shardings.txt", describe(shapes))
-        wait_for_all("the run's folder")
-        if not (self.workdir / CONFIG).exists():
-            raise ValueError(
-                f"--workdir={self.workdir}: what the first process writes there is not seen here; "
-                "take a folder that all hosts share"
-            )
+        wait_for_all("the run's folder, begun")
 
     def _warn_of_changes(self) -> None:
         """Names the settings that the folder's earlier call had otherwise."""
@@ -297,11 +312,26 @@ class Run:
             if name in before and before[name] != value:
                 log.warning("config.%s was %r before and is %r now", name, before[name], value)
 
-    def evaluate(self, state: TrainState) -> dict[str, float]:
-        """Metrics of each sub-network over the validation images, by EMA weights."""
+    def _evaluate(
+        self, state: TrainState, step: int, row: dict[str, float], interrupt: Interrupt
+    ) -> bool:
+        """Adds each sub-network's metrics over the validation images, by EMA weights, to the row.
+
+        False: it was asked to stop first.
+        """
+        began = time.perf_counter()
         batches = to_devices(self.feed.evaluation(), batch_sharding(self.programs.mesh))
         with contextlib.closing(batches):
-            return evaluate(self.task, self.programs, state, self.constants, batches)
+            found = evaluate(
+                self.task, self.programs, state, self.constants, batches, interrupt.asked
+            )
+        if found is None:
+            return False
+        self._check_finite(step, found)
+        show_evaluation(self.workdir.name, step, found, time.perf_counter() - began)
+        row |= found
+        self.evaluated = found
+        return True
 
     def _look(self, keep: int) -> dict[str, float]:
         """The metrics of the newest step that is done, all but `keep`; NotFiniteError for any
@@ -346,28 +376,16 @@ class Run:
             )
         return self.bad_images
 
-    def _save(self, state: TrainState, step: int, evaluated: dict[str, float], fresh: bool) -> None:
+    def _save(self, state: TrainState, step: int, fresh: bool) -> None:
+        """fresh: what was last evaluated is this state."""
         data = {
             "position": self.feed.position(),
-            "evaluated": evaluated,
+            "evaluated": self.evaluated,
+            "owed": self.owed,
             BAD_IMAGES: self.bad_images,
         }
-        state = self.programs.to_save(state)
-        self.checkpoints.save(state, step, data, evaluated if fresh else None)
-
-    def _profile(self, steps: int | None) -> None:
-        """Starts and ends the trace; None: the run is over."""
-        profile = self.settings.profile
-        if not profile.steps:
-            return
-        if steps == profile.start:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-            self._tracing = True
-        elif self._tracing and (steps is None or steps == profile.start + profile.steps):
-            jax.profiler.stop_trace()
-            self._tracing = False
-
-    _tracing = False
+        state = self.programs.to_save(state, step)
+        self.checkpoints.save(state, step, data, self.evaluated if fresh else None)
 
     def _hand_on(self, state: TrainState) -> None:
         """Leaves the finished EMA weights as a folder that `from_pretrained` reads."""

@@ -176,7 +176,7 @@ class Host:
     def _listen(self, index: int, line: Line) -> None:
         for message in line.follow():
             if "at" in message:
-                self._arrive(message["at"], index, message["word"])
+                self._arrive(message["at"], index, message["word"], message["patient"])
             elif "failed" in message:
                 # In a thread of its own: this one is to see its process end.
                 _start(self._end, f"{self._name(index)} failed: {message['failed']}")
@@ -185,19 +185,19 @@ class Host:
         self._gone.release()
         self._end(_lost(self._name(index), line, self._lost_after))
 
-    def _arrive(self, where: str, index: int, word: str) -> None:
+    def _arrive(self, where: str, index: int, word: str, patient: bool) -> None:
         with self._lock:
             arrived = self._arrived.setdefault(where, {})
             arrived[index] = word
-            if where not in self._timers:
-                timer = threading.Timer(self._wait, self._late, [where])
-                timer.daemon = True
-                timer.start()
-                self._timers[where] = timer
+            if not patient and where not in self._timers:
+                self._timers[where] = threading.Timer(self._wait, self._late, [where])
+                self._timers[where].daemon = True
+                self._timers[where].start()
             if len(arrived) < self._count:
                 return
             del self._arrived[where]
-            self._timers.pop(where).cancel()
+            if timer := self._timers.pop(where, None):
+                timer.cancel()
         words = [arrived[index] for index in range(self._count)]
         for line in self._lines.values():
             line.send(go=where, words=words)
@@ -309,9 +309,12 @@ class Member:
             self._change.notify_all()
         self._ended(self._why)
 
-    def wait_for_all(self, where: str, word: str) -> list[str]:
-        """Until all have come there; gives each one's word."""
-        self._line.send(at=where, word=word)
+    def wait_for_all(self, where: str, word: str, patient: bool = False) -> list[str]:
+        """Until all have come there; gives each one's word.
+
+        patient: who is there may take any time; else one that is late ends all.
+        """
+        self._line.send(at=where, word=word, patient=patient)
         with self._change:
             self._change.wait_for(lambda: where in self._open or self._why)
             if where not in self._open:

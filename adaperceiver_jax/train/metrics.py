@@ -102,6 +102,12 @@ class Writer:
             self._events.close()
 
 
+def show_evaluation(run: str, step: int, values: Mapping[str, float], seconds: float) -> None:
+    """Prints a line of what was evaluated."""
+    results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+    say(f"{run} step {step}: {results}  ({clock(seconds)})")
+
+
 class Progress:
     """A line now and then: step, loss and its parts, images a second, time left."""
 
@@ -170,11 +176,6 @@ class Progress:
             f"loss {values['loss']:.4f} ({parts})  lr {values['lr']:.2g}{bad}  {rate}  "
             f"ETA {self._left(step)}"
         )
-
-    def show_evaluation(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        """Prints a line of what was evaluated."""
-        results = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"{self._label}step {step}: {results}  ({clock(seconds)})")
 
     def _left(self, step: int) -> str:
         """Time to the end at the pace so far, evaluation and checkpoints included."""

@@ -146,7 +146,7 @@ def leave() -> None:
     global _member
     if _member is None:
         return
-    _member.wait_for_all("the end", "")
+    _member.wait_for_all("the end", "", patient=True)  # the first may still write the model
     _member.leave()
     jax.distributed.shutdown()
     _member = None

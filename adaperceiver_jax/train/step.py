@@ -48,18 +48,13 @@ class Programs:
     state: TrainState
     """The state's shapes and dtypes, with their shardings, as it is saved."""
 
-    def to_save(self, state: TrainState) -> TrainState:
-        """What a checkpoint has to hold."""
-        if not self.refresher.overlap:
-            return state
-        return state.replace(  # type: ignore[attr-defined]
-            upcoming=self.refresher.upcoming(state.opt_state)
-        )
+    def to_save(self, state: TrainState, step: int) -> TrainState:
+        """What a checkpoint has to hold of the state after a step."""
+        return state.replace(upcoming=self.refresher.to_save(step))  # type: ignore[attr-defined]
 
     def resume(self, state: TrainState) -> TrainState:
         """What goes on from a checkpoint."""
-        if state.upcoming:
-            self.refresher.resume(state.upcoming)
+        self.refresher.resume(state.opt_state, int(state.step), state.upcoming)
         return state.replace(upcoming={})  # type: ignore[attr-defined]
 
 
@@ -132,7 +127,6 @@ def make_programs(
       reduce_in: dtype in which kernels' gradients are summed over the devices.
       overlap: the hosts' share of the optimizer is done while steps go on.
     """
-    refresher = Refresher(optimizer, overlap and optimizer.first > 0)
     kernels = jnp.bfloat16 if reduce_in == "bfloat16" else None
 
     def begin(params: Any) -> TrainState:
@@ -148,6 +142,7 @@ def make_programs(
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))  # compiles nothing, not even a key
     shardings = tree_shardings(shapes, mesh, rules)
     grad_shardings, _ = split(shardings.params, train_only)
+    refresher = Refresher(optimizer, shapes.ema, overlap and optimizer.first > 0)
     whole = replicated(mesh)
 
     @functools.partial(
@@ -194,8 +189,7 @@ def make_programs(
         memory = remember(state.memory, metrics) if state.memory else {}
         # What is not finite has no eigenvectors; the loop sees it in the metrics, and stops.
         if optimizer.due(number) and math.isfinite(metrics["grad_norm"]):
-            trained, _ = split(state.params, train_only)
-            opt_state = refresher(opt_state, trained, number)
+            opt_state = refresher(opt_state, number)
         state = state.replace(opt_state=opt_state, memory=memory)  # type: ignore[attr-defined]
         state, norm = apply(state, grads)
         return state, {**metrics, "update_norm": norm}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 from pathlib import Path
+
+import jax
+
+from adaperceiver_jax.train.processes import wait_for_all
 
 
 def find_workdir(workdir: str | os.PathLike) -> Path:
@@ -38,3 +44,24 @@ def check_renaming(workdir: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if not whole:
         raise ValueError(f"--workdir={workdir}: a file that was written there is not read back")
+
+
+def check_shared(workdir: Path) -> None:
+    """ValueError unless each process can write there what all others see."""
+    mine = workdir / f".process-{jax.process_index()}-{secrets.token_hex(4)}"
+    try:
+        try:
+            mine.parent.mkdir(parents=True, exist_ok=True)
+            mine.write_text("here")
+        except OSError as error:
+            raise ValueError(f"--workdir={workdir}: cannot be written to ({error})") from error
+        for index, name in enumerate(wait_for_all("the run's folder", mine.name)):
+            if not (workdir / name).exists():
+                raise ValueError(
+                    f"--workdir={workdir}: what process {index} writes there is not seen here; "
+                    "take a folder that all hosts share"
+                )
+        wait_for_all("the run's folder, seen")
+    finally:
+        with contextlib.suppress(OSError):
+            mine.unlink()

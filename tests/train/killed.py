@@ -3,11 +3,14 @@
 MOMENT: 'logged' (the step's row is written, nothing of it saved), 'saving' (its checkpoint is being
 written), 'saved' (it was), 'handing-on' (the run is over, the folder model/ is not there yet),
 'asked' (as 'logged', but a SIGTERM, and it may go on), 'interrupted' (a Ctrl-C, likewise),
-'failing' (as 'logged', but an error of its own), or 'woven': nothing happens, but the mesh takes a
-device of each process in turn, as one on a pod's torus does.
+'evaluating' (a SIGTERM as the step's evaluation begins, likewise), 'failing' (as 'logged', but an
+error of its own), 'full' (as 'logged', but no file of this process can grow any more, and it goes
+on), or 'woven': nothing happens, but the mesh takes a device of each process in turn, as one on a
+pod's torus does.
 """
 
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -45,6 +48,21 @@ def fail(_) -> None:
     raise OSError("part-7: cannot be read")
 
 
+def fill(_) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def ask_in_evaluation() -> None:
+    original = loop.evaluate
+
+    def evaluate(task, programs, state, *rest):
+        if int(state.step) == STEP:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(task, programs, state, *rest)
+
+    loop.evaluate = evaluate
+
+
 def weave() -> None:
     original = jax.make_mesh
 
@@ -66,6 +84,10 @@ elif MOMENT in ("asked", "interrupted"):
     after(Writer, "write", lambda _, step, *rest: step, lambda _: os.kill(os.getpid(), number))
 elif MOMENT == "failing":
     after(Writer, "write", lambda _, step, *rest: step, fail)
+elif MOMENT == "evaluating":
+    ask_in_evaluation()
+elif MOMENT == "full":
+    after(Writer, "write", lambda _, step, *rest: step, fill)
 elif MOMENT == "saving":
     after(Checkpoints, "save", lambda _, state, step, *rest: step, lambda _: die())
 elif MOMENT == "saved":

@@ -192,14 +192,18 @@ def test_who_does_not_come_in_time_is_named():
     assert why.startswith("processes 1, 3 of 4 did not come within 1 s")
 
 
-def test_who_stays_behind_is_named_with_its_host():
+def test_who_stays_behind_is_named_with_its_host_but_where_the_others_are_patient():
     meeting = Meeting(3, wait=1.0)
     meeting.host()
     for index in range(3):
         meeting.come(index)
     meeting.together()
-    meeting.members[0]._line.send(at="save", word="")
-    meeting.members[1]._line.send(at="save", word="")
+    for member in (meeting.members[0], meeting.members[1]):
+        member._line.send(at="the end", word="", patient=True)
+    time.sleep(1.5)
+    assert meeting.said == {}
+    for member in (meeting.members[0], meeting.members[1]):
+        member._line.send(at="save", word="", patient=False)
     (why,) = meeting.heard(1, 2)
     assert why == f"{name(2)} did not come to 'save' within 1 s of the first"
 

@@ -37,39 +37,53 @@ def recorded(overlap):
     soap = make_optimizer("soap", 1e-3, start_preconditioning_step=4, precondition_frequency=2)
     optimizer = dataclasses.replace(
         soap,
-        refresh=lambda state, number: Recorded(number, log),
+        refresh=lambda state, params: Recorded(state, log),
         install=lambda state, found: found,
         installed=lambda state: state,
     )
-    return Refresher(optimizer, overlap), log
+    return Refresher(optimizer, "shapes", overlap), log
 
 
 def test_exactly_every_due_step_waits_for_its_own():
     refresh, log = recorded(overlap=False)
-    assert [refresh(0, n, n) for n in (4, 6, 8)] == [4, 6, 8]
-    assert log == ["begin 4", "wait 4", "begin 6", "wait 6", "begin 8", "wait 8"]
+    assert [refresh(f"factors {n}", n) for n in (4, 6)] == ["factors 4", "factors 6"]
+    assert log == ["begin factors 4", "wait factors 4", "begin factors 6", "wait factors 6"]
+    assert refresh.to_save(7) == {}
+
+
+def steps(refresh, numbers):
+    """What due steps go on with; a step's state is its number, as are its eigenvectors."""
+    return [refresh(number, number) for number in numbers]
 
 
 def test_overlapped_a_due_step_uses_those_of_the_one_before():
     refresh, log = recorded(overlap=True)
-    used = [4]
-    assert refresh(0, 4, 4) == 4  # the first are waited for
-    for number in (6, 8, 10):
-        used.append(refresh(used[-1], number, number))
-    assert used == [4, 4, 6, 8]
+    assert steps(refresh, (4, 6, 8, 10)) == [4, 6, 6, 8]  # 6: what is installed; the first waits
     assert log == ["begin 4", "wait 4", "begin 6", "wait 6", "begin 8", "wait 8", "begin 10"]
 
 
 def test_a_run_that_goes_on_uses_what_was_upcoming_when_it_was_saved():
-    whole, _ = recorded(overlap=True)
-    state = whole(0, 4, 4)
-    assert whole.upcoming(state) == 4
-    state = whole(state, 6, 6)
-    assert whole.upcoming(state) == whole.upcoming(state) == 6
+    whole, log = recorded(overlap=True)
+    assert whole.to_save(3) == {}
+    steps(whole, (4,))
+    assert whole.to_save(5) == {}  # those in use are all there are
+    steps(whole, (6,))
+    assert whole.to_save(7) == whole.to_save(7) == 6
     again, log = recorded(overlap=True)
-    again.resume(whole.upcoming(state))
-    assert again(state, 8, 8) == whole(state, 8, 8) == 6
+    again.resume(7, 7, whole.to_save(7))
+    assert steps(again, (8,)) == steps(whole, (8,)) == [6]
     assert log == ["begin 8"]
+
+
+def test_what_is_saved_at_a_due_step_waits_for_nobody_and_is_begun_again():
+    whole, log = recorded(overlap=True)
+    steps(whole, (4, 6))
+    assert whole.to_save(6) == {}
+    assert log[-1] == "begin 6"
+    again, log = recorded(overlap=True)
+    again.resume(6, 6, {})
+    assert log == ["begin 6"]
+    assert steps(again, (8,)) == steps(whole, (8,)) == [6]
 
 
 def test_the_eigenvectors_of_an_overlapped_step_are_the_exact_ones_of_the_step_before():
@@ -80,12 +94,12 @@ def test_the_eigenvectors_of_an_overlapped_step_are_the_exact_ones_of_the_step_b
     rng = np.random.default_rng(0)
     found = {}
     for overlap in (False, True):
-        refresh, state = Refresher(optimizer, overlap), optimizer.init(params)
+        refresh, state = Refresher(optimizer, params, overlap), optimizer.init(params)
         rng = np.random.default_rng(0)
         found[overlap] = []
         for number in range(1, 5):
             grads = {"w": jnp.asarray(rng.standard_normal((3, 3)), jnp.float32)}
-            state = refresh(optimizer.observe(grads, state), params, number)
+            state = refresh(optimizer.observe(grads, state), number)
             found[overlap].append(jax.device_get(optimizer.installed(state)))
     exact = found[False]
     for ours, want in zip(found[True], [exact[0], exact[0], *exact[1:3]], strict=True):
@@ -104,5 +118,12 @@ def test_an_overlapped_run_that_was_stopped_ends_as_one_never_stopped(tmp_path):
         want = [row for row in rows(whole) if row["step"] > step]
         assert rows(again / str(step)) == want
     exact = tmp_path / "exact"
-    run(exact, "scratch", {**changes, "optimizer.overlap": False})
+    exactly = {**changes, "optimizer.overlap": False, "checkpoint.keep_last": 9}
+    run(exact, "scratch", exactly)
     assert [row["loss"] for row in rows(exact)] != [row["loss"] for row in rows(whole)]
+    for before, after, step in ((exact, changes, 3), (exact, changes, 8), (whole, exactly, 5)):
+        other = tmp_path / f"switched-{step}"  # what was saved the one way goes on the other
+        saved = f"checkpoints/{step}"
+        shutil.copytree(before / saved, other / saved)
+        run(other, "scratch", after)
+        assert [row["step"] for row in rows(other)] == list(range(step + 1, 10))

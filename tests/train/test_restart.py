@@ -137,3 +137,17 @@ def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(start, referen
     assert "step 12/24" in out
     assert "step 10/24" not in out
     assert_same_run(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_a_run_asked_to_stop_as_it_evaluates_owes_that_evaluation(start, reference, tmp_path):
+    """Of a step between and of the last one, whose evaluation comes before the model's folder."""
+    for step, last in ((8, 8), (24, 24)):
+        code, out, err = finish(start(tmp_path, "evaluating", step))
+        assert code == 0, err
+        assert f"asked to stop: saved at step {last};" in out
+        assert steps(tmp_path)[-1] == last
+        assert not (tmp_path / "model").exists()
+    code, out, err = finish(start(tmp_path))
+    assert code == 0, err
+    assert_same_run(tmp_path, reference)

@@ -178,6 +178,19 @@ def test_a_process_that_fails_ends_the_others_with_its_error(cache, tmp_path, in
 
 
 @pytest.mark.slow
+def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_all(cache, tmp_path):
+    split = config({**PLAIN, "mesh.fsdp": 2})
+    ended = finish_all(start_all(2, split, tmp_path, cache, {1: ("full", 4)}), MOST)
+    assert [code for code, _, _ in ended] == [1, 1], ended
+    said = f"NotWrittenError: {tmp_path}/checkpoints: a checkpoint was not written: "
+    assert said in ended[1][2]
+    assert f") failed: {said}" in ended[0][2]
+    ended = finish_all(start_all(2, split, tmp_path, cache))
+    check_quiet(ended)
+    assert "going on from step" in ended[0][1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_where_all_or_one_are_asked_to_stop_all_save_and_go_on(cache, tmp_path, number):
     started = start_all(2, LONG, tmp_path, cache)

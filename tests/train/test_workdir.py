@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from adaperceiver_jax.train.workdir import check_renaming, find_workdir
+from adaperceiver_jax.train import workdir as module
+from adaperceiver_jax.train.workdir import check_renaming, check_shared, find_workdir
 
 
 def test_an_address_is_no_folder(tmp_path):
@@ -29,3 +30,25 @@ def test_a_mounted_bucket_that_renames_no_folder_is_refused(tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"Too many open files.*gcsfuse mounts needs --rename-dir"):
         check_renaming(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_does_not_share_is_refused(tmp_path, monkeypatch):
+    def unseen(where, word=""):
+        assert (tmp_path / word).exists()
+        return [word, ".process-1-0badcafe"]
+
+    monkeypatch.setattr(module, "wait_for_all", unseen)
+    with pytest.raises(ValueError, match=r"what process 1 writes there is not seen here; take a"):
+        check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_shared_is_left_as_it_was(tmp_path):
+    check_shared(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file: cannot be written to \("):
+        check_shared(tmp_path / "file")
