@@ -254,3 +254,26 @@ def test_soap_on_two_processes_is_soap_on_two_devices_and_compiled_once(cache, t
     check_quiet(ended)
     assert "compiled 0 programs and read" in ended[0][1]
     assert rows(again) == rows(two)
+
+
+@pytest.mark.slow
+def test_soap_overlapped_and_in_parts_goes_on_however_it_ended(cache, tmp_path):
+    """Asked to stop in an evaluation, and killed as a checkpoint is written."""
+    changes = {
+        "optimizer.overlap": True,
+        "optimizer.start_preconditioning_step": 2,
+        "optimizer.precondition_frequency": 2,
+        "accumulate": 2,
+        "mesh.fsdp": 2,
+        "checkpoint.every": "1 steps",
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    check_quiet(finish_all(start_all(1, config(changes), one, cache, devices=2)))
+    check_quiet(finish_all(start_all(2, config(changes), two, cache, {1: ("evaluating", 4)})))
+    assert steps(two)[-1] in (4, 5)
+    ended = finish_all(start_all(2, config(changes), two, cache, {1: ("saving", 7)}), MOST)
+    assert ended[1][0] == -signal.SIGKILL
+    ended = finish_all(start_all(2, config(changes), two, cache))
+    check_quiet(ended)
+    assert "going on from step 6 of 8" in ended[0][1]
+    assert_same_losses(rows(two), rows(one), 1e-4)
