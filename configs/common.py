@@ -142,7 +142,7 @@ def paper() -> ConfigDict:
     config.schedule.update(name="cosine", warmup="3000 steps", warmup_lr=1e-6, min_lr=1e-5)
     config.evaluation.update(every="1 epochs", batch_size=2048)
     config.evaluation.sub_networks = ((128, 832, 21), (32, 832, 21), (256, 416, 21), (256, 832, 7))
-    # A multiple of all configs' precondition_frequency: a save right after a refresh waits for none.
+    # A multiple of every precondition_frequency: a save right after a refresh waits for none.
     config.checkpoint.update(every="900 steps")
     return config
 

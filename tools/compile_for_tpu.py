@@ -13,7 +13,8 @@ two minutes a program at the paper's size on 2 cores. What the compiler made of 
   collectives: kind, axes of the mesh, dtype, how often, bytes;
   a step's time and MFU, reckoned from these (the assumptions stand below the table);
   whether the step is lean: nothing to the host, no gathers but weights, gradients reduced once,
-  donated memory used again, softmax kept on the chip.
+  donated memory used again, softmax kept on the chip, few FLOPs but the model's, and nothing that
+  the counts cannot see: in loops of unknown length, or in kernels.
 
 Prints Markdown, a page a step and a table of all at the end; progress goes to stderr. A step that
 does not fit its chips has its row too, and the command then ends with 1.
@@ -26,6 +27,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,16 +35,20 @@ import jax
 from absl import logging
 
 from adaperceiver_jax.aot.chips import CHIPS, Topology, find_topology, layout
+from adaperceiver_jax.aot.pages import ASSUMPTIONS, page, table
 from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
-from adaperceiver_jax.aot.report import ASSUMPTIONS, Report, held, page, replicated, table
+from adaperceiver_jax.aot.report import Report, held, replicated
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import Step, make_step
+from adaperceiver_jax.train.loop import LAG
 from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import WHOLE, way_of
 
-AHEAD = 2
-"""Batches on the chips beside the one that is used."""
+AHEAD = 2 + LAG
+"""Batches on the chips beside the one that is used: those of the LAG steps that the loop has begun
+behind it, and the two that `to_devices` has brought for the next. When the step is done a third is
+brought, but then the next step uses the first of these."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -77,10 +83,26 @@ def read_config(text: str) -> RunConfig:
     root = str(path.parent.parent)  # configs import each other
     if root not in sys.path:
         sys.path.insert(0, root)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config={text}: is no config, since it has no get_config")
-    return from_config(RunConfig, module.get_config(argument).to_dict())
+    try:
+        spec.loader.exec_module(module)
+        if hasattr(module, "get_config"):
+            return from_config(RunConfig, module.get_config(argument).to_dict())
+    except Exception as error:
+        raise ValueError(f"--config={text}: {_mistake(error, path)}") from error
+    raise ValueError(f"--config={text}: is no config, since it has no get_config")
+
+
+def _mistake(error: Exception, path: Path) -> str:
+    """What is wrong with a config, and in which line of it where it is a mistake of its code."""
+    if isinstance(error, ValueError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    said = str(error)
+    if isinstance(error, SyntaxError):
+        said, lines = error.msg, [error.lineno]
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {said}"
 
 
 def compile_step(name: str, config: RunConfig, topology: Topology, step: Step) -> Report:

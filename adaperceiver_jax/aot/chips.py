@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +42,8 @@ class Chip:
     """Rows and columns of a matrix unit: shorter matrices are padded to them."""
     largest: tuple[int, ...]
     """Sides of the largest topology that is let."""
+    host: int
+    """Chips of the largest slice that is one host; larger ones have hosts of four."""
     options: tuple[tuple[str, Any], ...] = ()
     """For the compiler."""
 
@@ -59,6 +63,7 @@ CHIPS = {
         ring=4,
         mxu=128,
         largest=(16, 16, 16),
+        host=4,
         # Its two cores run as one device on Cloud TPU; the compiler's default is one device each.
         options=(("chip_config_name", "megacore"),),
     ),
@@ -72,6 +77,7 @@ CHIPS = {
         ring=16,
         mxu=128,
         largest=(16, 16),
+        host=8,
     ),
     "v5p": Chip(
         kinds=("TPU v5p", "TPU v5"),
@@ -83,6 +89,7 @@ CHIPS = {
         ring=4,
         mxu=128,
         largest=(16, 16, 24),
+        host=4,
     ),
     "v6e": Chip(
         kinds=("TPU v6 lite", "TPU v6e"),
@@ -94,8 +101,15 @@ CHIPS = {
         ring=16,
         mxu=256,
         largest=(16, 16),
+        host=8,
     ),
 }
+
+
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+LAYOUTS = {2: FLAT, 3: DEEP}
+"""Of the slices that are named by how large they are, by axes of the torus."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,19 +123,23 @@ class Topology:
 
     @property
     def hosts(self) -> int:
+        if len(self.devices) <= self.chip.host:
+            return 1
         return 1 + max(device.process_index for device in self.devices)
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """'v5e:16x16' -> the chip and (16, 16); ValueError says what there is."""
     kind, _, text = name.partition(":")
+    if meant := _of_slice(name):
+        raise ValueError(f"topology {name!r}: is a slice; say {meant}, which is its layout")
     if kind not in CHIPS:
         raise ValueError(
             f"topology {name!r}: the chip must be one of {', '.join(CHIPS)}, as in v5e:16x16 or "
             "v4:4x4x4"
         )
     chip = CHIPS[kind]
-    sides = tuple(map(int, text.split("x"))) if re.fullmatch(r"\d+(x\d+)*", text) else ()
+    sides = _sides(text) if re.fullmatch(r"\d+(x\d+)*", text) else ()
     one, few = set(sides) == {1}, all(side % 2 == 0 for side in sides[:2]) and all(sides)
     small = math.prod(sides) <= math.prod(chip.largest) and max(sides, default=0) <= max(
         chip.largest
@@ -133,6 +151,22 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
             f"{'x'.join('1' * chip.torus)}"
         )
     return chip, sides
+
+
+def _of_slice(name: str) -> str:
+    """'v5e-256', 'v5litepod-256' -> 'v5e:16x16'; '' for what is no slice's name."""
+    kind, _, text = name.replace("v5litepod-", "v5e-").partition("-")
+    if kind not in CHIPS or not text.isdecimal():
+        return ""
+    torus = CHIPS[kind].torus
+    for sides in LAYOUTS[torus]:
+        if math.prod(_sides(sides)) * (2 if torus == 3 else 1) == int(text):  # cores, not chips
+            return f"{kind}:{sides}"
+    return ""
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
 
 
 def find_topology(name: str) -> Topology:
@@ -173,16 +207,49 @@ class Layout:
     def links(self, group: Sequence[int], chip: Chip) -> float:
         """The torus' axes that a group of chips spans, by the links they give: 1 for a ring, 1/2
         for a row, which has no way back but the one it came."""
-        sides = [len(set(places)) for places in zip(*self.coordinates, strict=True)]
+        return sum(links for _, links in self._spanned(group, chip))
+
+    def way(self, group: Sequence[int], chip: Chip) -> float:
+        """Links that what a group exchanges has to pass, in the mean, along the axis where that
+        takes longest: a quarter of a ring, and on a row, with half of a ring's links, twice that.
+        """
+        return max((side / 4 / links for side, links in self._spanned(group, chip)), default=0.0)
+
+    def _spanned(self, group: Sequence[int], chip: Chip) -> list[tuple[int, float]]:
+        """Of each axis that a group spans, its chips along it and the links."""
         mine = [len(set(p)) for p in zip(*(self.coordinates[n] for n in group), strict=True)]
-        rings = [side % chip.ring == 0 for side in sides]
-        if chip.torus == 3:
-            rings = [all(rings)] * 3
-        return sum(
-            1.0 if ring and spanned == side else 0.5
-            for ring, spanned, side in zip(rings, mine, sides, strict=True)
+        return [
+            (spanned, 1.0 if ring and spanned == side else 0.5)
+            for ring, spanned, side in zip(self._rings(chip), mine, self._sides, strict=True)
             if spanned > 1
-        )
+        ]
+
+    @property
+    def _sides(self) -> list[int]:
+        return [len(set(places)) for places in zip(*self.coordinates, strict=True)]
+
+    def _rings(self, chip: Chip) -> list[bool]:
+        """Whether the torus' axes close."""
+        rings = [side % chip.ring == 0 for side in self._sides]
+        return [all(rings)] * 3 if chip.torus == 3 else rings
+
+    @functools.cache  # noqa: B019
+    def crowd(self, pairs: tuple[tuple[int, ...], ...], chip: Chip) -> int:
+        """The most pairs of a permutation that share a link, one direction of it, when each goes
+        the short way, axis by axis."""
+        sides, rings = self._sides, self._rings(chip)
+        taken: Counter[tuple[tuple[int, ...], int, int]] = Counter()
+        for source, target in pairs:
+            place = list(self.coordinates[source])
+            for axis, (side, ring) in enumerate(zip(sides, rings, strict=True)):
+                way = self.coordinates[target][axis] - place[axis]
+                if ring and 2 * abs(way) > side:
+                    way -= side if way > 0 else -side
+                step = 1 if way > 0 else -1
+                for _ in range(abs(way)):
+                    taken[tuple(place), axis, step] += 1
+                    place[axis] = (place[axis] + step) % side
+        return max(taken.values(), default=0)
 
 
 def layout(mesh: Mesh) -> Layout:

@@ -9,10 +9,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from adaperceiver_jax.aot.flow import takers
 from adaperceiver_jax.aot.hlo import Array, Computation, Instruction, Module
 from adaperceiver_jax.aot.loops import Visit
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+REDUCTIONS = ("all-reduce", "reduce-scatter")
+MOVES = frozenset(
+    (
+        "convert",
+        "bitcast",
+        "copy",
+        "copy-start",
+        "copy-done",
+        "reshape",
+        "transpose",
+        "select",
+        "collective-permute-done",
+    )
+)
+"""What may stand between a permutation and the addition to what it moved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +48,32 @@ class Collective:
     op_name: str
     filled: int = 0
     """Numbers of the arrays that only fill them up, so that they can be cut into equal parts."""
+    adds: bool = False
+    """Whether it is a permutation to whose outcome is added: a part of a sum on its way around the
+    chips, as products are summed while they are computed."""
+    waits: bool = False
+    """Whether it is in a loop whose rounds depend on data."""
 
     @property
-    def numbers(self) -> int:
-        """In the arrays, once."""
-        return sum(array.size for array in self.arrays) - self.filled
+    def reduces(self) -> bool:
+        return self.adds or self.kind in REDUCTIONS
+
+    @property
+    def share(self) -> float:
+        """Of what it moves, what counts as reduced: an array's n parts go around a ring of n chips
+        in n + 1 permutations, in two directions, the first two of them of zeros."""
+        if not self.adds:
+            return 1.0
+        following, ring = {pair[0]: pair[1] for pair in self.groups}, 1
+        first = place = self.groups[0][0]
+        while (place := following.get(place, first)) != first:
+            ring += 1
+        return ring / (ring + 1)
+
+    @property
+    def numbers(self) -> float:
+        """In the arrays, once; of a sum on its way those that come to be summed."""
+        return self.share * (sum(array.size for array in self.arrays) - self.filled)
 
     @property
     def bytes(self) -> float:
@@ -69,14 +106,15 @@ class Collective:
         return f"part of {names}"
 
     def sent(self) -> float:
-        """Bytes a chip sends, once, around a ring in both directions.
+        """Bytes a chip sends, once.
 
-        Gathering passes on all of the array but one part, reducing does it twice (a half of it is
-        scattering), and what is exchanged travels a quarter of the ring.
+        Around a ring in both directions gathering passes on all of the array but one part, reducing
+        does it twice (a half of it is scattering). What is exchanged or permuted is sent whole; how
+        far it has to go is the layout's affair.
         """
         n, whole = self.size, self.bytes
         return {
-            "all-to-all": whole * n / 4,
+            "all-to-all": whole,
             "all-gather": whole * (n - 1) / n,
             "reduce-scatter": whole * (n - 1) / n,
             "all-reduce": 2 * whole * (n - 1) / n,
@@ -118,7 +156,16 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
                 where.operands(inner)[0],
                 inner.op_name or instruction.op_name,
                 sum(_filled(where, operand) for operand in where.operands(inner)),
+                kind == "collective-permute" and _is_added_to(module, where, inner),
+                visit.waits,
             )
+
+
+def _is_added_to(module: Module, computation: Computation, permutation: Instruction) -> bool:
+    """What is gathered goes into products, and what is only moved into arrays; to a sum the next
+    chip adds its part."""
+    found = takers(module, computation, permutation, lambda _, user, __: user.opcode in MOVES)
+    return any(user.opcode == "add" for user in found)
 
 
 def _filled(computation: Computation, operand: Instruction) -> int:

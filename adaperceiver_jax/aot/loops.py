@@ -18,10 +18,8 @@ class Visit:
     computation: Computation
     times: int
     """A call of the program."""
-    loop: Instruction | None = None
-    """The innermost loop it is in."""
-    outer: Computation | None = None
-    """The computation that loop stands in."""
+    waits: bool = False
+    """Whether a loop it is in has rounds that depend on data."""
 
 
 def visits(module: Module) -> Iterator[Visit]:
@@ -30,23 +28,18 @@ def visits(module: Module) -> Iterator[Visit]:
     A loop whose number of rounds depends on data counts as one round (`unknown_loops` names them),
     and so does each branch of a condition.
     """
-    yield from _visits(module, module.entry, 1, None, None)
+    yield from _visits(module, module.entry, 1, False)
 
 
-def _visits(
-    module: Module,
-    computation: Computation,
-    times: int,
-    loop: Instruction | None,
-    outer: Computation | None,
-) -> Iterator[Visit]:
+def _visits(module: Module, computation: Computation, times: int, waits: bool) -> Iterator[Visit]:
     for instruction in computation.instructions.values():
-        yield Visit(instruction, computation, times, loop, outer)
+        yield Visit(instruction, computation, times, waits)
         if instruction.opcode == "while":
-            rounds = times * (trip_count(module, computation, instruction) or 1)
+            count = trip_count(module, computation, instruction)
+            rounds = times * (1 if count is None else count)
             for part in ("condition", "body"):
                 inner = module.computations[instruction.called(part)]
-                yield from _visits(module, inner, rounds, instruction, computation)
+                yield from _visits(module, inner, rounds, waits or count is None)
         elif instruction.opcode in ("call", "conditional"):
             names = re.findall(r"%?([\w.\-]+)", instruction.attribute("branch_computations"))
             names += [
@@ -54,7 +47,7 @@ def _visits(
                 for part in ("to_apply", "true_computation", "false_computation")
             ]
             for name in filter(None, names):
-                yield from _visits(module, module.computations[name], times, loop, outer)
+                yield from _visits(module, module.computations[name], times, waits)
 
 
 def unknown_loops(module: Module) -> list[Instruction]:

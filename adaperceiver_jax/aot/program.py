@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 
 from adaperceiver_jax.aot.chips import Chip, Layout
 from adaperceiver_jax.aot.collectives import Collective, collectives
-from adaperceiver_jax.aot.hlo import Computation, Instruction, Module, parse
+from adaperceiver_jax.aot.hlo import Instruction, Module, parse
 from adaperceiver_jax.aot.loops import Visit, unknown_loops, visits
 from adaperceiver_jax.aot.matmuls import product
 from adaperceiver_jax.aot.provenance import argument
-from adaperceiver_jax.aot.traffic import hbm_bytes, host_transfers
+from adaperceiver_jax.aot.softmaxes import Softmax, softmaxes
+from adaperceiver_jax.aot.traffic import ONLY_NAMES, calls_host, hbm_bytes, host_transfers
 
 PREFETCHES = ("copy-start", "slice-start")
+ASYNC = ("AsyncCollectiveStart", "AsyncCollectiveDone")
+RECOMPUTED = "rematted_computation"
+"""In the names of operations that are done again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Work:
     """Bytes."""
     seconds: float
     """Of all but collectives."""
+    again: float = 0.0
+    """FLOPs that are done again in the backward pass, instead of keeping what they give."""
 
     def __add__(self, other: Work) -> Work:
         mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -84,16 +90,6 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class Softmax:
-    """An exponential of scores that are not kept on the chip."""
-
-    dims: tuple[int, ...]
-    op_name: str
-    bytes: float
-    """Read and written, all its times."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Program:
     """What is known of a compiled program."""
 
@@ -107,6 +103,10 @@ class Program:
     """What stops for the host."""
     unknown: tuple[Instruction, ...]
     """Loops whose rounds depend on data; counted as one."""
+    waiting: tuple[str, ...]
+    """Matrix products in them, by the names of their operations."""
+    opaque: tuple[str, ...]
+    """Calls of kernels, whose FLOPs are not counted: Pallas', or XLA's own for attention."""
     softmaxes: int
     spilled: tuple[Softmax, ...]
     """Of them those whose scores go through the large memory, a MiB or more each time."""
@@ -176,7 +176,7 @@ def read_program(
     module = parse(text)
     run = list(visits(module))
     work, costs = _work(module, run, chip)
-    softmaxes, spilled = _softmaxes(module, run)
+    count, spilled = softmaxes(module, run)
     given = [p for p in module.entry.parameters if _is_of(p.op_name, donated)]
     return Program(
         name=name,
@@ -186,7 +186,9 @@ def read_program(
         sent=tuple(_sent(module, c, layout, chip) for c in collectives(module, run, layout.size)),
         host=tuple(host_transfers(run, module)),
         unknown=tuple(unknown_loops(module)),
-        softmaxes=softmaxes,
+        waiting=tuple(_waiting(module, run)),
+        opaque=tuple(_opaque(module, run)),
+        softmaxes=count,
         spilled=tuple(spilled),
         kept=tuple(
             (p.op_name, p.arrays[0].padded_bytes)
@@ -212,17 +214,22 @@ def _work(module: Module, run: Sequence[Visit], chip: Chip) -> tuple[Work, list[
     work, costs = Work(0, 0, 0, 0, 0), dict[str, Cost]()
     for visit in run:
         found = [(visit.computation, visit.instruction), *module.inside(visit.instruction)]
-        products = [p for where, inner in found if (p := product(where, inner)) is not None]
-        passes = sum(p.padded_flops(chip.mxu) * p.passes for p in products)
+        products = [
+            (inner.op_name or visit.instruction.op_name, p)
+            for where, inner in found
+            if (p := product(where, inner)) is not None
+        ]
+        passes = sum(p.padded_flops(chip.mxu) * p.passes for _, p in products)
         moved = hbm_bytes(module, visit.computation, visit.instruction)
         times = passes / chip.flops, moved / chip.hbm_bandwidth
         prefetch = visit.instruction.opcode in PREFETCHES
         mine = Work(
-            flops=visit.times * sum(p.flops for p in products),
-            tiled=visit.times * sum(p.padded_flops(chip.mxu) for p in products),
+            flops=visit.times * sum(p.flops for _, p in products),
+            tiled=visit.times * sum(p.padded_flops(chip.mxu) for _, p in products),
             passes=visit.times * passes,
             hbm=visit.times * moved,
             seconds=0 if prefetch else visit.times * max(times),
+            again=visit.times * sum(p.flops for name, p in products if RECOMPUTED in name),
         )
         work += mine
         if mine.seconds:
@@ -243,40 +250,30 @@ def _sent(module: Module, collective: Collective, layout: Layout, chip: Chip) ->
 
 
 def _bandwidth(collective: Collective, layout: Layout, chip: Chip) -> float:
-    """Of the links along the torus' axes that a group spans; a permutation takes one direction."""
+    """Bytes a second, along the torus' axes that a group spans.
+
+    What is exchanged passes several links, and of a permutation, which takes one direction, several
+    parts may pass one.
+    """
+    axis = chip.ici_bandwidth / chip.torus
+    group = collective.groups[0]
     if collective.kind == "collective-permute":
-        return chip.ici_bandwidth / (2 * chip.torus)
-    links = layout.links(collective.groups[0], chip)
-    return chip.ici_bandwidth * (links or 1) / chip.torus
+        return axis / 2 / max(1, layout.crowd(collective.groups, chip))
+    if collective.kind == "all-to-all":
+        return axis / (layout.way(group, chip) or 1)
+    return axis * (layout.links(group, chip) or 1)
 
 
-def _softmaxes(module: Module, run: Sequence[Visit]) -> tuple[int, list[Softmax]]:
-    """How many there are, and those that spill."""
-    count, spilled = 0, []
+def _waiting(module: Module, run: Sequence[Visit]) -> Iterator[str]:
     for visit in run:
         found = [(visit.computation, visit.instruction), *module.inside(visit.instruction)]
-        exponentials = {
-            inner.arrays[0].dims: inner.op_name
-            for where, inner in found
-            if inner.opcode == "exponential" and _is_summed(where, inner)
-        }
-        count += bool(exponentials)
-        touched = [
-            *visit.instruction.arrays,
-            *(a for o in visit.computation.operands(visit.instruction) for a in o.arrays),
-        ]
-        for dims, op_name in exponentials.items():
-            moved = sum(array.hbm_bytes for array in touched if array.dims == dims)
-            if moved >= 2**20:
-                spilled.append(Softmax(dims, op_name, moved * visit.times))
-    return count, spilled
+        if visit.waits and any(product(where, inner) for where, inner in found):
+            yield visit.instruction.op_name or visit.instruction.name
 
 
-def _is_summed(computation: Computation, exponential: Instruction) -> bool:
-    """Whether what is added up next is the exponential itself, as in a softmax."""
-    users = computation.users[exponential.name]
-    return any(
-        user.opcode == "reduce"
-        or (user.opcode in ("convert", "bitcast", "copy") and _is_summed(computation, user))
-        for user in users
-    )
+def _opaque(module: Module, run: Sequence[Visit]) -> Iterator[str]:
+    for visit in run:
+        for inner in (visit.instruction, *(inner for _, inner in module.inside(visit.instruction))):
+            target = inner.attribute("custom_call_target").strip('"')
+            if target and target not in (*ONLY_NAMES, *ASYNC) and not calls_host(inner):
+                yield f"{target} {inner.op_name}".strip()

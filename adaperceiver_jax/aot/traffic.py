@@ -146,8 +146,11 @@ def host_transfers(visits: Sequence[Visit], module: Module) -> list[Visit]:
         if visit.instruction.opcode in TO_HOST
         or any(array.space == HOST for array in visit.instruction.arrays)
         or any(
-            name in inner.attribute("custom_call_target")
-            for _, inner in [(None, visit.instruction), *module.inside(visit.instruction)]
-            for name in HOST_CALLS
+            calls_host(inner)
+            for inner in (visit.instruction, *(i for _, i in module.inside(visit.instruction)))
         )
     ]
+
+
+def calls_host(instruction: Instruction) -> bool:
+    return any(name in instruction.attribute("custom_call_target") for name in HOST_CALLS)

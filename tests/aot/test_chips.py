@@ -1,10 +1,11 @@
 """Chips, and topologies by name."""
 
+import math
 import types
 
 import pytest
 
-from adaperceiver_jax.aot.chips import CHIPS, parse_topology
+from adaperceiver_jax.aot.chips import CHIPS, LAYOUTS, Topology, parse_topology
 from adaperceiver_jax.train.metrics import peak_flops
 
 
@@ -34,11 +35,40 @@ def test_a_topology_is_read_from_its_name(name, sides):
         ("v5e:", "takes 2 sides"),
         ("v5e:0x4", "takes 2 sides"),
         ("v5e:axb", "takes 2 sides"),
+        ("v5e-256", "'v5e-256': is a slice; say v5e:16x16"),
+        ("v5litepod-16", "say v5e:4x4"),
+        ("v5litepod-8", "say v5e:2x4"),
+        ("v6e-64", "say v6e:8x8"),
+        ("v4-8", "say v4:2x2x1"),  # named by cores, two a chip
+        ("v4-128", "say v4:4x4x4"),
+        ("v5p-128", "say v5p:4x4x4"),
+        ("v5e-100", "must be one of"),
+        ("v4-9", "must be one of"),
+        ("v5e-", "must be one of"),
     ],
 )
 def test_one_there_is_not_is_refused_with_what_there_is(name, said):
     with pytest.raises(ValueError, match=said):
         parse_topology(name)
+
+
+@pytest.mark.parametrize("torus", LAYOUTS)
+def test_slices_are_told_apart_by_their_size_and_are_topologies(torus):
+    sizes = [math.prod(map(int, sides.split("x"))) for sides in LAYOUTS[torus]]
+    assert sizes == sorted(set(sizes))
+    for kind, chip in CHIPS.items():
+        for sides in LAYOUTS[torus] if chip.torus == torus else ():
+            parse_topology(f"{kind}:{sides}")
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts"),
+    [("v5e:2x4", 1), ("v6e:2x4", 1), ("v5e:4x4", 4), ("v4:2x2x1", 1), ("v4:2x2x2", 2)],
+)
+def test_eight_chips_of_a_small_slice_are_one_host(name, hosts):
+    chip, sides = parse_topology(name)
+    devices = [types.SimpleNamespace(process_index=n // 4) for n in range(math.prod(sides))]
+    assert Topology(name, chip, tuple(devices)).hosts == hosts
 
 
 @pytest.mark.parametrize(

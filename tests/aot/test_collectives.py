@@ -1,5 +1,7 @@
 """What chips send to each other: kinds, sizes, and the axes of the mesh."""
 
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from adaperceiver_jax.aot.chips import find_topology
 from adaperceiver_jax.aot.collectives import Collective, collectives
 from adaperceiver_jax.aot.hlo import parse
 from adaperceiver_jax.aot.loops import visits
-from tests.aot.texts import LOOP, entry
+from tests.aot.texts import LOOP, around, entry
 
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 MESH = (("data", 4), ("fsdp", 2))
 ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
 COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
@@ -80,7 +84,7 @@ def test_what_is_gathered_counts_whole_and_what_is_reduced_as_it_is():
         ("all-gather", 7 / 8),
         ("reduce-scatter", 7 / 8),
         ("all-reduce", 7 / 4),
-        ("all-to-all", 2.0),
+        ("all-to-all", 1.0),
         ("collective-permute", 1.0),
     ],
 )
@@ -165,6 +169,54 @@ def test_in_a_loop_it_counts_every_round():
         "%twice = f32[8,128]{1,0:T(8,128)} all-reduce(%x.1), replica_groups=[1,8]<=[8]",
     )
     assert [c.times for c in found(text)] == [21]
+
+
+def test_a_sum_that_goes_around_while_it_is_computed_is_a_reduction():
+    """Five permutations of a quarter, the first two of zeros, are one array reduced over four."""
+    found_here = found(around("add"), 4)
+    assert [(c.kind, c.times) for c in found_here] == [("collective-permute", 4)] * 2
+    assert all(c.adds and c.reduces for c in found_here)
+    assert sum(c.times * c.numbers for c in found_here) == pytest.approx(8 * (8 * 128) * 4 / 5)
+    assert [c.share for c in found_here] == [4 / 5, 4 / 5]
+
+
+@pytest.mark.parametrize("taker", ["convolution", "multiply", "maximum"])
+def test_what_goes_around_to_be_multiplied_is_gathered(taker):
+    assert not any(c.adds or c.reduces for c in found(around(taker), 4))
+
+
+def test_one_that_waits_for_data_says_so():
+    text = LOOP.replace(
+        "%twice = f32[8,128]{1,0:T(8,128)} add(%x.1, %x.1)",
+        "%twice = f32[8,128]{1,0:T(8,128)} all-reduce(%x.1), replica_groups=[1,8]<=[8]",
+    )
+    assert [c.waits for c in found(text)] == [False]
+    text = text.replace("%next = s32[]{:T(128)} add", "%next = s32[]{:T(128)} multiply")
+    assert [(c.times, c.waits) for c in found(text)] == [(1, True)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once():
+    """A gradient of columns dealt to 8 chips: the weights go around, and the gradient's parts."""
+    devices = np.array(find_topology("v5e:4x2").devices)
+    mesh = jax.sharding.Mesh(devices, ("fsdp",))
+
+    def shape(rows, columns, *axes):
+        place = NamedSharding(mesh, P(*axes))
+        return jax.ShapeDtypeStruct((rows, columns), jnp.bfloat16, sharding=place)
+
+    weights = shape(4096, 4096, None, "fsdp")
+    step = jax.jit(
+        jax.grad(lambda w, x: jnp.sum((x @ w).astype(jnp.float32) ** 2)),
+        out_shardings=weights.sharding,
+    )
+    text = step.lower(weights, shape(32768, 4096, "fsdp")).compile().as_text()
+    reduced = [c for c in found(text) if c.reduces]
+    assert {c.kind for c in reduced} == {"collective-permute"}
+    assert sum(c.times * c.numbers for c in reduced) == pytest.approx(4096**2)
+    moved = sum(c.times * c.numbers for c in found(text) if not c.reduces)
+    assert moved == pytest.approx(4096**2 * 9 / 8)
 
 
 def test_what_this_jax_compiles_is_read():

@@ -1,12 +1,13 @@
 """A compiled program, counted: work, time, softmaxes, donated memory."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from adaperceiver_jax.aot import program as program_module
 from adaperceiver_jax.aot.chips import CHIPS, Layout
-from adaperceiver_jax.aot.program import Memory, Program, read_program
+from adaperceiver_jax.aot.program import Memory, Program, Sent, read_program
 from tests.aot.texts import LOOP, entry
 
 V5E = CHIPS["v5e"]
@@ -73,6 +74,36 @@ def test_loops_count_every_round():
     assert [loop.name for loop in read(waits).unknown] == ["loop"]
 
 
+def test_products_in_loops_that_wait_for_data_are_named():
+    square = "f32[128,128]{1,0:T(8,128)}"
+    text = LOOP.replace("f32[8,128]{1,0:T(8,128)}", square).replace(
+        f"{square} add(%x.1, %x.1)", f"{square} convolution(%x.1, %x.1), dim_labels=bf_io->bf"
+    )
+    assert read(text).work.flops == 21 * 2 * 128**3
+    assert read(text).waiting == ()
+    waits = read(text.replace("%next = s32[]{:T(128)} add", "%next = s32[] negate"))
+    assert waits.waiting == ("twice",)
+
+
+def test_products_that_are_done_again_are_told_apart():
+    again = matmul(256).replace(
+        "bf_io->bf", 'bf_io->bf, metadata={op_name="a/rematted_computation/b"}'
+    )
+    assert read(again).work.again == read(again).work.flops == 2 * 256**3
+    assert read(matmul(256)).work.again == 0
+
+
+def test_kernels_that_nobody_counts_are_named():
+    text = entry(
+        "%x = f32[8,128]{1,0} parameter(0)",
+        '%y = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", '
+        'metadata={op_name="attn/flash"}',
+        '%z = f32[8,128]{1,0} custom-call(%y), custom_call_target="ConcatBitcast"',
+    )
+    assert read(text).opaque == ("tpu_custom_call attn/flash",)
+    assert read(LOOP).opaque == ()
+
+
 def gather(groups: str) -> str:
     return entry(
         "%x = f32[1024,1024]{1,0} parameter(0), metadata={op_name=\"params['w']\"}",
@@ -87,6 +118,63 @@ def test_collectives_take_the_links_of_the_torus_axes_they_span():
     assert one.seconds == pytest.approx(one.bytes * 3 / 4 / (V5E.ici_bandwidth / 4))
     (both,) = read(gather("[1,16]<=[16]")).sent
     assert both.seconds == pytest.approx(both.bytes * 15 / 16 / (V5E.ici_bandwidth / 2))
+
+
+def torus(*sides: int) -> Layout:
+    """A mesh of one axis over it."""
+    places = tuple((*place, 0) for place in itertools.product(*map(range, sides)))
+    return Layout((("data", len(places)),), places)
+
+
+def exchange(layout: Layout, chips: int) -> Sent:
+    """Of a MiB each of the first `chips`, two arrays a chip in turn."""
+    groups = f"[{layout.size // chips},{chips}]<=[{layout.size}]"
+    text = entry(
+        "%x = f32[512,512]{1,0} parameter(0)",
+        f"%g = f32[512,512]{{1,0}} all-to-all(%x), replica_groups={groups}, dimensions={{0}}",
+    )
+    (sent,) = read(text, layout).sent
+    return sent
+
+
+def test_what_is_exchanged_over_two_axes_goes_a_quarter_around_each():
+    axis = V5E.ici_bandwidth / 2
+    whole, ring = exchange(torus(16, 16), 256), exchange(torus(16, 16), 16)
+    assert ring.seconds == pytest.approx(4 * 2**20 / axis)
+    assert whole.seconds == pytest.approx(ring.seconds)  # eight links, of twice as many
+    # Rows of four: half of a ring's links, on both axes.
+    assert exchange(torus(4, 4), 16).seconds == pytest.approx(2 * 2**20 / axis)
+    # The ring of sixteen takes longer than the row of eight has.
+    assert exchange(torus(8, 16), 128).seconds == pytest.approx(4 * 2**20 / axis)
+
+
+def permuted(layout: Layout, to: Callable[[int, int], tuple[int, int]]) -> Sent:
+    """Every chip sends a MiB to where `to` says, on a torus of two axes."""
+    numbers = {place[:2]: number for number, place in enumerate(layout.coordinates)}
+    pairs = ",".join(f"{{{n},{numbers[to(*place)]}}}" for place, n in numbers.items())
+    text = entry(
+        "%x = f32[512,512]{1,0} parameter(0)",
+        f"%g = f32[512,512]{{1,0}} collective-permute(%x), source_target_pairs={{{pairs}}}",
+    )
+    (sent,) = read(text, layout).sent
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("sides", "to", "most"),
+    [
+        ((16, 16), lambda x, y: (x, (y + 1) % 16), 1),
+        ((16, 16), lambda x, y: (x, (y - 3) % 16), 3),
+        ((16, 16), lambda x, y: ((x + 8) % 16, (y + 1) % 16), 8),
+        ((16, 16), lambda x, y: (15 - x, y), 4),  # two pairs in the middle, and around
+        ((4, 4), lambda x, y: (x, (y + 1) % 4), 1),  # back along the row, against the others
+        ((4, 4), lambda x, y: ((x + 2) % 4, y), 2),
+        ((4, 4), lambda x, y: (x, y), 1),
+    ],
+)
+def test_a_permutation_takes_as_long_as_its_fullest_link(sides, to, most):
+    sent = permuted(torus(*sides), to)
+    assert sent.seconds == pytest.approx(most * 2**20 / (V5E.ici_bandwidth / 4))
 
 
 @pytest.mark.parametrize(
@@ -113,48 +201,6 @@ def test_short_sides_are_rows_and_long_ones_rings(kind, sides, spanned, links):
     assert mesh.links(group, CHIPS[kind]) == links
     if kind == "v5e" and links == 1:  # half of a ring is a row
         assert mesh.links(group[: len(group) // 2], CHIPS[kind]) == 0.5
-
-
-SOFTMAX = """\
-%softmax (s: f32[64,256,256]) -> (f32[64,256,256], f32[64,256]) {
-  %s = f32[64,256,256]{2,1,0} parameter(0)
-  %e = f32[64,256,256]{2,1,0} exponential(%s), metadata={op_name="attn/exp"}
-  %z = f32[] constant(0)
-  %r = f32[64,256]{1,0} reduce(%e, %z), dimensions={2}, to_apply=%add
-  ROOT %t = (f32[64,256,256]{2,1,0}, f32[64,256]{1,0}) tuple(%e, %r)
-}
-"""
-
-
-def softmax(space: str) -> Program:
-    scores = f"f32[64,256,256]{{2,1,0{space}}}"
-    return read(
-        entry(
-            f"%x = {scores} parameter(0)",
-            f"%y = ({scores}, f32[64,256]{{1,0}}) fusion(%x), kind=kLoop, calls=%softmax",
-            before=SOFTMAX,
-        )
-    )
-
-
-def test_scores_in_the_large_memory_are_named():
-    spilled = softmax("")
-    assert spilled.softmaxes == 1
-    (scores,) = spilled.spilled
-    assert (scores.dims, scores.op_name) == ((64, 256, 256), "attn/exp")
-    assert scores.bytes == 2 * 4 * 64 * 256 * 256
-    assert softmax(":S(1)").softmaxes == 1
-    assert softmax(":S(1)").spilled == ()
-
-
-def test_an_exponential_that_nothing_sums_is_no_softmax():
-    text = SOFTMAX.replace("reduce(%e, %z)", "reduce(%s, %z)")
-    module = entry(
-        "%x = f32[64,256,256]{2,1,0} parameter(0)",
-        "%y = (f32[64,256,256]{2,1,0}, f32[64,256]{1,0}) fusion(%x), kind=kLoop, calls=%softmax",
-        before=text,
-    )
-    assert read(module).softmaxes == 0
 
 
 def test_donated_arguments_that_nothing_takes_the_place_of_are_named():

@@ -37,3 +37,54 @@ def entry(*lines: str, before: str = "") -> str:
     return (
         f"HloModule jit_f, is_scheduled=true\n\n{before}\nENTRY %main () -> f32[] {{\n{body}\n}}\n"
     )
+
+
+def around(taker: str) -> str:
+    """A ring of four chips: two arrays go around in a loop of four rounds, as the TPU's compiler
+    writes products that are computed while they are sent. What a round does with them is `taker`,
+    to the one at once, to the other at the beginning of the next round."""
+    array = "f32[8,128]{1,0:T(8,128)}"
+    ring = "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}"
+    kind = "" if taker != "convolution" else ", dim_labels=bf_oi->bf"
+    return f"""\
+HloModule jit_step, is_scheduled=true
+
+%taken (a: f32[8,128], b: f32[8,128]) -> f32[8,128] {{
+  %a = {array} parameter(0)
+  %b = {array} parameter(1)
+  %moved = {array} bitcast(%a)
+  ROOT %new = {array} {taker}(%moved, %b){kind}
+}}
+
+%cond (p.0: (s32[], f32[8,128], f32[8,128], f32[8,128])) -> pred[] {{
+  %limit = s32[] constant(4)
+  %p.0 = (s32[], {array}, {array}, {array}) parameter(0)
+  %i.0 = s32[] get-tuple-element(%p.0), index=0
+  ROOT %lt = pred[] compare(%i.0, %limit), direction=LT
+}}
+
+%body (p.1: (s32[], f32[8,128], f32[8,128], f32[8,128])) -> (s32[], f32[8,128], f32[8,128], \
+f32[8,128]) {{
+  %p.1 = (s32[], {array}, {array}, {array}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %one = s32[] constant(1)
+  %next = s32[] add(%i.1, %one)
+  %x.1 = {array} get-tuple-element(%p.1), index=1
+  %y.1 = {array} get-tuple-element(%p.1), index=2
+  %part = {array} get-tuple-element(%p.1), index=3
+  %s = ({array}, {array}, u32[]) collective-permute-start(%x.1), channel_id=1, {ring}
+  %d = {array} collective-permute-done(%s)
+  %x.2 = {array} fusion(%d, %part), kind=kLoop, calls=%taken
+  %y.2 = {array} fusion(%y.1, %part), kind=kLoop, calls=%taken
+  %y.3 = {array} collective-permute(%y.2), channel_id=2, {ring}
+  ROOT %t.1 = (s32[], {array}, {array}, {array}) tuple(%next, %x.2, %y.3, %part)
+}}
+
+ENTRY %main (x: f32[8,128]) -> f32[8,128] {{
+  %x = {array} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], {array}, {array}, {array}) tuple(%zero, %x, %x, %x)
+  %loop = (s32[], {array}, {array}, {array}) while(%start), condition=%cond, body=%body
+  ROOT %out = {array} get-tuple-element(%loop), index=1
+}}
+"""

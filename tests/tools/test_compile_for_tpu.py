@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from adaperceiver_jax.aot import chips
+from adaperceiver_jax.data.pipeline import to_devices
 from adaperceiver_jax.tasks.shapes import make_step
+from adaperceiver_jax.train.loop import LAG
 from tools import compile_for_tpu as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,10 +31,49 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
         ("configs/common.py", "v5e:2x2", "--config=configs/common.py: is no config"),
         (f"{SCRATCH}:batch=3", "v5e:2x2", "argument 'batch': there is no such key"),
         (f"{SCRATCH}:batch_size=0", "v5e:2x2", "config.batch_size=0: must be at least 1"),
+        (SCRATCH, "v5e-256", "is a slice; say v5e:16x16"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_compiled(refused, config, topology, said):
     assert said in refused(tool, "--config", config, "--topology", topology)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "def get_config(arg=''):\n    return 1 / 0",
+            "line 2: ZeroDivisionError: division by zero",
+        ),
+        ("x = 1\ndef get_config(\n", "line 2: SyntaxError: '(' was never closed"),
+        ("import nothing_of_this_name", "line 1: ModuleNotFoundError: No module named"),
+        ("def get_config(arg=''):\n    return 3", "mine.py: AttributeError: 'int' object has no"),
+    ],
+)
+def test_a_mistake_in_a_config_is_said_in_one_line(refused, tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    lines = refused(tool, "--config", str(path), "--topology", "v5e:2x2").strip().splitlines()
+    assert f"--config={path}: " in lines[-1]
+    assert said in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_as_many_batches_are_held_as_are_counted():
+    """As the loop does: the next is asked for when the first of the last LAG steps is done."""
+    most = done = drawn = 0
+
+    def draw():
+        nonlocal most, drawn
+        for drawn in range(1, 21):
+            most = max(most, drawn - done)
+            yield {"image": np.zeros(1)}
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for step, _ in enumerate(to_devices(draw(), sharding), 1):
+        most = max(most, drawn - done)
+        done = max(0, step - LAG)
+    assert most == 1 + tool.AHEAD
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
@@ -92,7 +135,7 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
     assert "4 chips, hosts 1 (data 2, fsdp 2), 64 images a step" in split
     for page in (whole, split):
         assert "**no**" not in page
-        assert page.count("- yes: ") == 7
+        assert page.count("- yes: ") == 10
     assert "no large array is replicated but by a rule: 0 of 4 MiB or more" in split
     for page, dtype in ((whole, "f32"), (split, "bf16")):
         reduced = re.search("gradients are reduced once: .* trained: (.*)$", page, re.MULTILINE)
@@ -127,7 +170,7 @@ def test_a_step_with_every_readout_and_a_teacher_is_lean():
     done = compiled("--config", FEATURES, "--topology", "v5e:2x2")
     assert done.returncode == 0, done.stderr
     assert "**no**" not in done.stdout
-    assert done.stdout.count("- yes: ") == 7
+    assert done.stdout.count("- yes: ") == 10
     step = make_step(tool.read_config(FEATURES))
     formula = step.task.train_flops(step.apply[1]) * 64 / 4
     # Attention's scores are computed twice, and for all latents where few are read.
