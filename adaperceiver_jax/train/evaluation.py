@@ -46,7 +46,7 @@ def evaluate(
     state: TrainState,
     constants: Any,
     batches: Iterable[Batch],
-    stop: Callable[[], bool],
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """'SUB_NETWORK/METRIC' of each sub-network over all batches, by EMA weights.
 
