@@ -5,6 +5,7 @@ On one process all of it is free and does nothing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -178,8 +179,9 @@ def _end(why: str) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stdout.flush()
-    print(f"process {_index} ({socket.gethostname()}): {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log's disk may be what is full; the end is to come
+        sys.stdout.flush()
+        print(f"process {_index} ({socket.gethostname()}): {text}", file=sys.stderr, flush=True)
 
 
 def _exit(status: int) -> NoReturn:

@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from tests.train.small import ROOT
 
@@ -42,6 +44,8 @@ def start_all(
         environment["JAX_NUM_PROCESSES"] = str(count)
     started = []
     for index in range(count):
+        # Files, as a pipe that nobody reads until the end has room for 64 KiB.
+        out, err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         moment = (moments or {}).get(index)
         program = ["main.py"]
         if moment:
@@ -54,11 +58,11 @@ def start_all(
                 ],
                 cwd=ROOT,
                 env={**environment, **({"JAX_PROCESS_ID": str(index)} if count > 1 else {})},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                stdout=out,
+                stderr=err,
             )
         )
+        started[-1].said = out, err
     return started
 
 
@@ -70,20 +74,17 @@ def finish_all(started: list[subprocess.Popen], within: float = 300) -> list[tup
         deadline = time.monotonic() + within
         ended = []
         for process in started:
-            out, err = process.communicate(timeout=max(deadline - time.monotonic(), 1))
-            ended.append((process.returncode, _ours(out), _ours(err)))
+            process.wait(timeout=max(deadline - time.monotonic(), 1))
+            ended.append((process.returncode, *map(_ours, process.said)))
         return ended
     finally:
         for process in started:
             process.kill()
 
 
-def _ours(text: str) -> str:
-    return "".join(
-        line
-        for line in text.splitlines(keepends=True)
-        if not any(words in line for words in _THEIRS)
-    )
+def _ours(said: TextIO) -> str:
+    said.seek(0)
+    return "".join(line for line in said if not any(words in line for words in _THEIRS))
 
 
 def send_all(started: list[subprocess.Popen], number: signal.Signals) -> None:
