@@ -63,17 +63,12 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        workdir: Path,
-        settings: CheckpointSettings | None = None,
-        metric: str = "",
-        wait: float = 1200.0,
+        self, workdir: Path, settings: CheckpointSettings | None = None, metric: str = ""
     ) -> None:
         """Without settings it only reads.
 
         Args:
           metric: by which the best are kept; '-NAME': the lower the better.
-          wait: seconds in which a checkpoint must be written.
         """
         self.folder = (workdir / FOLDER).absolute()
         keep: list[Any] = []
@@ -104,7 +99,6 @@ class Checkpoints:
                 create=settings is not None,
                 read_only=settings is None,
                 save_interval_steps=1 if settings else 0,
-                async_options=ocp.AsyncOptions(timeout_secs=round(wait)),
             ),
             item_handlers=self._handlers,
         )

@@ -154,8 +154,7 @@ def train(
     with Compiling():
         constants = jax.device_put(constants, shardings)
         workdir.mkdir(parents=True, exist_ok=True)
-        wait = settings.processes.wait
-        with Checkpoints(workdir, settings.checkpoint, _best(task), wait) as checkpoints:
+        with Checkpoints(workdir, settings.checkpoint, _best(task)) as checkpoints:
             return Run(
                 settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints
             ).go()
