@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
         train(config, make_task(config), workdir, data)
         processes.leave()
     except ends as error:
-        processes.stop(f"{type(error).__name__}: {error}")
+        refused = isinstance(error, ValueError)
+        processes.stop(f"{type(error).__name__}: {error}", goes_on=not refused)
     except KeyboardInterrupt:
         processes.stop(f"stopped; {processes.GOES_ON}", status=130)
     except Exception:

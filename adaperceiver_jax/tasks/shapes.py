@@ -14,11 +14,10 @@ from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.optim.trainable import split
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.tasks.pretrained import MADE_UP
-from adaperceiver_jax.train.loop import programs_of
+from adaperceiver_jax.train.loop import check_batches, programs_of
 from adaperceiver_jax.train.plan import make_plan
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
-    check_batch,
     constant_shardings,
     make_mesh,
 )
@@ -48,7 +47,7 @@ def make_step(config: RunConfig, devices: Sequence[Any] | None = None) -> Step:
     for; ValueError for what the trainer would refuse. Reads no images, and no teacher of timm's."""
     config = teacher_made_up(config)
     mesh = make_mesh(config.mesh, devices)
-    check_batch(config.batch_size, config.accumulate, mesh, "config.batch_size")
+    check_batches(config, mesh)
     task = make_task(config)
     _, programs = programs_of(config, task, mesh, make_plan(config, IMAGES))
     shapes = jax.eval_shape(task.constants)

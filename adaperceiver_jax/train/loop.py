@@ -41,7 +41,6 @@ from adaperceiver_jax.train.metrics import (
     sub_network_name,
 )
 from adaperceiver_jax.train.plan import Plan, make_plan
-from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import Settings
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
@@ -54,12 +53,13 @@ from adaperceiver_jax.train.state import TrainState
 from adaperceiver_jax.train.step import Metrics, Programs, make_programs
 from adaperceiver_jax.train.task import Task
 from adaperceiver_jax.train.trace import Trace
-from adaperceiver_jax.train.workdir import check_renaming, check_shared, find_workdir
+from adaperceiver_jax.train.workdir import check_workdir, find_workdir
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 MODEL = "model"
+SHARDINGS = "shardings.txt"
 """The folder, in a run's, that its finished weights are left in."""
 LAG = 2
 """Steps that may be under way before the metrics of the first of them are looked at."""
@@ -94,12 +94,16 @@ class Result:
 def check(settings: Settings) -> Opened:
     """The run's data; ValueError for what is wrong with a run whatever its task: before a teacher
     is loaded."""
-    mesh = make_mesh(settings.mesh)
-    check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
-    check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
+    check_batches(settings, make_mesh(settings.mesh))
     opened = open_data(settings.data)
     make_plan(settings, len(opened.train.source))
     return opened
+
+
+def check_batches(settings: Settings, mesh: Mesh) -> None:
+    """ValueError unless batches can be split over the mesh."""
+    check_batch(settings.batch_size, settings.accumulate, mesh, "config.batch_size")
+    check_batch(settings.evaluation.batch_size, 1, mesh, "config.evaluation.batch_size")
 
 
 def programs_of(
@@ -150,10 +154,9 @@ def train(
     schedule, programs = programs_of(settings, task, mesh, plan)
     constants = task.constants()
     shardings = constant_shardings(constants, mesh, settings.mesh.rules)
-    wait_for_all("the beginning of training")
+    check_workdir(workdir)
     with Compiling():
         constants = jax.device_put(constants, shardings)
-        workdir.mkdir(parents=True, exist_ok=True)
         with Checkpoints(workdir, settings.checkpoint, _best(task)) as checkpoints:
             return Run(
                 settings, task, workdir, plan, schedule, programs, constants, feed, checkpoints
@@ -192,6 +195,7 @@ class Run:
     def go(self) -> Result:
         """All steps that are left."""
         state = self._begin()
+        self._describe()
         first, last = int(state.step), self.plan.last
         writer = Writer(self.workdir, first - bool(self.owed))
         progress = Progress(
@@ -249,7 +253,15 @@ class Run:
         """The state to start from: of the newest checkpoint that is whole, or of `init_from`, or
         fresh."""
         settings, shapes = self.settings, self.programs.state
-        self._describe(shapes)
+        total, trained = count_params(shapes.params), count_params(shapes.ema)
+        mesh = self.programs.mesh
+        say(
+            f"{self.workdir}: {total / 1e6:.2f} M parameters"
+            + (f", {trained / 1e6:.2f} M of them trained" if trained < total else "")
+            + f"; {self.plan.last} steps of {settings.batch_size} images on "
+            f"{mesh.size} x {jax.devices()[0].device_kind} "
+            f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
+        )
         restored = self.checkpoints.restore(shapes)
         if restored is not None:
             step = int(restored.state.step)
@@ -280,25 +292,15 @@ class Run:
         say(f"{settings.init_from}: {report}")
         return self.programs.begin(params)
 
-    def _describe(self, shapes: TrainState) -> None:
-        """Says what is trained on what; writes `config.json` and `shardings.txt`."""
-        mesh = self.programs.mesh
-        total, trained = count_params(shapes.params), count_params(shapes.ema)
-        say(
-            f"{self.workdir}: {total / 1e6:.2f} M parameters"
-            + (f", {trained / 1e6:.2f} M of them trained" if trained < total else "")
-            + f"; {self.plan.last} steps of {self.settings.batch_size} images on "
-            f"{mesh.size} x {jax.devices()[0].device_kind} "
-            f"(data {mesh.shape['data']}, fsdp {mesh.shape['fsdp']})"
-        )
-        check_shared(self.workdir)
-        if jax.process_index() == 0:
-            check_renaming(self.workdir)
-            self._warn_of_changes()
-            text = json.dumps(dataclasses.asdict(self.settings), indent=2)
-            write_text(self.workdir / CONFIG, text)
-            write_text(self.workdir / "shardings.txt", describe(shapes))
-        wait_for_all("the run's folder, begun")
+    def _describe(self) -> None:
+        """Writes `config.json` and `shardings.txt`, of a run that the folder's checkpoints fit."""
+        if jax.process_index() > 0:
+            return
+        self._warn_of_changes()
+        text = json.dumps(dataclasses.asdict(self.settings), indent=2)
+        write_text(self.workdir / CONFIG, text)
+        arrays = {"state": self.programs.state, "constants": self.constants}
+        write_text(self.workdir / SHARDINGS, describe(arrays))
 
     def _warn_of_changes(self) -> None:
         """Names the settings that the folder's earlier call had otherwise."""

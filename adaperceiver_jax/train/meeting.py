@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+GOES_ON = "the same command goes on from the last checkpoint"
 _HELLO = 10.0
 """Seconds in which whoever connects has to say who it is."""
 _FAREWELL = 5.0
 """Seconds that the first process, whose end ends the lines, gives the others to hear why."""
 _RETRY = 0.2
+_GLANCE = 0.1
+"""Seconds between two looks whether all are there."""
 _SIGNS = 6
 """Of life, in the time after which a process without any is lost."""
 
@@ -94,7 +98,8 @@ class Host:
         except OSError as error:
             raise MeetingError(
                 f"port {port} of the coordinator's address is taken here ({error.strerror}): is "
-                "an earlier run still there? Else give another port"
+                "an earlier run still there, or another process 0 (JAX_PROCESS_ID)? Else give "
+                "another port"
             ) from error
         self._count, self._wait, self._lost_after = count, wait, lost_after
         self._lines: dict[int, Line] = {}
@@ -104,11 +109,15 @@ class Host:
         self._timers: dict[str, threading.Timer] = {}
         self._gone = threading.Semaphore(0)
         self._ended = False
+        self._callers: queue.Queue[tuple[Line, dict[str, Any]]] = queue.Queue()
+        self._calling = True
         _start(self._serve)
 
     def _serve(self) -> None:
+        answering = _start(self._answer)
         problem = self._roll_call()
-        self._server.close()  # JAX listens there next
+        self._calling = False
+        answering.join()  # JAX listens on that port next
         for index, line in self._lines.items():
             _start(self._listen, index, line)
         if problem:
@@ -124,18 +133,14 @@ class Host:
         everyone = set(range(self._count))
         deadline = time.monotonic() + self._wait
         while missing := everyone - self._lines.keys():
-            self._server.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                connection, _ = self._server.accept()
-            except TimeoutError:
+            if time.monotonic() > deadline:
                 return problem or (
                     f"{_list(missing)} of {self._count} did not come within {self._wait:g} s: is "
                     "the same command running on every host?"
                 )
-            line = Line(connection, self._lost_after)
-            hello = line.read(_HELLO)
-            if hello is None or not {"index", "host", "count", "values"} <= hello.keys():
-                line.close()
+            try:
+                line, hello = self._callers.get(timeout=_GLANCE)
+            except queue.Empty:
                 continue
             if wrong := self._misfit(hello):
                 problem = problem or wrong
@@ -145,6 +150,22 @@ class Host:
                 continue
             self._lines[hello["index"]], self._hellos[hello["index"]] = line, hello
         return problem or self._difference()
+
+    def _answer(self) -> None:
+        """Takes calls; whoever says nothing keeps nobody waiting."""
+        self._server.settimeout(_GLANCE)
+        while self._calling:
+            with contextlib.suppress(TimeoutError):
+                connection, _ = self._server.accept()
+                _start(self._greet, Line(connection, self._lost_after))
+        self._server.close()
+
+    def _greet(self, line: Line) -> None:
+        hello = line.read(_HELLO)
+        if hello is None or not {"index", "host", "count", "values"} <= hello.keys():
+            line.close()
+        else:
+            self._callers.put((line, hello))
 
     def _misfit(self, hello: dict[str, Any]) -> str:
         """What is wrong with one who came, if anything is."""
@@ -209,7 +230,8 @@ class Host:
             return
         missing = [self._name(index) for index in range(self._count) if index not in arrived]
         self._end(
-            f"{', '.join(missing)} did not come to {where!r} within {self._wait:g} s of the first"
+            f"{', '.join(missing)} did not come to {where!r} within {self._wait:g} s of the "
+            f"first; {GOES_ON}"
         )
 
     def _end(self, why: str) -> None:
@@ -267,7 +289,8 @@ class Member:
                     raise MeetingError(
                         f"process {index} ({name}): nothing answers at "
                         f"{address[0]}:{address[1]}, where process 0 was to be, for {wait:g} s "
-                        f"({error}): is the same command running there, and is the port open?"
+                        f"({error}): is that the first's address (JAX_COORDINATOR_ADDRESS), is "
+                        "the same command running there, and is the port open?"
                     ) from error
                 time.sleep(_RETRY)
                 continue
@@ -337,14 +360,18 @@ class Member:
         self._line.send(bye=True)
 
 
-def _start(target: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=target, args=arguments, daemon=True).start()
+def _start(target: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
 def _lost(name: str, line: Line, lost_after: float) -> str:
     if line.silent:
-        return f"{name} is silent for {lost_after:g} s: it stands still, or its host is down"
-    return f"{name} is gone: it was killed, or its host is down"
+        what = f"silent for {lost_after:g} s: it stands still, or its host is down"
+    else:
+        what = "gone: it was killed, or its host is down"
+    return f"{name} is {what}; {GOES_ON}"
 
 
 def _list(numbers: set[int]) -> str:

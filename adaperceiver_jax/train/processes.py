@@ -23,11 +23,10 @@ from flax.traverse_util import flatten_dict
 from jax._src.clusters import ClusterEnv
 
 import adaperceiver_jax
-from adaperceiver_jax.train.meeting import Host, Member
+from adaperceiver_jax.train.meeting import GOES_ON, Host, Member
 from adaperceiver_jax.train.settings import Settings
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-GOES_ON = "the same command goes on from the last checkpoint"
 _NEWS = 2.0
 """Seconds in which a process that fails hears that another is gone: then that is the reason."""
 _JAX_LATER = 3
@@ -153,8 +152,12 @@ def leave() -> None:
     _member = None
 
 
-def stop(why: str, status: int = 1) -> NoReturn:
-    """Says why and ends this process and, where there are several, the others with it."""
+def stop(why: str, status: int = 1, goes_on: bool = True) -> NoReturn:
+    """Says why and ends this process and, where there are several, the others with it.
+
+    goes_on: whether to tell these that the same command goes on, which it does not if it was
+      refused.
+    """
     global _failing
     if _member is None:
         print(why, file=sys.stderr)
@@ -166,7 +169,8 @@ def stop(why: str, status: int = 1) -> NoReturn:
         time.sleep(_NEWS)
     _failing = True
     _say(why)
-    _member.fail(why.strip().splitlines()[-1].removesuffix(f"; {GOES_ON}"))
+    reason = why.strip().splitlines()[-1].removesuffix(f"; {GOES_ON}")
+    _member.fail(f"{reason}; {GOES_ON}" if goes_on else reason)
     _exit(status)
 
 
@@ -174,7 +178,7 @@ def _end(why: str) -> None:
     """In a thread: the main one may wait forever for a process that is gone."""
     if _failing:
         return  # the reason is this process, and said
-    _say(f"{why}; {GOES_ON}")
+    _say(why)
     _exit(1)
 
 

@@ -23,6 +23,14 @@ def find_workdir(workdir: str | os.PathLike) -> Path:
     return Path(workdir)
 
 
+def check_workdir(workdir: Path) -> None:
+    """Makes it; ValueError, on all processes alike, unless a run can be there."""
+    check_shared(workdir)
+    if jax.process_index() == 0:
+        check_renaming(workdir)
+    wait_for_all("the run's folder, tried")
+
+
 def check_renaming(workdir: Path) -> None:
     """ValueError unless folders can be renamed there, as a checkpoint is when it is whole."""
     before, after = (workdir / f".renamed-{name}" for name in ("before", "after"))

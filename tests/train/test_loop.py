@@ -1,5 +1,6 @@
 """Whole runs in this process: what stops them, what they leave, what they start from."""
 
+import json
 import logging
 import shutil
 
@@ -55,6 +56,7 @@ def test_a_run_leaves_what_it_says(finished):
     assert_same(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, weights(finished)))
     for name in ("config.json", "shardings.txt"):
         assert (finished / name).stat().st_size > 100
+    assert "state/params/blocks/" in (finished / "shardings.txt").read_text()
 
 
 def test_a_run_goes_on_before_a_damaged_checkpoint_and_ends_the_same(finished, tmp_path, caplog):
@@ -85,6 +87,14 @@ def test_another_model_in_the_same_folder_is_an_error(finished):
     with pytest.raises(ValueError, match=r"the run's arrays are others .*config.model"):
         run(finished, "scratch", {**KEEP, "model.depth": 3})
     assert steps(finished) == [2, 4, 6, 8]
+    # What converts and evaluates the run's checkpoints reads the model from there.
+    assert json.loads((finished / "config.json").read_text())["model"]["depth"] == 2
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--workdir=.*/file/run: cannot be written to \("):
+        run(tmp_path / "file" / "run", "scratch", KEEP)
 
 
 def test_weights_of_a_run_start_another(finished, tmp_path, capsys):

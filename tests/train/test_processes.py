@@ -1,5 +1,7 @@
 """Where a process finds its place, and what it is told where it has none."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -80,6 +82,19 @@ def test_alone_an_end_is_a_line_and_a_status(capsys):
     assert ended.value.code == 130
     assert capsys.readouterr().err == "why\n"
     assert processes._member is None
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_others_hear_whether_the_same_command_goes_on(monkeypatch, goes_on):
+    heard = []
+    member = SimpleNamespace(ends=lambda within: False, fail=heard.append)
+    monkeypatch.setattr(processes, "_member", member)
+    monkeypatch.setattr(processes, "_failing", False)
+    monkeypatch.setattr(processes, "_exit", lambda status: None)
+    monkeypatch.setattr(processes.signal, "signal", lambda *_: None)
+    stop("OSError: part-7", goes_on=goes_on)
+    hint = "; the same command goes on from the last checkpoint"
+    assert heard == ["OSError: part-7" + hint * goes_on]
 
 
 PROGRAM = """
