@@ -58,8 +58,8 @@ from adaperceiver_jax.train.workdir import check_workdir, find_workdir
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-MODEL = "model"
 SHARDINGS = "shardings.txt"
+MODEL = "model"
 """The folder, in a run's, that its finished weights are left in."""
 LAG = 2
 """Steps that may be under way before the metrics of the first of them are looked at."""

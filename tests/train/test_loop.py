@@ -91,6 +91,14 @@ def test_another_model_in_the_same_folder_is_an_error(finished):
     assert json.loads((finished / "config.json").read_text())["model"]["depth"] == 2
 
 
+@pytest.mark.slow
+def test_how_the_teacher_is_split_is_told(tmp_path):
+    run(tmp_path, "stage1_tokens", {**PLAIN, "length": "1 steps"})
+    told = (tmp_path / "shardings.txt").read_text()
+    assert "state/ema/" in told
+    assert "constants/" in told
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"--workdir=.*/file/run: cannot be written to \("):
