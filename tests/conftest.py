@@ -9,6 +9,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 DEVICES = "--xla_force_host_platform_device_count"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+# XLA's thread pool has one thread a device, and a device that waits in a collective holds it. Two
+# collectives of a program that do not depend on each other are entered in either order; with no
+# thread left to enter the other, all wait until XLA ends the process after 40 seconds.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax
 import pytest
