@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from adaperceiver_jax.evaluate.flops import flops
+from adaperceiver_jax.evaluate.turns import Turns, take_turns
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.params import count_params, init_params, param_shapes
@@ -100,43 +101,22 @@ def count_flops(task: Classify, batch: dict[str, jax.Array], compiles: bool = Fa
     return [float(program.cost_analysis()["flops"]) for program in programs]
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Wall and processor seconds of steps that ran in turn: a list a step."""
+def in_turn(
+    groups: dict[str, Sequence[Callable[..., Any]]], params: Any, batch: Any, repeats: int
+) -> Turns:
+    """Times groups of programs, each group as if it were one."""
 
-    wall: list[list[float]]
-    processor: list[list[float]]
+    def all_of(group: Sequence[Callable[..., Any]]) -> Callable[[], None]:
+        return lambda: [jax.block_until_ready(program(params, batch)) for program in group]
 
-    def ratio(self, step: int, seconds: list[list[float]]) -> str:
-        """Of one step over the first, pair by pair."""
-        values = self.ratios(step, seconds)
-        median = statistics.median(values)
-        return f"{median:.3f} x ({min(values):.3f} to {max(values):.3f})"
-
-    def ratios(self, step: int, seconds: list[list[float]]) -> list[float]:
-        return [b / a for a, b in zip(seconds[0], seconds[step], strict=True)]
+    programs = {name: all_of(group) for name, group in groups.items()}
+    return take_turns(programs, repeats, note)
 
 
-def timed(
-    groups: Sequence[Sequence[Callable[..., Any]]], params: Any, batch: Any, repeats: int
-) -> Times:
-    """Runs groups of programs in turn, forward and backward in alternation; a group's time is the
-    sum of its programs'."""
-    for i, group in enumerate(groups):
-        note(f"compiling and warming up {i + 1} of {len(groups)}")
-        for program in group:
-            jax.block_until_ready(program(params, batch))
-    times = Times([[] for _ in groups], [[] for _ in groups])
-    for repeat in range(repeats):
-        note(f"timing {repeat + 1} of {repeats}")
-        order = range(len(groups)) if repeat % 2 == 0 else reversed(range(len(groups)))
-        for i in order:
-            wall, processor = time.perf_counter(), time.process_time()
-            for program in groups[i]:
-                jax.block_until_ready(program(params, batch))
-            times.wall[i].append(time.perf_counter() - wall)
-            times.processor[i].append(time.process_time() - processor)
-    return times
+def ratio(turns: Turns, name: str, kind: str = "wall") -> str:
+    """Of a step's seconds over plain's."""
+    values = turns.ratios(name, NAMES[0], kind)
+    return f"{statistics.median(values):.3f} x ({min(values):.3f} to {max(values):.3f})"
 
 
 def note(text: str) -> None:
@@ -203,27 +183,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     looped = AdaPerceiver(config)
     params = init_params(looped, jax.random.key(0))
-    steps = [
-        [make_step(one_readout(looped))],
-        [make_step(Classify(model=looped, settings=readouts))],
-        [make_step(Classify(model=looped))],
-    ]
-    times = timed(steps, params, batch, options.repeats)
-    passes = [steps[0], [make_step(one_readout(looped, t)) for t in granularities]]
-    naive = timed(passes, params, batch, options.naive_repeats)
+    steps = {
+        NAMES[0]: [make_step(one_readout(looped))],
+        NAMES[1]: [make_step(Classify(model=looped, settings=readouts))],
+        NAMES[2]: [make_step(Classify(model=looped))],
+    }
+    times = in_turn(steps, params, batch, options.repeats)
+    passes = {
+        NAMES[0]: steps[NAMES[0]],
+        NAMES[3]: [make_step(one_readout(looped, t)) for t in granularities],
+    }
+    naive = in_turn(passes, params, batch, options.naive_repeats)
     print(f"{'time of a step':33s}{'median s':>12s}   {'wall, x plain':27s}processor, x plain")
-    print(f"{NAMES[0]:33s}{statistics.median(times.wall[0]):12.1f}   1")
-    for name, run, i in zip(NAMES[1:4], (times, times, naive), (1, 2, 1), strict=True):
+    print(f"{NAMES[0]:33s}{times.seconds(NAMES[0]):12.1f}   1")
+    for name, run in ((NAMES[1], times), (NAMES[2], times), (NAMES[3], naive)):
         print(
-            f"{name:33s}{statistics.median(run.wall[i]):12.1f}   {run.ratio(i, run.wall):27s}"
-            f"{run.ratio(i, run.processor)}"
+            f"{name:33s}{run.seconds(name):12.1f}   {ratio(run, name):27s}"
+            f"{ratio(run, name, 'processor')}"
         )
     print(
         f"\nMedians (and least to most) of {options.repeats} pairs, of {options.naive_repeats} for "
         "6 passes; processor: seconds of all cores."
     )
     ratios = [n / p for n, p in zip(counts[1], plain, strict=True)]
-    time_ratio = statistics.median(times.ratios(1, times.wall))
+    time_ratio = statistics.median(times.ratios(NAMES[1], NAMES[0]))
     good = max(ratios) <= MOST_FLOPS and time_ratio <= MOST_TIME
     print(
         f"{'Held' if good else 'MISSED'}: once for all at most {MOST_FLOPS} x the FLOPs "

@@ -1,0 +1,27 @@
+"""Programs take turns, and ratios are of the same turn."""
+
+import pytest
+
+from adaperceiver_jax.evaluate.turns import Turns, spread, take_turns
+
+
+def test_programs_take_turns_forwards_and_backwards_after_one_call_each():
+    calls: list[str] = []
+    programs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    turns = take_turns(programs, repeats=3)
+    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
+    assert {name: len(seconds) for name, seconds in turns.wall.items()} == {"a": 3, "b": 3, "c": 3}
+    assert all(second >= 0 for seconds in turns.processor.values() for second in seconds)
+
+
+def test_a_ratio_is_of_one_turn():
+    turns = Turns({"a": [1.0, 4.0, 2.0], "b": [2.0, 2.0, 4.0]}, {"a": [3.0] * 3, "b": [1.5] * 3})
+    assert turns.ratios("a", "b") == [0.5, 2.0, 0.5]
+    assert turns.ratios("a", "b", "processor") == [2.0, 2.0, 2.0]
+    assert turns.seconds("b") == 2.0
+    assert spread(turns.ratios("a", "b")) == "0.500 (0.500 to 2.000)"
+
+
+def test_no_turns_are_refused():
+    with pytest.raises(ValueError, match="repeats=0: must be at least 1"):
+        take_turns({"a": lambda: None}, 0)
