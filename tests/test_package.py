@@ -91,15 +91,15 @@ def tool(name: str, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=alone)
 
 
-def test_the_costs_are_printed_and_what_is_not_there_refused():
-    assert "--tokens" in tool("costs.py", "--help").stdout
-    done = tool("costs.py", "--widths", "900")
+def test_the_benchmark_measures_the_papers_model_and_refuses_what_is_not_there():
+    assert "--sub-networks" in tool("benchmark.py", "--help").stdout
+    done = tool("benchmark.py", "--sub-networks", "8,900,1")
     assert done.returncode == 2
     assert "width=900: must be in 1..832" in done.stderr
-    done = tool("costs.py", "--tokens", "8", "--widths", "416", "--depths", "1", "--repeats", "1")
+    done = tool("benchmark.py", "--sub-networks", "8,416,1", "--repeats", "1")
     assert done.returncode == 0, done.stderr
-    assert "143.7 M parameters" in done.stdout
-    assert re.search(r"^ +8 +416 +1 +\d+\.\d +\d+\.\d +\d+\.\d$", done.stdout, re.MULTILINE)
+    assert re.search(r"measured: \d+ GFLOP/s in products of large float32", done.stdout)
+    assert re.search(r"^forward +8 +416 +1 +1 .*\d%", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.slow

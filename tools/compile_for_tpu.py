@@ -27,9 +27,7 @@ import importlib.metadata
 import importlib.util
 import sys
 import time
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import logging
@@ -39,10 +37,10 @@ from adaperceiver_jax.aot.pages import ASSUMPTIONS, page, table
 from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
 from adaperceiver_jax.aot.report import Report, held, replicated
 from adaperceiver_jax.models.params import count_params
+from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import Step, make_step
 from adaperceiver_jax.train.loop import LAG
-from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import WHOLE, way_of
 
 AHEAD = 2 + LAG
@@ -70,39 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(CHIPS)}; v5e:16x16, v4:4x4x4, ...; may be repeated",
     )
     return parser
-
-
-def read_config(text: str) -> RunConfig:
-    """'configs/NAME.py:key=value' -> the run's config; ValueError for what is wrong with it."""
-    name, _, argument = text.partition(":")
-    path = Path(name).resolve()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"--config={text}: there is no such file; give one of configs/*.py")
-    module = importlib.util.module_from_spec(spec)
-    root = str(path.parent.parent)  # configs import each other
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    try:
-        spec.loader.exec_module(module)
-        if hasattr(module, "get_config"):
-            return from_config(RunConfig, module.get_config(argument).to_dict())
-    except Exception as error:
-        raise ValueError(f"--config={text}: {_mistake(error, path)}") from error
-    raise ValueError(f"--config={text}: is no config, since it has no get_config")
-
-
-def _mistake(error: Exception, path: Path) -> str:
-    """What is wrong with a config, and in which line of it where it is a mistake of its code."""
-    if isinstance(error, ValueError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    said = str(error)
-    if isinstance(error, SyntaxError):
-        said, lines = error.msg, [error.lineno]
-    where = f"line {lines[-1]}: " if lines else ""
-    return f"{where}{type(error).__name__}: {said}"
 
 
 def compile_step(name: str, config: RunConfig, topology: Topology, step: Step) -> Report:

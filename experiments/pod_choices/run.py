@@ -34,8 +34,8 @@ from adaperceiver_jax.models import latent_stream
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.attention import attend
 from adaperceiver_jax.tasks import make
+from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
-from tools.compile_for_tpu import read_config
 
 TOPOLOGY = "v5e:16x16"
 

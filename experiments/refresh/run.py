@@ -32,8 +32,8 @@ from adaperceiver_jax.models.params import param_shapes
 from adaperceiver_jax.optim.eigenvectors import LARGE, dealt_to
 from adaperceiver_jax.optim.stacks import Stacks
 from adaperceiver_jax.optim.trainable import split
+from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import make_model
-from tools.compile_for_tpu import read_config
 
 WAIT = 0.02
 """Of the time between two refreshes: what steps may wait, at most."""

@@ -11,10 +11,10 @@ import pytest
 
 from adaperceiver_jax.aot.chips import GIB, find_topology
 from adaperceiver_jax.aot.report import held
+from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.settings import MeshSettings
 from tests.tools.test_compile_for_tpu import compiled
-from tools.compile_for_tpu import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pods.md").read_text()

@@ -1,0 +1,223 @@
+"""How fast compiled programs are: what they are, their times in turn, a table of both."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from adaperceiver_jax.evaluate.flops import flops
+from adaperceiver_jax.evaluate.machine import Ceiling
+from adaperceiver_jax.evaluate.turns import take_turns
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.models.config import AdaPerceiverConfig
+from adaperceiver_jax.models.extract import extract_config
+from adaperceiver_jax.models.params import count_params, param_shapes
+
+SubNetwork = tuple[int, int, int]
+"""(num_tokens, width, depth)"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Something compiled that is to be timed."""
+
+    what: str
+    sub_network: SubNetwork | None
+    """None of a model that has none, and of a training step, which is of all of them."""
+    batch: int
+    call: Callable[[], Any]
+    """Computes, and waits for it."""
+    flops: float
+    """Of a call: matrix products, a multiply-add as 2."""
+    least_bytes: float
+    """That a call must read or write: weights in use, inputs, outputs."""
+    memory: float | None
+    """Bytes of the device that the program needs with all it is given; None where the compiler
+    does not say."""
+    compile_seconds: float
+    devices: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+    """A program's times, and what they come to; the columns of the CSV."""
+
+    what: str
+    num_tokens: int | None
+    width: int | None
+    depth: int | None
+    batch: int
+    dtype: str
+    device: str
+    devices: int
+    compile_s: float
+    repeats: int
+    median_ms: float
+    quarter_ms: float
+    """A quarter of the calls took no longer."""
+    three_quarters_ms: float
+    images_per_second: float
+    memory_mib: float | None
+    gflops: float
+    """Of a call."""
+    gflops_per_second: float
+    of_ceiling: float
+    """gflops_per_second over what all devices do in products of large matrices."""
+    floor_ms: float
+    """That no call can be below: FLOPs over the measured ceiling, or bytes over the measured
+    bandwidth, whichever is more."""
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Speed))
+
+
+def forward_program(
+    model: nn.Module, params: Any, images: jax.Array, sub_network: SubNetwork | None
+) -> Program:
+    """A model's call on images (B, H, W, C), compiled."""
+    config: Any = model.config
+    chosen: dict[str, Any] = {}
+    if sub_network is not None:
+        chosen = dict(zip(("num_tokens", "width", "depth"), sub_network, strict=True))
+    batch, height, width, _ = images.shape
+    # Counted first, since it refuses what cannot be run.
+    count = flops(config, **chosen, image_size=(height, width), batch_size=batch).total * batch
+
+    def run(params: Any, images: jax.Array) -> Any:
+        return model.apply({"params": params}, images, **chosen)
+
+    began = time.perf_counter()
+    compiled = jax.jit(run).lower(params, images).compile()
+    seconds = time.perf_counter() - began
+    outputs = jax.eval_shape(run, params, images)
+    return Program(
+        what="forward",
+        sub_network=sub_network,
+        batch=batch,
+        call=lambda: jax.block_until_ready(compiled(params, images)),
+        flops=count,
+        least_bytes=_weights(config, params, sub_network) + held(images) + held(outputs),
+        memory=memory_of(compiled),
+        compile_seconds=seconds,
+    )
+
+
+def _weights(config: Any, params: Any, sub_network: SubNetwork | None) -> float:
+    """Bytes of the weights that a sub-network uses."""
+    if sub_network is None or not isinstance(config, AdaPerceiverConfig):
+        return held(params)
+    _, width, depth = sub_network
+    small = AdaPerceiver(extract_config(config, width=width, depth=depth))
+    return held(params) * count_params(param_shapes(small)) / count_params(params)
+
+
+def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> str:
+    """'forward, t, w, l = 128, 624, 14, batch 8'."""
+    which = "" if sub_network is None else f", t, w, l = {', '.join(map(str, sub_network))}"
+    return f"{what}{which}, batch {batch}"
+
+
+def held(tree: Any) -> int:
+    """Bytes of a tree's arrays, or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def memory_of(compiled: Any) -> float | None:
+    """Bytes that a compiled program needs of a device, with what it is given."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    taken = [getattr(memory, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp")]
+    return float(sum(taken) - memory.alias_size_in_bytes)
+
+
+def measure_speeds(
+    programs: Sequence[Program],
+    dtype: str,
+    ceiling: Ceiling,
+    repeats: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[Speed]:
+    """Times the programs, which take turns."""
+    names = [named(program.sub_network, program.batch, program.what) for program in programs]
+    calls = {name: program.call for name, program in zip(names, programs, strict=True)}
+    turns = take_turns(calls, repeats, note)
+    speeds = []
+    for name, program in zip(names, programs, strict=True):
+        seconds = turns.wall[name]
+        quarters = statistics.quantiles(seconds, n=4, method="inclusive") if repeats > 1 else None
+        median = statistics.median(seconds)
+        low, high = (quarters[0], quarters[2]) if quarters else (median, median)
+        t, w, l = program.sub_network or (None, None, None)
+        n = program.devices
+        speeds.append(
+            Speed(
+                what=program.what,
+                num_tokens=t,
+                width=w,
+                depth=l,
+                batch=program.batch,
+                dtype=dtype,
+                device=jax.devices()[0].device_kind,
+                devices=n,
+                compile_s=program.compile_seconds,
+                repeats=repeats,
+                median_ms=1e3 * median,
+                quarter_ms=1e3 * low,
+                three_quarters_ms=1e3 * high,
+                images_per_second=program.batch / median,
+                memory_mib=None if program.memory is None else program.memory / 2**20,
+                gflops=program.flops / 1e9,
+                gflops_per_second=program.flops / median / 1e9,
+                of_ceiling=program.flops / median / (n * ceiling.flops),
+                floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes / n),
+            )
+        )
+    return speeds
+
+
+def csv_text(speeds: Sequence[Speed]) -> str:
+    """The content of a CSV file, a line a program; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for speed in speeds:
+        row = dataclasses.asdict(speed)
+        writer.writerow({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()})
+    return text.getvalue()
+
+
+def table(speeds: Sequence[Speed]) -> str:
+    """The same for reading."""
+    rows: list[tuple[str, ...]] = [
+        (
+            *("", "tokens", "width", "depth", "batch", "compile s", "median ms", "quartiles"),
+            *("images/s", "MiB", "GFLOPs", "GFLOP/s", "of ceiling", "floor ms"),
+        )
+    ]
+    for s in speeds:
+        rows.append(
+            (
+                *(s.what, *(str(x or "") for x in (s.num_tokens, s.width, s.depth, s.batch))),
+                *(f"{s.compile_s:.1f}", f"{s.median_ms:.1f}"),
+                f"{s.quarter_ms:.1f} to {s.three_quarters_ms:.1f}",
+                f"{s.images_per_second:.1f}",
+                "" if s.memory_mib is None else f"{s.memory_mib:.0f}",
+                *(f"{s.gflops:.1f}", f"{s.gflops_per_second:.0f}", f"{s.of_ceiling:.0%}"),
+                f"{s.floor_ms:.1f}",
+            )
+        )
+    columns = list(zip(*rows, strict=True))
+    lengths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(cell.rjust(length) for cell, length in zip(row, lengths, strict=True)).rstrip()
+        for row in rows
+    )

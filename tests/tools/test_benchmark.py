@@ -1,0 +1,126 @@
+"""What the benchmark measures and prints is of the programs that were asked for."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
+from adaperceiver_jax.evaluate.speed import forward_program
+from tests.small_models import TINY, random_params, run
+from tools import benchmark as tool
+
+MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """A folder with a small model, on a machine of 1 GFLOP/s and 1 GB/s."""
+    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path / "small")
+    return tmp_path
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
+    arguments = ("--sub-networks", "16,24,3", "4,8,1", "--batch", "1", "3", "--repeats", "4")
+    path = given / "speed.csv"
+    text = said(tool, "--checkpoint", given / "small", *arguments, "--csv", path)
+    rows = read(path)
+    names = ("what", "num_tokens", "width", "depth", "batch", "dtype", "devices", "repeats")
+    assert [[row[name] for name in names] for row in rows] == [
+        ["forward", t, w, l, batch, "float32", "1", "4"]
+        for batch in "13"
+        for t, w, l in (("16", "24", "3"), ("4", "8", "1"))
+    ]
+    assert len(text.splitlines()) == 2 + 1 + len(rows)
+    for row in rows:
+        t, w, l, batch = (int(row[n]) for n in ("num_tokens", "width", "depth", "batch"))
+        flops = ap.flops(MODEL.config, t, w, l, batch_size=batch).total * batch
+        seconds = float(row["median_ms"]) / 1e3
+        assert (
+            float(row["quarter_ms"]) <= float(row["median_ms"]) <= float(row["three_quarters_ms"])
+        )
+        assert float(row["gflops"]) == pytest.approx(flops / 1e9, rel=1e-5)
+        assert float(row["images_per_second"]) == pytest.approx(batch / seconds, rel=1e-4)
+        assert float(row["gflops_per_second"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
+        assert float(row["of_ceiling"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
+        assert float(row["compile_s"]) > 0
+        assert float(row["memory_mib"]) > 0
+
+
+def test_what_is_timed_is_the_sub_networks_call_with_the_least_it_must_touch():
+    params = random_params(MODEL)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    program = forward_program(MODEL, params, images, (4, 8, 1))
+    want = run(MODEL, params, images, num_tokens=4, width=8, depth=1).logits
+    np.testing.assert_allclose(program.call().logits, want, rtol=1e-5, atol=1e-5)
+    small = ap.param_shapes(ap.AdaPerceiver(ap.extract_config(MODEL.config, width=8, depth=1)))
+    held = 4 * (ap.count_params(small) + images.size + want.size)
+    assert program.least_bytes == pytest.approx(held)
+
+
+def test_along_every_axis_where_no_sub_networks_are_named():
+    assert tool.default_sub_networks(MODEL.config) == [
+        *((t, 24, 3) for t in (16, 8, 4, 2)),
+        *((16, 16, 3), (16, 8, 3), (16, 24, 2), (16, 24, 1), (2, 8, 1)),
+    ]
+    alone = ap.AdaPerceiverConfig(**{**TINY, "token_granularities": (), "widths": (), "depth": 1})
+    assert tool.default_sub_networks(alone) == [(16, 24, 1)]
+
+
+def test_other_models_have_one_row_and_any_dtype(sources, monkeypatch, said, tmp_path):
+    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    path = tmp_path / "speed.csv"
+    for name in ("vit", "segmentation"):
+        arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
+        assert "bfloat16" in said(tool, "--checkpoint", sources / name, *arguments)
+        (row,) = read(path)
+        assert (row["dtype"], row["num_tokens"], row["batch"]) == ("bfloat16", "", "1")
+
+
+@pytest.mark.slow
+def test_the_training_step_of_a_config(given, said):
+    path = given / "speed.csv"
+    config = "configs/stage3_width.py:runlocal,model.depth=2,optimizer.name=nadamw"
+    said(tool, "--train", "--config", config, "--batch", "8", "--repeats", "2", "--csv", path)
+    (row,) = read(path)
+    assert (row["what"], row["num_tokens"], row["batch"]) == ("train", "", "8")
+    assert int(row["devices"]) == jax.device_count()
+    assert float(row["gflops"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--sub-networks", "8,416"), "'8,416': must read like 128,624,14"),
+        (("--sub-networks", "8,416,0"), "depth=0: must be in 1..21"),
+        (("--batch", "0"), "must be at least 1"),
+        (("--repeats", "0"), "must be at least 1"),
+        (("--train",), "add --config="),
+        (("--train", "--config", "configs/scratch.py", "--sub-networks", "8,416,1"), "takes no"),
+        (("--config", "configs/none.py"), "there is no such file"),
+        (("--checkpoint", "nowhere/at/all"), "nowhere/at/all"),
+        (("--dtype", "int8"), "invalid choice"),
+    ],
+)
+def test_refusals(arguments, why, refused, monkeypatch):
+    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
+    monkeypatch.setattr(ap, "init_params", lambda *_: {})
+    assert why in refused(tool, *arguments)
+
+
+def test_a_ceiling_is_positive_and_a_floor_is_the_larger_of_two():
+    measured = measure_ceiling(jnp.float32, sides=(64,), megabytes=1, tries=2)
+    assert measured.flops > 1e6
+    assert measured.bandwidth > 1e6
+    ceiling = Ceiling(flops=100.0, bandwidth=10.0)
+    assert ceiling.floor(50, 1) == 0.5
+    assert ceiling.floor(50, 20) == 2.0
