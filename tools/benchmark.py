@@ -33,6 +33,7 @@ from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
 from adaperceiver_jax.evaluate.speed import (
     Program,
+    Speed,
     SubNetwork,
     csv_text,
     forward_program,
@@ -78,9 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, nargs="+", help="images a call (1; --train: 8)")
     parser.add_argument("--dtype", choices=DTYPES, help="of matmuls (the config's, else float32)")
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each (10)")
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="the table's numbers (not written)"
-    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the numbers (only printed)")
     return parser
 
 
@@ -171,14 +170,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             groups = (forwards(model, options.sub_networks, batch) for batch in batches)
         ceiling = measure_ceiling(dtype)
         print(describe(ceiling, dtype), end="\n\n", flush=True)
-        speeds = []
+    except ValueError as error:
+        parser.error(str(error))
+    speeds: list[Speed] = []
+    try:
         for programs in groups:
             speeds += measure_speeds(programs, dtype, ceiling, options.repeats, say)
     except ValueError as error:
         parser.error(str(error))
-    print(table(speeds))
-    if options.csv:
-        write_bytes(options.csv, csv_text(speeds).encode())
+    finally:  # of several batch sizes a larger one may not fit
+        if speeds:
+            print(table(speeds))
+        if speeds and options.csv:
+            write_bytes(options.csv, csv_text(speeds).encode())
 
 
 if __name__ == "__main__":
