@@ -35,13 +35,13 @@ from absl import logging
 from adaperceiver_jax.aot.chips import CHIPS, Topology, find_topology, layout
 from adaperceiver_jax.aot.pages import ASSUMPTIONS, page, table
 from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
-from adaperceiver_jax.aot.report import Report, held, replicated
+from adaperceiver_jax.aot.report import Report, replicated
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import Step, make_step
 from adaperceiver_jax.train.loop import LAG
-from adaperceiver_jax.train.sharding import WHOLE, way_of
+from adaperceiver_jax.train.sharding import WHOLE, held, way_of
 
 AHEAD = 2 + LAG
 """Batches on the chips beside the one that is used: those of the LAG steps that the loop has begun

@@ -77,11 +77,3 @@ def replicated(arguments: Any) -> tuple[tuple[str, int], ...]:
         if size >= WHOLE and leaf.sharding.is_fully_replicated:
             found.append((jax.tree_util.keystr(path, simple=True, separator="/"), size))
     return tuple(sorted(found, key=lambda item: -item[1]))
-
-
-def held(shapes: Any) -> int:
-    """Bytes a chip of shapes with shardings."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(shapes)
-    )

@@ -47,12 +47,9 @@ def measure(
     The depths take turns, so that what slows the machine down slows all of them.
     """
     program = compile_sub_network(model, params, images, num_tokens, width)
-    memory = program.memory_analysis()
+    memory = memory_of(program)
     device = jax.devices()[0].device_kind
-    mib = None
-    if memory is not None:
-        taken = ("argument", "output", "temp")
-        mib = sum(getattr(memory, f"{x}_size_in_bytes") for x in taken) / 2**20
+    mib = None if memory is None else memory / 2**20
     seconds: dict[int, list[float]] = {l: [] for l in depths}
     for turn in range(repeats + 1):
         for l in depths:
@@ -89,6 +86,16 @@ def compile_sub_network(
         return logits
 
     return jax.jit(run).lower(params, images, jnp.int32(1)).compile()
+
+
+def memory_of(compiled: Any) -> float | None:
+    """Bytes that a compiled program needs of a device, with what it is given; None where the
+    compiler does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    taken = [getattr(memory, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp")]
+    return float(sum(taken) - memory.alias_size_in_bytes)
 
 
 def pairs(grid: Grid) -> Iterator[tuple[int, int]]:

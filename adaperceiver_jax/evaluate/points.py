@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from adaperceiver_jax.evaluate.csv_rows import csv_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +62,7 @@ def kind_of_tokens(num_tokens: int, trained: Sequence[int]) -> str:
 
 def csv_text(points: Iterable[Point]) -> str:
     """The content of a CSV file, a line a point; what was not measured is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for point in points:
-        row = dataclasses.asdict(point)
-        writer.writerow({n: f"{v:.7g}" if isinstance(v, float) else v for n, v in row.items()})
-    return text.getvalue()
+    return csv_rows(COLUMNS, points)
 
 
 def read_points(path: str | os.PathLike) -> list[Point]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from adaperceiver_jax.evaluate.costs import memory_of
+from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.evaluate.machine import Ceiling
 from adaperceiver_jax.evaluate.turns import take_turns
@@ -38,7 +38,7 @@ class Program:
     flops: float
     """Of a call: matrix products, a multiply-add as 2."""
     least_bytes: float
-    """That a call must read or write: weights in use, inputs, outputs."""
+    """That a device must read or write in a call: weights in use, inputs, outputs."""
     memory: float | None
     """Bytes of the device that the program needs with all it is given; None where the compiler
     does not say."""
@@ -130,15 +130,6 @@ def held(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def memory_of(compiled: Any) -> float | None:
-    """Bytes that a compiled program needs of a device, with what it is given."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return None
-    taken = [getattr(memory, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp")]
-    return float(sum(taken) - memory.alias_size_in_bytes)
-
-
 def measure_speeds(
     programs: Sequence[Program],
     dtype: str,
@@ -178,7 +169,7 @@ def measure_speeds(
                 gflops=program.flops / 1e9,
                 gflops_per_second=program.flops / median / 1e9,
                 of_ceiling=program.flops / median / (n * ceiling.flops),
-                floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes / n),
+                floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes),
             )
         )
     return speeds
@@ -186,13 +177,7 @@ def measure_speeds(
 
 def csv_text(speeds: Sequence[Speed]) -> str:
     """The content of a CSV file, a line a program; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for speed in speeds:
-        row = dataclasses.asdict(speed)
-        writer.writerow({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()})
-    return text.getvalue()
+    return csv_rows(COLUMNS, speeds)
 
 
 def table(speeds: Sequence[Speed]) -> str:

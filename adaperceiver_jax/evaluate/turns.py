@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,3 +57,8 @@ def take_turns(
 def spread(values: Sequence[float]) -> str:
     """'1.05 (0.98 to 1.31)': the median, the least and the most."""
     return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def note(text: str) -> None:
+    """Progress, beside the results."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)

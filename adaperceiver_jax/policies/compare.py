@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
@@ -138,13 +137,7 @@ COLUMNS = (
 
 def csv_text(rows: Sequence[Row]) -> str:
     """The content of a CSV file, a line a row; what was not measured is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = dataclasses.asdict(row)
-        writer.writerow({n: f"{v:.7g}" if isinstance(v, float) else v for n, v in values.items()})
-    return text.getvalue()
+    return csv_rows(COLUMNS, rows)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -7,9 +7,11 @@ import time
 import jax
 import jax.numpy as jnp
 
-from adaperceiver_jax.evaluate.speed import Program, held, memory_of
+from adaperceiver_jax.evaluate.costs import memory_of
+from adaperceiver_jax.evaluate.speed import Program
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import make_step, teacher_made_up
+from adaperceiver_jax.train.sharding import held
 
 
 def step_program(config: RunConfig) -> Program:

@@ -178,3 +178,11 @@ def describe(tree: Any) -> str:
         lines.append(f"{name:60s} {leaf.shape!s:20s} {spec!s:36s} {each:12,d} bytes a device")
     summary = f"{total / 2**20:,.1f} MiB in {len(lines)} arrays, {held / 2**20:,.1f} MiB a device"
     return "\n".join([*lines, summary])
+
+
+def held(shapes: Any) -> int:
+    """Bytes a device of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(shapes)
+    )

@@ -23,7 +23,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from adaperceiver_jax.evaluate.flops import flops
-from adaperceiver_jax.evaluate.turns import Turns, take_turns
+from adaperceiver_jax.evaluate.turns import Turns, note, take_turns
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.params import count_params, init_params, param_shapes
@@ -117,11 +116,6 @@ def ratio(turns: Turns, name: str, kind: str = "wall") -> str:
     """Of a step's seconds over plain's."""
     values = turns.ratios(name, NAMES[0], kind)
     return f"{statistics.median(values):.3f} x ({min(values):.3f} to {max(values):.3f})"
-
-
-def note(text: str) -> None:
-    """Progress, beside the results."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ import jax
 import numpy as np
 
 from adaperceiver_jax.convert.hub import from_pretrained
+from adaperceiver_jax.evaluate.turns import note
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.params import init_params
@@ -221,11 +222,6 @@ def keep_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
         mallopt(most_arenas, 1)
-
-
-def note(text: str) -> None:
-    """Progress, beside the results."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

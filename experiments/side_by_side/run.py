@@ -24,7 +24,6 @@ import dataclasses
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.torch_twin import AdaPerceiver as Twin
 from adaperceiver_jax.convert.torch_twin import twin
-from adaperceiver_jax.evaluate.turns import spread, take_turns
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.losses.distillation import distillation_kl
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_model
@@ -61,11 +60,6 @@ class GivenLogits(OnceForAll):
 
     def logit_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return distillation_kl(logits, labels)
-
-
-def note(text: str) -> None:
-    """Progress, beside the results."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def torch_model(model: ap.AdaPerceiver, params: Any, mask: bool = True) -> Twin:

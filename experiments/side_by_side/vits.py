@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ import jax.numpy as jnp
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.speed import forward_program
-from adaperceiver_jax.evaluate.turns import spread, take_turns
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
 
 TABLE = Path(__file__).resolve().parents[1] / "paper" / "table_5.csv"
@@ -51,11 +49,6 @@ def fewest_tokens(accuracy: float, found: Mapping[str, float], tokens: Sequence[
     """With which AdaPerceiver is as right; None if it never is."""
     enough = [t for t in tokens if found[f"AdaPerceiver (t={t})"] >= accuracy]
     return min(enough, default=None)
-
-
-def note(text: str) -> None:
-    """Progress, beside the results."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 from adaperceiver_jax.aot.chips import CHIPS, GIB, Topology
 from adaperceiver_jax.aot.pages import page, table
 from adaperceiver_jax.aot.program import Memory, Sent, Work
-from adaperceiver_jax.aot.report import Report, held, replicated
+from adaperceiver_jax.aot.report import Report, replicated
 from adaperceiver_jax.aot.softmaxes import Softmax
 from adaperceiver_jax.aot.verdict import checks
+from adaperceiver_jax.train.sharding import held
 from tests.aot.test_collectives import gathered
 from tests.aot.test_program import MESH, read
 from tests.aot.texts import LOOP, entry

@@ -91,6 +91,22 @@ def test_ffn_whole_cut_and_masked(kind, act):
     np.testing.assert_allclose(y[1], want(x[1], 7), **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [("float32", 0, 2e-6), ("bfloat16", 4e-3, 2e-2)]
+)
+def test_gelu_is_exact_and_so_is_its_gradient(dtype, rtol, atol):
+    x = jnp.linspace(-9, 9, 721).astype(dtype)
+    exact = np.asarray(x, np.float64)
+    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in exact])
+    density = np.exp(-(exact**2) / 2) / math.sqrt(2 * math.pi)
+    y, pull = jax.vjp(lambda x: layers.activation("gelu", x), x)
+    assert y.dtype == x.dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact * below, rtol=rtol, atol=atol)
+    (slope,) = pull(jnp.ones_like(x))
+    want = below + exact * density
+    np.testing.assert_allclose(np.asarray(slope, np.float64), want, rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_rope_turns_interleaved_pairs(scale):
     x = normal(5, 2, 6)

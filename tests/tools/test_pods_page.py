@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from adaperceiver_jax.aot.chips import GIB, find_topology
-from adaperceiver_jax.aot.report import held
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.settings import MeshSettings
+from adaperceiver_jax.train.sharding import held
 from tests.tools.test_compile_for_tpu import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
