@@ -9,30 +9,21 @@ torch = pytest.importorskip("torch")
 import adaperceiver_jax as ap
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
-from experiments.side_by_side import run
+from experiments.side_by_side import programs
 from tests.small_models import TINY, model_and_params
 
-SMALL = {
-    "model.embed_dim": 24,
-    "model.num_heads": 3,
-    "model.depth": 3,
-    "model.max_latent_tokens": 8,
-    "model.token_granularities": "(2,4,8)",
-    "model.widths": "(24,)",
-    "model.image_size": 16,
-    "model.patch_size": 4,
-    "model.num_classes": 5,
-    "model.layer_scale": 0.5,
-    "data.image_size": 16,
-    "evaluation.sub_networks": "()",
-}
+SMALL = (
+    "model.embed_dim=24,model.num_heads=3,model.depth=3,model.max_latent_tokens=8,"
+    "model.token_granularities=({}),model.widths=(24,),model.image_size=16,model.patch_size=4,"
+    "model.num_classes=5,model.layer_scale=0.5,data.image_size=16,evaluation.sub_networks=()"
+)
 
 
 def test_the_forwards_give_the_same_logits():
     model, params = model_and_params(0, **TINY, block_mask="block")
-    programs = run.forward_programs(model, params, batch=2, tokens=2, masked=True, compiled=False)
-    assert list(programs) == [run.OURS, run.EAGER, run.MASKED]
-    ours, *theirs = (np.asarray(program()) for program in programs.values())
+    calls = programs.forwards(model, params, batch=2, tokens=2, masked=True).calls
+    assert list(calls) == [programs.OURS, programs.EAGER, programs.MASKED]
+    ours, *theirs = (np.asarray(call()) for call in calls.values())
     for logits in theirs:  # of 2 latents all see each other, whatever the mask
         np.testing.assert_allclose(ours, logits, rtol=2e-5, atol=2e-5)
 
@@ -40,10 +31,10 @@ def test_the_forwards_give_the_same_logits():
 @pytest.mark.slow
 def test_the_training_steps_give_the_same_losses_step_by_step():
     """All draws alike, for want of one stream of random numbers: one width, one granularity."""
-    config = run.stage3({**SMALL, "model.token_granularities": "(8,)"})
+    config = programs.stage3(SMALL.format("8,"))
     params = scale_kernels(ap.init_params(make_model(config), jax.random.key(0)), 6.0)
-    steps, flops = run.train_programs(config, params, 3)
-    losses = [[step() for _ in range(4)] for step in steps.values()]
+    work = programs.steps(config, params, 3)
+    losses = [[step() for _ in range(4)] for step in work.calls.values()]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0][0] - losses[0][-1] > 1e-4  # they do learn
-    assert flops > 0
+    assert work.flops > 0

@@ -1,0 +1,94 @@
+"""Does time fall as FLOPs do, along tokens, width and depth?
+
+python -m experiments.axes.run                                      # some 2 minutes on 2 cores
+python -m experiments.axes.run --batch 256 --dtype bfloat16         # on an accelerator
+
+Calls of the paper's model take turns: the whole of it, and a quarter of its tokens, half of its
+width, a third of its depth. Of each stands how much quicker it is (the median over the turns, the
+least and the most), how much fewer its FLOPs are, and the share of the second that the first is.
+Exits with 1 where a share's median is below --least (0.9).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.speed import SubNetwork, forward_program
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
+
+
+def smaller(config: ap.AdaPerceiverConfig) -> dict[str, SubNetwork]:
+    """The whole model, and one sub-network along each axis."""
+    t, w, l = config.max_latent_tokens, config.full_width, config.depth
+    least = min(config.widths)
+    return {
+        "whole": (t, w, l),
+        f"tokens {t} to {t // 4}": (t // 4, w, l),
+        f"width {w} to {least}": (t, least, l),
+        f"depth {l} to {l // 3}": (t, w, l // 3),
+    }
+
+
+def measure(model: ap.AdaPerceiver, params: Any, batch: int, repeats: int) -> list[float]:
+    """Prints a line an axis; gives the shares."""
+    example = model.example_inputs()
+    images = jax.random.normal(jax.random.key(1), (batch, *example.shape[1:]), example.dtype)
+    programs = {}
+    for name, sub_network in smaller(model.config).items():
+        note(f"batch {batch}: compiling {name}")
+        programs[name] = forward_program(model, params, images, sub_network)
+    whole, *axes = programs
+    turns = take_turns({name: p.call for name, p in programs.items()}, repeats)
+    shares = []
+    for name in axes:
+        promised = programs[whole].flops / programs[name].flops
+        ratios = turns.ratios(whole, name)
+        shares.append(statistics.median(ratios) / promised)
+        times = f"{1e3 * turns.seconds(whole):9.1f}{1e3 * turns.seconds(name):9.1f}"
+        print(
+            f"{batch:5d}  {name:20s}{times}   {spread(ratios):24s}{promised:7.3f}"
+            f"{shares[-1]:7.0%}",
+            flush=True,
+        )
+    return shares
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 8], help="images (4 8)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=9, help="turns (9)")
+    parser.add_argument("--least", type=float, default=0.9, help="share that is no failure (0.9)")
+    options = parser.parse_args(arguments)
+    if min(*options.batch, options.repeats) < 1:
+        parser.error("--batch and --repeats must be at least 1")
+
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(), dtype=jnp.dtype(options.dtype))
+    params = ap.init_params(model, jax.random.key(0))
+    print(
+        f"{options.dtype}, {jax.devices()[0].device_kind}, JAX {jax.__version__}, "
+        f"{options.repeats} turns\n\nbatch  {'':20s}{'ms':>9s}{'ms':>9s}   "
+        f"{'times as quick':24s}{'FLOPs':>7s}{'share':>7s}"
+    )
+    shares = [s for b in options.batch for s in measure(model, params, b, options.repeats)]
+    good = min(shares) >= options.least
+    print(
+        f"\n{'Held' if good else 'MISSED'}: at least {options.least:.0%} of what FLOPs promise "
+        f"({min(shares):.0%} to {max(shares):.0%})."
+    )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
