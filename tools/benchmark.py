@@ -7,9 +7,9 @@ python tools/benchmark.py --train --config configs/stage3_width.py --batch 4 --d
 
 Every program is compiled and called once before it is timed, and programs of one batch size take
 turns. Weights and images are made up: times do not depend on them. GFLOPs are those of the matrix
-products. Beside them stands what this device does at most, measured just before: products of large
-matrices in the same dtype, and bytes a second; the floor is what a call's GFLOPs, or the weights,
-images and outputs that it cannot do without, take at that rate.
+products. Above them stands what this device does at most, measured before and after: products of
+large matrices in the same dtype, and bytes a second; the floor is what a call's GFLOPs, or the
+weights, images and outputs that it cannot do without, take at that rate.
 
 --train times the two programs of main.py's step for a config, on all devices, its teacher
 included; a SOAP refresh is not among them.
@@ -33,14 +33,15 @@ from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
 from adaperceiver_jax.evaluate.speed import (
     Program,
-    Speed,
     SubNetwork,
     csv_text,
     forward_program,
-    measure_speeds,
     named,
+    speeds_of,
     table,
+    time_programs,
 )
+from adaperceiver_jax.evaluate.turns import Turns
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig, make_model
 from adaperceiver_jax.tasks.step_speed import step_program
@@ -168,19 +169,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for chosen in options.sub_networks or []:
                 ap.flops(model.config, *chosen)  # refuses what cannot be run
             groups = (forwards(model, options.sub_networks, batch) for batch in batches)
+        say("measuring what the device does at most")
         ceiling = measure_ceiling(dtype)
-        print(describe(ceiling, dtype), end="\n\n", flush=True)
     except ValueError as error:
         parser.error(str(error))
-    speeds: list[Speed] = []
+    timed: list[tuple[list[Program], Turns]] = []
     try:
         for programs in groups:
-            speeds += measure_speeds(programs, dtype, ceiling, options.repeats, say)
+            timed.append((programs, time_programs(programs, options.repeats, say)))
+            ceiling = ceiling.or_better(measure_ceiling(dtype))
     except ValueError as error:
         parser.error(str(error))
     finally:  # of several batch sizes a larger one may not fit
+        speeds = [s for each in timed for s in speeds_of(*each, dtype, ceiling)]
         if speeds:
-            print(table(speeds))
+            print(f"{describe(ceiling, dtype)}\n\n{table(speeds)}")
         if speeds and options.csv:
             write_bytes(options.csv, csv_text(speeds).encode())
 

@@ -25,8 +25,14 @@ from adaperceiver_jax.convert.torch_twin_layers import FFN, Parameters, Patches,
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
     """RoPE: turns neighbouring pairs of x (B, heads, N, d) by angles (N, d / 2)."""
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # torch.compile makes no kernels for complex numbers
+        (even, odd), cos, sin = pairs.unbind(-1), angles.cos(), angles.sin()
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    else:  # four times as fast as the above where it is not compiled, on a CPU
+        turns = torch.polar(torch.ones_like(angles), angles)
+        turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turns)
+    return turned.flatten(-2).type_as(x)
 
 
 class Attention(nn.Module):

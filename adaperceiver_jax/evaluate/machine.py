@@ -22,6 +22,10 @@ class Ceiling:
     bandwidth: float
     """Bytes a second, read and written."""
 
+    def or_better(self, other: Ceiling) -> Ceiling:
+        """The more of two measurements: what else runs on a machine makes it slower for minutes."""
+        return Ceiling(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
     def floor(self, flops: float, read_or_written: float) -> float:
         """The least seconds for so many operations and so many bytes of memory."""
         return max(flops / self.flops, read_or_written / self.bandwidth)

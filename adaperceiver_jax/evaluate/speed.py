@@ -15,7 +15,7 @@ from adaperceiver_jax.evaluate.costs import memory_of
 from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.evaluate.machine import Ceiling
-from adaperceiver_jax.evaluate.turns import take_turns
+from adaperceiver_jax.evaluate.turns import Turns, take_turns
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.extract import extract_config
@@ -44,6 +44,10 @@ class Program:
     does not say."""
     compile_seconds: float
     devices: int = 1
+
+    @property
+    def name(self) -> str:
+        return named(self.sub_network, self.batch, self.what)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,20 +134,21 @@ def held(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def measure_speeds(
-    programs: Sequence[Program],
-    dtype: str,
-    ceiling: Ceiling,
-    repeats: int,
-    note: Callable[[str], None] = lambda text: None,
-) -> list[Speed]:
+def time_programs(
+    programs: Sequence[Program], repeats: int, note: Callable[[str], None] = lambda text: None
+) -> Turns:
     """Times the programs, which take turns."""
-    names = [named(program.sub_network, program.batch, program.what) for program in programs]
-    calls = {name: program.call for name, program in zip(names, programs, strict=True)}
-    turns = take_turns(calls, repeats, note)
+    return take_turns({program.name: program.call for program in programs}, repeats, note)
+
+
+def speeds_of(
+    programs: Sequence[Program], turns: Turns, dtype: str, ceiling: Ceiling
+) -> list[Speed]:
+    """What the programs' times come to on a machine that does so much at most."""
     speeds = []
-    for name, program in zip(names, programs, strict=True):
-        seconds = turns.wall[name]
+    for program in programs:
+        seconds = turns.wall[program.name]
+        repeats = len(seconds)
         quarters = statistics.quantiles(seconds, n=4, method="inclusive") if repeats > 1 else None
         median = statistics.median(seconds)
         low, high = (quarters[0], quarters[2]) if quarters else (median, median)

@@ -54,8 +54,7 @@ def measure(model: ap.AdaPerceiver, params: Any, batch: int, repeats: int) -> li
         shares.append(statistics.median(ratios) / promised)
         times = f"{1e3 * turns.seconds(whole):9.1f}{1e3 * turns.seconds(name):9.1f}"
         print(
-            f"{batch:5d}  {name:20s}{times}   {spread(ratios):24s}{promised:7.3f}"
-            f"{shares[-1]:7.0%}",
+            f"{batch:5d}  {name:20s}{times}   {spread(ratios):24s}{promised:7.3f}{shares[-1]:7.0%}",
             flush=True,
         )
     return shares

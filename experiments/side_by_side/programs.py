@@ -55,7 +55,9 @@ class GivenLogits(OnceForAll):
 
 def stage3(argument: str = "", dtype: str = "float32") -> RunConfig:
     """configs/stage3_width.py with these keys (key=value,...), computed in this dtype."""
-    text = f"compute.dtype={dtype},init_from=''" + (f",{argument}" if argument else "")
+    text = f"compute.dtype={dtype},init_from='',evaluation.sub_networks=()" + (
+        f",{argument}" if argument else ""
+    )
     return from_config(RunConfig, stage3_width.get_config(text).to_dict())
 
 

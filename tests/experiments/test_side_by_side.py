@@ -15,7 +15,7 @@ from tests.small_models import TINY, model_and_params
 SMALL = (
     "model.embed_dim=24,model.num_heads=3,model.depth=3,model.max_latent_tokens=8,"
     "model.token_granularities=({}),model.widths=(24,),model.image_size=16,model.patch_size=4,"
-    "model.num_classes=5,model.layer_scale=0.5,data.image_size=16,evaluation.sub_networks=()"
+    "model.num_classes=5,model.layer_scale=0.5,data.image_size=16"
 )
 
 

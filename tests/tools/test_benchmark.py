@@ -121,6 +121,6 @@ def test_a_ceiling_is_positive_and_a_floor_is_the_larger_of_two():
     measured = measure_ceiling(jnp.float32, sides=(64,), megabytes=1, tries=2)
     assert measured.flops > 1e6
     assert measured.bandwidth > 1e6
-    ceiling = Ceiling(flops=100.0, bandwidth=10.0)
+    ceiling = Ceiling(flops=100.0, bandwidth=5.0).or_better(Ceiling(flops=90.0, bandwidth=10.0))
     assert ceiling.floor(50, 1) == 0.5
     assert ceiling.floor(50, 20) == 2.0

@@ -1,0 +1,125 @@
+"""What each way to compute the forward takes, in turn with the way it is computed.
+
+python -m experiments.fast_paths.run                       # some 5 minutes on 2 cores
+python -m experiments.fast_paths.run --batch 256 --dtype bfloat16 --only attention
+
+The paper's model with made-up weights:
+
+  attention  cut by granularity, under one mask, and on a GPU by cuDNN
+  layout     blocks' weights stacked and looped over; written out; each block's an array of its own
+  qkv        q, k and v by three products, or by one
+  dtype      float32 or bfloat16
+  ffn        one FFN of a narrower width: cut in the call, a copy, a copy filled up to whole tiles
+  buckets    fewer images than the batch size that a program was compiled for
+
+A line a way: milliseconds, and its time over that of the first of its kind, turn by turn: the
+median, the least and the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
+from adaperceiver_jax.models import attention
+from experiments.fast_paths import variants
+
+KINDS = ("attention", "layout", "qkv", "dtype", "ffn", "buckets")
+
+
+def ready(name: str, call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A call that is compiled, and waits for its result."""
+    began = time.perf_counter()
+    compiled = jax.jit(call).lower(*arguments).compile()
+    note(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
+    return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def programs(
+    kind: str, config: ap.AdaPerceiverConfig, dtype: Any, batch: int, tokens: int
+) -> dict[str, Callable[[], Any]]:
+    """The ways of one kind, the first as the model computes."""
+    model = ap.AdaPerceiver(config, dtype=dtype)
+    params = ap.init_params(model, jax.random.key(0))
+    side = config.image_size
+    images = jax.random.normal(jax.random.key(1), (batch, side, side, config.in_channels))
+    usual = variants.as_users_call_it
+    found: dict[str, Callable[[], Any]] = {}
+
+    def add(name: str, call: Callable[..., Any], *arguments: Any) -> None:
+        found[name] = ready(f"{kind}, {name}", call, *(arguments or (params, images)))
+
+    if kind == "attention":
+        add("cut", usual(model, tokens))
+        add("masked", usual(model.clone(attention="masked"), tokens))
+        if jax.default_backend() == "gpu":
+            cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+            for name in ("cut", "masked"):
+                with mock.patch.object(attention.jax.nn, "dot_product_attention", cudnn):
+                    add(f"{name}, cuDNN", usual(model.clone(attention=name), tokens))
+    elif kind == "layout":
+        add("stacked, a loop", usual(model, tokens))
+        add("stacked, written out", usual(model.clone(unroll=config.depth), tokens))
+        each = variants.of_listed_blocks(model, tokens)
+        add("an array a block", each, variants.listed(params), images)
+    elif kind == "qkv":
+        add("three products", usual(model, tokens))
+        add("one product", variants.with_fused_qkv(model, tokens), variants.fused(params), images)
+    elif kind == "dtype":
+        for name in ("float32", "bfloat16"):
+            add(name, usual(model.clone(dtype=jnp.dtype(name)), tokens))
+    elif kind == "ffn":
+        ffn = jax.tree.map(lambda p: p[0], params["blocks"]["ffn"])
+        x = jax.random.normal(jax.random.key(2), (batch, tokens, config.embed_dim), dtype)
+        for width in config.widths[:-1]:
+            for name, (call, own) in variants.ffns(config, width, dtype, ffn).items():
+                add(f"width {width}, {name}", call, own, x)
+    else:
+        for count in sorted({batch, max(1, batch - 1), max(1, batch // 2), 1}, reverse=True):
+            add(f"{count} of {batch} images", usual(model, tokens), params, images[:count])
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="kinds (all)")
+    parser.add_argument("--batch", type=int, default=4, help="images a call (4)")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 256], help="(32 256)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=7, help="turns (7)")
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.repeats, *options.tokens) < 1:
+        parser.error("--batch, --repeats and --tokens must be at least 1")
+
+    config = ap.AdaPerceiverConfig()
+    print(
+        f"{options.dtype}, batch {options.batch}, {jax.devices()[0].device_kind}, JAX "
+        f"{jax.__version__}, {options.repeats} turns\n\n{'t':>4s}  {'':11s}{'':36s}{'ms':>9s}"
+    )
+    for kind in options.only:
+        for tokens in options.tokens:
+            ways = programs(kind, config, jnp.dtype(options.dtype), options.batch, tokens)
+            turns = take_turns(ways, options.repeats)
+            first = next(iter(ways))
+            for name in ways:
+                if kind == "ffn":  # each width has a first of its own
+                    first = next(n for n in ways if n.split(",")[0] == name.split(",")[0])
+                over = "" if name == first else f"   {spread(turns.ratios(name, first))}"
+                milliseconds = f"{1e3 * turns.seconds(name):9.2f}"
+                print(f"{tokens:4d}  {kind:11s}{name:36s}{milliseconds}{over}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Other ways to compute what the model computes: the same numbers, or to rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.models.attention import LatentAttention
+from adaperceiver_jax.models.latent_stream import Block
+from adaperceiver_jax.models.layers import FFN, Linear, affine
+
+Logits = Callable[..., jax.Array]
+
+
+def as_users_call_it(model: ap.AdaPerceiver, tokens: int) -> Logits:
+    """(params, images) -> logits: blocks in a loop, attention cut by granularity."""
+
+    def call(params: Any, images: jax.Array) -> jax.Array:
+        out: Any = model.apply({"params": params}, images, num_tokens=tokens)
+        return out.logits
+
+    return call
+
+
+def of_listed_blocks(model: ap.AdaPerceiver, tokens: int) -> Logits:
+    """(params whose 'blocks' are a list, images) -> logits: each block's weights an array."""
+    block = Block(model.config, model.dtype, model.attention)
+
+    def call(params: Any, images: jax.Array) -> jax.Array:
+        variables: Any = {"params": {**params, "blocks": {}}}
+        start: Any = model.apply(variables, images, tokens, None, None, None, False, method="start")
+        z = start.latents
+        for each in params["blocks"]:
+            z = block.apply({"params": each}, z, 0.0, start.run)[0]
+        folded = model.apply(variables, start.run.rope, method="fold")
+        logits: Any = model.apply(variables, z, folded, method="write_logits")
+        return logits
+
+    return call
+
+
+def listed(params: Any) -> Any:
+    """The same weights, the blocks a list."""
+    depth = len(jax.tree.leaves(params["blocks"])[0])
+    blocks = [jax.tree.map(lambda p, l=l: p[l], params["blocks"]) for l in range(depth)]
+    return {**params, "blocks": blocks}
+
+
+def with_fused_qkv(model: ap.AdaPerceiver, tokens: int) -> Logits:
+    """(params with 'qkv' in the blocks' attention, images) -> logits: one product for all three."""
+
+    def fuse(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        attention = layer.parent
+        inside = isinstance(layer, Linear) and isinstance(attention, LatentAttention)
+        if not inside or layer.name not in ("q", "k", "v"):
+            return call(*args, **kwargs)
+        if layer.name == "q":  # the first of the three
+            weights = attention.variables["params"]["qkv"]
+            y = affine(args[0], weights["kernel"], weights["bias"], layer.dtype, layer.dtype)
+            made.update(zip("qkv", jnp.split(y, 3, axis=-1), strict=True))
+        return made.pop(layer.name)
+
+    made: dict[str, jax.Array] = {}
+
+    def call(params: Any, images: jax.Array) -> jax.Array:
+        with nn.intercept_methods(fuse):
+            out: Any = model.apply({"params": params}, images, num_tokens=tokens)
+        return out.logits
+
+    return call
+
+
+def fused(params: Any) -> Any:
+    """The same weights, with those of q, k and v side by side as well."""
+    attention = params["blocks"]["attn"]
+    qkv = {
+        leaf: jnp.concatenate([attention[name][leaf] for name in "qkv"], axis=-1)
+        for leaf in ("kernel", "bias")
+    }
+    return {**params, "blocks": {**params["blocks"], "attn": {**attention, "qkv": qkv}}}
+
+
+def ffns(config: ap.AdaPerceiverConfig, width: int, dtype: Any, params: Any) -> dict[str, tuple]:
+    """A block's FFN at a width, by name a function (params, x) -> y and its parameters: the hidden
+    units cut in the call from `params`, or a copy of them, filled up with zeros to whole tiles."""
+    hidden, dim = config.hidden_units(width), config.embed_dim
+    whole = FFN(dim, config.hidden_units(config.full_width), dim, dtype=dtype)
+    found = {"cut in the call": (lambda p, x: whole.apply({"params": p}, x, hidden), params)}
+    for multiple in (1, 8, 16, 128):
+        padded = -(-hidden // multiple) * multiple
+        ffn = FFN(dim, padded, dim, dtype=dtype)
+        name = f"a copy of {hidden:,}" if padded == hidden else f"filled up to {padded:,}"
+        call = functools.partial(lambda ffn, p, x: ffn.apply({"params": p}, x), ffn)
+        found[name] = call, narrowed(params, hidden, padded)
+    return found
+
+
+def narrowed(params: Any, hidden: int, padded: int) -> Any:
+    """An FFN's first `hidden` units, and zeros up to `padded`: the same function."""
+    fill = padded - hidden
+    first, second = params["fc1"], params["fc2"]
+    return {
+        "fc1": {
+            "kernel": jnp.pad(first["kernel"][:, :hidden], ((0, 0), (0, fill))),
+            "bias": jnp.pad(first["bias"][:hidden], (0, fill)),
+        },
+        "fc2": {
+            "kernel": jnp.pad(second["kernel"][:hidden], ((0, fill), (0, 0))),
+            "bias": second["bias"],
+        },
+    }

@@ -1,0 +1,89 @@
+"""What we want of a GPU of the H200 class, measured beside PyTorch compiled.
+
+python -m experiments.side_by_side.goals                                 # on a GPU of 80 GB or more
+python -m experiments.side_by_side.goals --batch 2 --config model.depth=2 --repeats 1   # a trial
+
+- A stage 3 step of 256 images does at least 45% of what the device does in products of large
+  matrices (FLOPs as in run.py: those of our step, of all readouts, at the mean of the widths).
+- 32 tokens give at least 5 times as many images a second as 256.
+- Forward and step are at least 1.2 times as fast as PyTorch's, compiled.
+
+All in bfloat16. Prints run.py's table and the verdicts; exits with 1 where one is missed, on a GPU:
+what a CPU does is no verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import torch
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.tasks.make import make_model
+from experiments.side_by_side.programs import (
+    COMPILED,
+    OURS,
+    forwards,
+    stage3,
+    steps,
+    use_the_same_device,
+)
+from experiments.side_by_side.run import Ceilings, head, row
+
+MFU, FEW_TOKENS, OVER_PYTORCH = 0.45, 5.0, 1.2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table and the verdicts; 1 if a goal is missed on a GPU."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=256, help="images a call (256)")
+    parser.add_argument("--repeats", type=int, default=9, help="turns (9)")
+    parser.add_argument("--config", default="", metavar="KEY=VALUE,...", help="as of run.py")
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.repeats) < 1:
+        parser.error("--batch and --repeats must be at least 1")
+
+    device = use_the_same_device()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    config = stage3(options.config, "bfloat16")
+    model: Any = make_model(config)
+    c = model.config
+    params = ap.init_params(model, jax.random.key(0))
+    ceilings = Ceilings("bfloat16")
+    print(head("goals", "bfloat16", device, options.repeats))
+
+    def timed(label: str, work: Any) -> tuple[float, float, float]:
+        """Our seconds, our share of the ceiling, PyTorch's time over ours."""
+        turns = row(label, work, options.repeats, ceilings)
+        seconds = turns.seconds(OURS)
+        share = work.flops / seconds / ceilings.best.flops
+        return seconds, share, statistics.median(turns.ratios(COMPILED, OURS))
+
+    fewest, most = min(c.token_granularities), c.max_latent_tokens
+    few = timed(f"t = {fewest}", forwards(model, params, options.batch, fewest, compiled=True))
+    all_ = timed(f"t = {most}", forwards(model, params, options.batch, most, compiled=True))
+    step = timed("step", steps(config, params, options.batch, compiled=True))
+    reached = (
+        ("MFU of a step", step[1], MFU),
+        (f"images a second, {fewest} tokens over {most}", all_[0] / few[0], FEW_TOKENS),
+        (f"forward, t = {fewest}: PyTorch's time over ours", few[2], OVER_PYTORCH),
+        (f"forward, t = {most}: PyTorch's time over ours", all_[2], OVER_PYTORCH),
+        ("step: PyTorch's time over ours", step[2], OVER_PYTORCH),
+    )
+    print()
+    for name, value, least in reached:
+        verdict = "held" if value >= least else "MISSED"
+        print(f"{verdict if device == 'cuda' else 'no verdict':10s} {name}: {value:.3g} of {least}")
+    return int(device == "cuda" and any(value < least for _, value, least in reached))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
