@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import adaperceiver_jax as ap
 from adaperceiver_jax.models.attention import LatentAttention
 from adaperceiver_jax.models.latent_stream import Block
-from adaperceiver_jax.models.layers import FFN, Linear, affine
+from adaperceiver_jax.models.layers import FFN, affine
 
 Logits = Callable[..., jax.Array]
 
@@ -58,7 +58,7 @@ def with_fused_qkv(model: ap.AdaPerceiver, tokens: int) -> Logits:
     def fuse(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         attention = layer.parent
-        inside = isinstance(layer, Linear) and isinstance(attention, LatentAttention)
+        inside = context.method_name == "__call__" and isinstance(attention, LatentAttention)
         if not inside or layer.name not in ("q", "k", "v"):
             return call(*args, **kwargs)
         if layer.name == "q":  # the first of the three

@@ -1,0 +1,61 @@
+"""Other ways to compute the forward give the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaperceiver_jax as ap
+from experiments.axes import run as axes
+from experiments.fast_paths import run, variants
+from tests.small_models import TINY, model_and_params, random_images
+
+CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["listed", "fused"])
+def test_the_blocks_otherwise(way):
+    model, params = model_and_params(0, **TINY)
+    images = random_images(model.config)
+    want = variants.as_users_call_it(model, 4)(params, images)
+    if way == "listed":
+        got = variants.of_listed_blocks(model, 4)(variants.listed(params), images)
+    else:
+        got = variants.with_fused_qkv(model, 4)(variants.fused(params), images)
+        changed = variants.fused(params)
+        kernel = changed["blocks"]["attn"]["qkv"]["kernel"]
+        changed["blocks"]["attn"]["qkv"]["kernel"] = kernel + 0.5
+        other = variants.with_fused_qkv(model, 4)(changed, images)
+        assert np.abs(other - want).max() > 1e-3  # these are the weights it uses
+    np.testing.assert_allclose(got, want, **CLOSE)
+
+
+def test_an_ffn_filled_up_with_zeros():
+    model, params = model_and_params(0, **TINY)
+    ffn = jax.tree.map(lambda p: p[0], params["blocks"]["ffn"])
+    x = jax.random.normal(jax.random.key(1), (2, 4, model.config.embed_dim))
+    ways = variants.ffns(model.config, 8, jnp.float32, ffn)
+    hidden = model.config.hidden_units(8)
+    assert list(ways)[:2] == ["cut in the call", f"a copy of {hidden}"]
+    first, *others = [call(own, x) for call, own in ways.values()]
+    for other in others:
+        np.testing.assert_allclose(first, other, **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", run.KINDS)
+def test_every_kind_of_way_runs(kind):
+    config = ap.AdaPerceiverConfig(**TINY)
+    ways = run.programs(kind, config, jnp.float32, 2, 4)
+    assert len(ways) > 1
+    for call in ways.values():
+        assert np.isfinite(jax.tree.leaves(call())[0]).all()
+
+
+def test_the_axes_of_the_papers_model():
+    assert axes.smaller(ap.AdaPerceiverConfig()) == {
+        "whole": (256, 832, 21),
+        "tokens 256 to 64": (64, 832, 21),
+        "width 832 to 416": (256, 416, 21),
+        "depth 21 to 7": (256, 832, 7),
+    }
