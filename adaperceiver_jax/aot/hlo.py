@@ -182,6 +182,7 @@ class Module:
 
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
+_TAIL = re.compile(r"\}(, execution_thread=.*)?$")
 
 
 def parse(text: str) -> Module:
@@ -189,9 +190,9 @@ def parse(text: str) -> Module:
     computations: dict[str, Computation] = {}
     current: dict[str, Instruction] | None = None
     entry = ""
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if current is not None:
-            if line.startswith("}"):
+            if _TAIL.match(line):
                 current = None
             elif found := _LINE.match(line):
                 instruction = _instruction(
@@ -208,6 +209,22 @@ def parse(text: str) -> Module:
     aliases = header.partition("input_output_alias={ ")[2].partition(" }, ")[0]
     numbers = re.findall(r": \((\d+), ", aliases)
     return Module(computations, computations[entry], frozenset(map(int, numbers)))
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Lines, those of one instruction as one: what a Pallas kernel says of itself takes several."""
+    held: list[str] = []
+    for line in text.splitlines():
+        if held and not (_LINE.match(line) or _TAIL.match(line)):
+            held.append(line)
+            continue
+        if held:
+            yield " ".join(held)
+            held = []
+        if _LINE.match(line):
+            held = [line]
+        else:
+            yield line
 
 
 def _uncommented(line: str) -> str:

@@ -91,3 +91,15 @@ def test_what_this_jax_compiles_is_read():
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("module @jit_f {}")
+
+
+def test_an_instruction_may_take_several_lines():
+    """As a Pallas kernel's does, whose own description holds line ends and braces."""
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        '%k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", '
+        'frontend_attributes={kernel_metadata={\n"q": "{}"\n}}, metadata={op_name="jit(f)/kernel"}',
+        "%y = f32[8]{0} negate(%k)",
+    )
+    names = {i.name: i.op_name for i in parse(text).entry.instructions.values()}
+    assert names == {"x": "", "k": "jit(f)/kernel", "y": ""}

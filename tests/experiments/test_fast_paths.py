@@ -7,7 +7,7 @@ import pytest
 
 import adaperceiver_jax as ap
 from experiments.axes import run as axes
-from experiments.fast_paths import run, variants
+from experiments.fast_paths import run, tpu, variants
 from tests.small_models import TINY, model_and_params, random_images
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
@@ -59,3 +59,9 @@ def test_the_axes_of_the_papers_model():
         "width 832 to 416": (256, 416, 21),
         "depth 21 to 7": (256, 832, 7),
     }
+
+
+def test_splash_leaves_out_the_one_block_of_four_that_is_masked_whole():
+    config = ap.AdaPerceiverConfig()
+    assert tpu.splash_flops(config) == 9 * 2 * 3 * 128**3 * 13
+    assert tpu.splash_flops(config.replace(block_mask="none")) == 9 * 2 * 4 * 128**3 * 13
