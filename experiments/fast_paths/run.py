@@ -9,6 +9,7 @@ The paper's model with made-up weights:
   layout     blocks' weights stacked and looped over; written out; each block's an array of its own
   qkv        q, k and v by three products, or by one
   dtype      float32 or bfloat16
+  gelu       of a block's hidden units: on CPUs by erf, elsewhere JAX's; JAX's everywhere
   ffn        one FFN of a narrower width: cut in the call, a copy, a copy filled up to whole tiles
   buckets    fewer images than the batch size that a program was compiled for
 
@@ -31,9 +32,10 @@ import jax.numpy as jnp
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models import attention
+from adaperceiver_jax.models.layers import activation
 from experiments.fast_paths import variants
 
-KINDS = ("attention", "layout", "qkv", "dtype", "ffn", "buckets")
+KINDS = ("attention", "layout", "qkv", "dtype", "gelu", "ffn", "buckets")
 
 
 def ready(name: str, call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -77,6 +79,11 @@ def programs(
     elif kind == "dtype":
         for name in ("float32", "bfloat16"):
             add(name, usual(model.clone(dtype=jnp.dtype(name)), tokens))
+    elif kind == "gelu":
+        shape = (batch, tokens, config.hidden_units(config.full_width))
+        hidden = jax.random.normal(jax.random.key(2), shape, dtype)
+        add("as the model", functools.partial(activation, "gelu"), hidden)
+        add("JAX's", functools.partial(jax.nn.gelu, approximate=False), hidden)
     elif kind == "ffn":
         ffn = jax.tree.map(lambda p: p[0], params["blocks"]["ffn"])
         x = jax.random.normal(jax.random.key(2), (batch, tokens, config.embed_dim), dtype)
