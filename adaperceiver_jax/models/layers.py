@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -29,11 +32,26 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     )
 
 
+_plain = contextvars.ContextVar("plain", default=False)
+
+
+@contextlib.contextmanager
+def without_platforms() -> Iterator[None]:
+    """What is traced inside chooses nothing by platform: some converters cannot."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def activation(name: str, x: jax.Array) -> jax.Array:
     """'gelu' (exact, with erf) or 'silu'."""
     if name != "gelu":
         return jax.nn.silu(x)
     exact = functools.partial(jax.nn.gelu, approximate=False)
+    if _plain.get():
+        return exact(x)
     return jax.lax.platform_dependent(x, cpu=_gelu_by_erf, default=exact)
 
 
