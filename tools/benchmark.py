@@ -5,7 +5,7 @@ python tools/benchmark.py --sub-networks 256,832,21 32,832,21 --batch 1 8 --csv 
 python tools/benchmark.py --checkpoint runs/stage3 --dtype bfloat16
 python tools/benchmark.py --train --config configs/stage3_width.py --batch 4 --dtype float32
 
-Every program is compiled and called once before it is timed, and programs of one batch size take
+Every program is compiled and called twice before it is timed, and programs of one batch size take
 turns. Weights and images are made up: times do not depend on them. GFLOPs are those of the matrix
 products. Above them stands what this device does at most, measured before and after: products of
 large matrices in the same dtype, and bytes a second; the floor is what a call's GFLOPs, or the

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.whole import write_bytes, write_whole
-from adaperceiver_jax.models.layers import without_platforms
+from adaperceiver_jax.models.platform import without_platforms
 
 PROGRAM, WEIGHTS, ABOUT = "program.jax", "weights.npz", "about.json"
 ONNX = "model.onnx"

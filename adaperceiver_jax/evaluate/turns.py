@@ -34,13 +34,14 @@ def take_turns(
     note: Callable[[str], None] = lambda text: None,
 ) -> Turns:
     """Calls every program `repeats` times, all of them once a turn, forwards and backwards in
-    alternation; before that once each, untimed, to compile and to warm up.
+    alternation; before that twice each, untimed: once to compile, and once more since only then
+    memory is where it stays.
 
     A program must wait for what it computes. `note` is told what is done next.
     """
     if repeats < 1:
         raise ValueError(f"repeats={repeats}: must be at least 1")
-    for name, program in programs.items():
+    for name, program in [*programs.items()] * 2:
         note(f"warming up: {name}")
         program()
     turns = Turns({name: [] for name in programs}, {name: [] for name in programs})

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+
+from adaperceiver_jax.models.platform import by_platform
 
 PRODUCT = "product"
 KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
@@ -32,27 +31,12 @@ def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
     )
 
 
-_plain = contextvars.ContextVar("plain", default=False)
-
-
-@contextlib.contextmanager
-def without_platforms() -> Iterator[None]:
-    """What is traced inside chooses nothing by platform: some converters cannot."""
-    token = _plain.set(True)
-    try:
-        yield
-    finally:
-        _plain.reset(token)
-
-
 def activation(name: str, x: jax.Array) -> jax.Array:
     """'gelu' (exact, with erf) or 'silu'."""
     if name != "gelu":
         return jax.nn.silu(x)
     exact = functools.partial(jax.nn.gelu, approximate=False)
-    if _plain.get():
-        return exact(x)
-    return jax.lax.platform_dependent(x, cpu=_gelu_by_erf, default=exact)
+    return by_platform(x, cpu=_gelu_by_erf, default=exact)
 
 
 def _gelu_by_erf(x: jax.Array) -> jax.Array:
@@ -89,8 +73,18 @@ def _affine_backward(dtype, out_dtype, residuals, grad):
     x, kernel, bias, x_type = residuals
     to_x = jnp.matmul(grad, kernel.astype(dtype).T, preferred_element_type=out_dtype)
     batch = tuple(range(x.ndim - 1))
-    to_kernel = jnp.tensordot(x, grad, (batch, batch), preferred_element_type=kernel.dtype)
     to_bias = None if bias is None else grad.sum(axis=batch, dtype=bias.dtype)
+
+    def product(x: jax.Array, grad: jax.Array) -> jax.Array:
+        return jnp.tensordot(x, grad, (batch, batch), preferred_element_type=kernel.dtype)
+
+    def of_rows(x: jax.Array, grad: jax.Array) -> jax.Array:
+        x, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        return jnp.matmul(x.T, grad, preferred_element_type=kernel.dtype)
+
+    # Summed over several axes, XLA on CPUs first copies x transposed. Elsewhere it does not, and
+    # one axis of rows would lose how samples are split over devices.
+    to_kernel = by_platform(x, grad, cpu=of_rows, default=product)
     return to_x.astype(x_type.dtype), to_kernel, to_bias
 
 

@@ -38,7 +38,7 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.aot.chips import Topology, find_topology, layout
 from adaperceiver_jax.aot.program import Program, compile_program
 from adaperceiver_jax.models.attention import LatentAttention
-from adaperceiver_jax.models.layers import FFN, affine
+from adaperceiver_jax.models.layers import FFN
 from adaperceiver_jax.models.masks import LatentMask, make_mask
 from adaperceiver_jax.models.rope import Rope, apply_rope, make_rope
 from experiments.fast_paths import variants
@@ -67,23 +67,21 @@ class SplashAttention(LatentAttention):
 
 
 class OneProduct(LatentAttention):
-    """Attention cut by granularity; q, k and v by one product of their kernels, side by side."""
+    """q, k and v by one product of their kernels, side by side."""
 
     def __call__(
         self, z: jax.Array, rope: Rope, mask: LatentMask, train: bool = False
     ) -> jax.Array:
         """z (B, N, D) -> (B, N, D)."""
-        layers = (self.q, self.k, self.v)
-        kernel = jnp.concatenate([layer.kernel for layer in layers], axis=1)
-        bias = jnp.concatenate([layer.bias for layer in layers])
-        made = jnp.split(affine(z, kernel, bias, self.dtype, self.dtype), 3, axis=-1)
-        q, k, v = (self.heads(x) for x in made)
-        q, k = apply_rope(q, rope), apply_rope(k, rope)
-        parts = [
-            jax.nn.dot_product_attention(q[:, first:end], k[:, :end], v[:, :end])
-            for first, end in mask.spans()
-        ]
-        return self.project(jnp.concatenate(parts, axis=1), train)
+        with variants.one_product(side_by_side):
+            return super().__call__(z, rope, mask, train)
+
+
+def side_by_side(attention: LatentAttention) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias of q, k and v, put together in the call."""
+    layers = (attention.q, attention.k, attention.v)
+    kernel = jnp.concatenate([layer.kernel for layer in layers], axis=1)
+    return kernel, jnp.concatenate([layer.bias for layer in layers])
 
 
 def attentions(

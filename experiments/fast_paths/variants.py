@@ -52,8 +52,9 @@ def listed(params: Any) -> Any:
     return {**params, "blocks": blocks}
 
 
-def with_fused_qkv(model: ap.AdaPerceiver, tokens: int) -> Logits:
-    """(params with 'qkv' in the blocks' attention, images) -> logits: one product for all three."""
+def one_product(weights: Callable[[LatentAttention], tuple[jax.Array, jax.Array]]) -> Any:
+    """Inside, latents' q, k and v come of one product; `weights` gives its kernel and bias."""
+    made: dict[str, jax.Array] = {}
 
     def fuse(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
@@ -62,15 +63,22 @@ def with_fused_qkv(model: ap.AdaPerceiver, tokens: int) -> Logits:
         if not inside or layer.name not in ("q", "k", "v"):
             return call(*args, **kwargs)
         if layer.name == "q":  # the first of the three
-            weights = attention.variables["params"]["qkv"]
-            y = affine(args[0], weights["kernel"], weights["bias"], layer.dtype, layer.dtype)
+            y = affine(args[0], *weights(attention), layer.dtype, layer.dtype)
             made.update(zip("qkv", jnp.split(y, 3, axis=-1), strict=True))
         return made.pop(layer.name)
 
-    made: dict[str, jax.Array] = {}
+    return nn.intercept_methods(fuse)
+
+
+def with_fused_qkv(model: ap.AdaPerceiver, tokens: int) -> Logits:
+    """(params with 'qkv' in the blocks' attention, images) -> logits: one product for all three."""
+
+    def weights(attention: LatentAttention) -> tuple[jax.Array, jax.Array]:
+        found = attention.variables["params"]["qkv"]
+        return found["kernel"], found["bias"]
 
     def call(params: Any, images: jax.Array) -> jax.Array:
-        with nn.intercept_methods(fuse):
+        with one_product(weights):
             out: Any = model.apply({"params": params}, images, num_tokens=tokens)
         return out.logits
 

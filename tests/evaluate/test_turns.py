@@ -5,11 +5,11 @@ import pytest
 from adaperceiver_jax.evaluate.turns import Turns, spread, take_turns
 
 
-def test_programs_take_turns_forwards_and_backwards_after_one_call_each():
+def test_programs_take_turns_forwards_and_backwards_after_two_calls_each():
     calls: list[str] = []
     programs = {name: lambda name=name: calls.append(name) for name in "abc"}
     turns = take_turns(programs, repeats=3)
-    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
+    assert "".join(calls) == "abc" * 2 + "abc" + "cba" + "abc"
     assert {name: len(seconds) for name, seconds in turns.wall.items()} == {"a": 3, "b": 3, "c": 3}
     assert all(second >= 0 for seconds in turns.processor.values() for second in seconds)
 

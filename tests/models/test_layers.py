@@ -331,3 +331,20 @@ def test_its_gradients_are_those_of_the_usual_order(dtype):
     for ours, want in zip(gradients(attend_to_all), gradients(attend), strict=True):
         assert ours.dtype == dtype
         np.testing.assert_array_equal(ours, want)
+
+
+def test_a_kernels_gradient_transposes_nothing_first_on_a_cpu():
+    x, grad, kernel = normal(4, 16, 24), normal(4, 16, 40), normal(24, 40)
+
+    def gradient(x, grad, kernel):
+        def product(kernel):
+            return layers.affine(x, kernel, None, jnp.float32, jnp.float32)
+
+        return jax.vjp(product, kernel)[1](grad)
+
+    def copied(call):
+        text = jax.jit(call).lower(x, grad, kernel).compile().as_text()
+        return [line for line in text.splitlines() if " transpose(" in line or " copy(" in line]
+
+    assert copied(gradient) == []
+    assert copied(lambda x, grad, kernel: jnp.tensordot(x, grad, ((0, 1), (0, 1)))) != []
