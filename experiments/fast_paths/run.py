@@ -10,6 +10,7 @@ The paper's model with made-up weights:
   qkv        q, k and v by three products, or by one
   dtype      float32 or bfloat16
   gelu       of a block's hidden units: on CPUs by erf, elsewhere JAX's; JAX's everywhere
+  gradient   of a kernel: on CPUs a product of rows; a product over images and tokens everywhere
   ffn        one FFN of a narrower width: cut in the call, a copy, a copy filled up to whole tiles
   buckets    fewer images than the batch size that a program was compiled for
 
@@ -35,7 +36,7 @@ from adaperceiver_jax.models import attention
 from adaperceiver_jax.models.layers import activation
 from experiments.fast_paths import variants
 
-KINDS = ("attention", "layout", "qkv", "dtype", "gelu", "ffn", "buckets")
+KINDS = ("attention", "layout", "qkv", "dtype", "gelu", "gradient", "ffn", "buckets")
 
 
 def ready(name: str, call: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -84,6 +85,11 @@ def programs(
         hidden = jax.random.normal(jax.random.key(2), shape, dtype)
         add("as the model", functools.partial(activation, "gelu"), hidden)
         add("JAX's", functools.partial(jax.nn.gelu, approximate=False), hidden)
+    elif kind == "gradient":
+        sizes = config.hidden_units(config.full_width), config.embed_dim
+        x, grad = (jax.random.normal(jax.random.key(n), (batch, tokens, n), dtype) for n in sizes)
+        add("as the model", variants.kernel_gradient, x, jnp.ones(sizes), grad)
+        add("over two axes", variants.kernel_gradient_over_two_axes, x, jnp.ones(sizes), grad)
     elif kind == "ffn":
         ffn = jax.tree.map(lambda p: p[0], params["blocks"]["ffn"])
         x = jax.random.normal(jax.random.key(2), (batch, tokens, config.embed_dim), dtype)

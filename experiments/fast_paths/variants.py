@@ -95,6 +95,17 @@ def fused(params: Any) -> Any:
     return {**params, "blocks": {**params["blocks"], "attn": {**attention, "qkv": qkv}}}
 
 
+def kernel_gradient(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> jax.Array:
+    """x (B, N, m), kernel (m, n), gradient of their product (B, N, n) -> the kernel's (m, n)."""
+    product = functools.partial(affine, bias=None, dtype=x.dtype, out_dtype=x.dtype)
+    return jax.vjp(functools.partial(product, x), kernel)[1](grad)[0]
+
+
+def kernel_gradient_over_two_axes(x: jax.Array, kernel: jax.Array, grad: jax.Array) -> jax.Array:
+    """The same, as the model has it for other devices than CPUs."""
+    return jnp.tensordot(x, grad, ((0, 1), (0, 1)), preferred_element_type=kernel.dtype)
+
+
 def ffns(config: ap.AdaPerceiverConfig, width: int, dtype: Any, params: Any) -> dict[str, tuple]:
     """A block's FFN at a width, by name a function (params, x) -> y and its parameters: the hidden
     units cut in the call from `params`, or a copy of them, filled up with zeros to whole tiles."""

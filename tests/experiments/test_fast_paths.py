@@ -42,6 +42,16 @@ def test_an_ffn_filled_up_with_zeros():
         np.testing.assert_allclose(first, other, **CLOSE)
 
 
+def test_a_kernels_gradient_otherwise():
+    x, kernel, grad = (
+        jax.random.normal(jax.random.key(n), shape)
+        for n, shape in enumerate(((2, 3, 5), (5, 7), (2, 3, 7)))
+    )
+    want = np.einsum("abm,abn->mn", x, grad)
+    for way in (variants.kernel_gradient, variants.kernel_gradient_over_two_axes):
+        np.testing.assert_allclose(way(x, kernel, grad), want, **CLOSE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", run.KINDS)
 def test_every_kind_of_way_runs(kind):
