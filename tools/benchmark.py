@@ -30,7 +30,7 @@ from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
-from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
+from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings
 from adaperceiver_jax.evaluate.speed import (
     Program,
     SubNetwork,
@@ -170,20 +170,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ap.flops(model.config, *chosen)  # refuses what cannot be run
             groups = (forwards(model, options.sub_networks, batch) for batch in batches)
         say("measuring what the device does at most")
-        ceiling = measure_ceiling(dtype)
+        ceilings = Ceilings(dtype)
     except ValueError as error:
         parser.error(str(error))
     timed: list[tuple[list[Program], Turns]] = []
     try:
         for programs in groups:
             timed.append((programs, time_programs(programs, options.repeats, say)))
-            ceiling = ceiling.or_better(measure_ceiling(dtype))
+            ceilings.measure()
     except ValueError as error:
         parser.error(str(error))
     finally:  # of several batch sizes a larger one may not fit
-        speeds = [s for each in timed for s in speeds_of(*each, dtype, ceiling)]
+        speeds = [s for each in timed for s in speeds_of(*each, dtype, ceilings.best)]
         if speeds:
-            print(f"{describe(ceiling, dtype)}\n\n{table(speeds)}")
+            print(f"{describe(ceilings.best, dtype)}\n\n{table(speeds)}")
         if speeds and options.csv:
             write_bytes(options.csv, csv_text(speeds).encode())
 

@@ -31,6 +31,19 @@ class Ceiling:
         return max(flops / self.flops, read_or_written / self.bandwidth)
 
 
+class Ceilings:
+    """What the device does at most, measured between other things: the best so far."""
+
+    def __init__(self, dtype: DTypeLike):
+        self.dtype = dtype
+        self.best = measure_ceiling(dtype)
+
+    def measure(self) -> Ceiling:
+        """Measures once more; the best so far."""
+        self.best = self.best.or_better(measure_ceiling(self.dtype))
+        return self.best
+
+
 def measure_ceiling(
     dtype: DTypeLike,
     sides: tuple[int, ...] | None = None,

@@ -25,6 +25,7 @@ import jax
 import torch
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.machine import Ceilings
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
     COMPILED,
@@ -34,7 +35,7 @@ from experiments.side_by_side.programs import (
     steps,
     use_the_same_device,
 )
-from experiments.side_by_side.run import Ceilings, head, row
+from experiments.side_by_side.run import head, row
 
 MFU, FEW_TOKENS, OVER_PYTORCH = 0.45, 5.0, 1.2
 

@@ -34,7 +34,7 @@ import jax
 import torch
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
+from adaperceiver_jax.evaluate.machine import Ceilings
 from adaperceiver_jax.evaluate.turns import Turns, note, spread, take_turns
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
@@ -60,18 +60,6 @@ def head(what: str, dtype: str, device: str, repeats: int) -> str:
         f"PyTorch {torch.__version__}; {repeats} turns\n\n"
         f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs"
     )
-
-
-class Ceilings:
-    """What the device does at most, measured before and after every row; the best so far."""
-
-    def __init__(self, dtype: str):
-        self.dtype = dtype
-        self.best = measure_ceiling(dtype)
-
-    def measure(self) -> Ceiling:
-        self.best = self.best.or_better(measure_ceiling(self.dtype))
-        return self.best
 
 
 def row(label: str, work: SideBySide, repeats: int, ceilings: Ceilings) -> Turns:
@@ -110,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--most", type=float, help="the largest ratio that is no failure")
     options = parser.parse_args(arguments)
-    if min(*options.batch, *(options.tokens or ())) < 1 or options.repeats < 0:
+    if min([*options.batch, *(options.tokens or ())]) < 1 or options.repeats < 0:
         parser.error("--batch and --tokens must be at least 1, --repeats not below 0")
     if options.what == "train" and (options.tokens or options.masked):
         parser.error("train takes no --tokens and no --masked: a step is of all of them")

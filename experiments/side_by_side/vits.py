@@ -5,7 +5,8 @@ python -m experiments.side_by_side.vits --batch 64 --dtype bfloat16
 
 Each ViT of the paper's Table 5 at 224 or 240 pixels stands against the fewest tokens at which
 AdaPerceiver is at least as right. Accuracies are the paper's; times are of this machine, of models
-of these sizes with made-up weights.
+of these sizes with made-up weights. The floor is a model's FLOPs at the rate that this device
+reached in products of large matrices, or its weights and images at the rate of its memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.speed import forward_program
+from adaperceiver_jax.evaluate.machine import Ceilings
+from adaperceiver_jax.evaluate.speed import Program, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
 
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours = ap.AdaPerceiver(ap.AdaPerceiverConfig(), dtype=dtype)
     tokens = ours.config.token_granularities
     against = {name: fewest_tokens(found[name], found, tokens) for name in VITS}
-    programs, gflops = {}, {}
+    programs: dict[str, Program] = {}
 
     def add(name: str, model: ap.AdaPerceiver | ap.ViT, tokens: int | None = None) -> None:
         note(f"compiling {name}")
@@ -77,27 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = None
         if tokens is not None:
             chosen = (tokens, model.config.full_width, model.config.depth)
-        program = forward_program(model, params, images, chosen)
-        programs[name], gflops[name] = program.call, program.flops / options.batch / 1e9
+        programs[name] = forward_program(model, params, images, chosen)
 
     for name, config in VITS.items():
         add(name, ap.ViT(config, dtype=dtype))
     for t in sorted({t for t in against.values() if t is not None}):
         add(f"AdaPerceiver (t={t})", ours, t)
-    turns = take_turns(programs, options.repeats, note)
+    ceilings = Ceilings(options.dtype)
+    calls = {name: program.call for name, program in programs.items()}
+    turns = take_turns(calls, options.repeats, note)
+    ceiling = ceilings.measure()
     print(
         f"{options.dtype}, batch {options.batch}, {jax.devices()[0].device_kind}, JAX "
-        f"{jax.__version__}, {options.repeats} turns\n\n"
-        f"{'':22s}{'accuracy %':>10s}{'GFLOPs':>8s}{'ms an image':>13s}   as right, its time / ours"
+        f"{jax.__version__}, {options.repeats} turns; an image:\n\n"
+        f"{'':20s}{'accuracy %':>10s}{'GFLOPs':>8s}{'ms':>8s}{'floor ms':>9s}   as right, "
+        "its time / ours"
     )
-    for name in programs:
-        cells = f"{found[name]:10.2f}{gflops[name]:8.1f}"
-        cells += f"{1e3 * turns.seconds(name) / options.batch:13.1f}"
+    for name, program in programs.items():
+        floor = ceiling.floor(program.flops, program.least_bytes)
+        cells = f"{found[name]:10.2f}{program.flops / options.batch / 1e9:8.1f}"
+        for seconds, length in ((turns.seconds(name), 8), (floor, 9)):
+            cells += f"{1e3 * seconds / options.batch:{length}.1f}"
         t = against.get(name)
         if t is not None:
             twin = f"AdaPerceiver (t={t})"
             cells += f"   {f't={t}':7s}{spread(turns.ratios(name, twin))}"
-        print(f"{name:22s}{cells}")
+        print(f"{name:20s}{cells}")
 
 
 if __name__ == "__main__":

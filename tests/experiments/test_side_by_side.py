@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 import adaperceiver_jax as ap
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
-from experiments.side_by_side import programs
+from experiments.side_by_side import programs, run
 from tests.small_models import TINY, model_and_params
 
 SMALL = (
@@ -38,3 +38,17 @@ def test_the_training_steps_give_the_same_losses_step_by_step():
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0][0] - losses[0][-1] > 1e-4  # they do learn
     assert work.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["train", "--batch", "0"], "must be at least 1"),
+        (["forward", "--batch", "4", "--tokens", "0"], "must be at least 1"),
+        (["train", "--batch", "4", "--tokens", "32"], "a step is of all of them"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(arguments, why, capsys):
+    with pytest.raises(SystemExit):
+        run.main(arguments)
+    assert why in capsys.readouterr().err

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceiling, measure_ceiling
+from adaperceiver_jax.evaluate import machine
+from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, measure_ceiling
 from adaperceiver_jax.evaluate.speed import forward_program
 from tests.small_models import TINY, random_params, run
 from tools import benchmark as tool
@@ -19,7 +20,7 @@ MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 @pytest.fixture
 def given(tmp_path, monkeypatch):
     """A folder with a small model, on a machine of 1 GFLOP/s and 1 GB/s."""
-    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
     ap.save_pretrained(MODEL, random_params(MODEL), tmp_path / "small")
     return tmp_path
 
@@ -77,7 +78,7 @@ def test_along_every_axis_where_no_sub_networks_are_named():
 
 
 def test_other_models_have_one_row_and_any_dtype(sources, monkeypatch, said, tmp_path):
-    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
     path = tmp_path / "speed.csv"
     for name in ("vit", "segmentation"):
         arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
@@ -112,15 +113,21 @@ def test_the_training_step_of_a_config(given, said):
     ],
 )
 def test_refusals(arguments, why, refused, monkeypatch):
-    monkeypatch.setattr(tool, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
     monkeypatch.setattr(ap, "init_params", lambda *_: {})
     assert why in refused(tool, *arguments)
 
 
-def test_a_ceiling_is_positive_and_a_floor_is_the_larger_of_two():
+def test_a_ceiling_is_positive():
     measured = measure_ceiling(jnp.float32, sides=(64,), megabytes=1, tries=2)
     assert measured.flops > 1e6
     assert measured.bandwidth > 1e6
-    ceiling = Ceiling(flops=100.0, bandwidth=5.0).or_better(Ceiling(flops=90.0, bandwidth=10.0))
-    assert ceiling.floor(50, 1) == 0.5
-    assert ceiling.floor(50, 20) == 2.0
+
+
+def test_of_several_ceilings_the_best_is_kept_and_a_floor_is_the_larger_of_two(monkeypatch):
+    found = iter([Ceiling(flops=100.0, bandwidth=5.0), Ceiling(flops=90.0, bandwidth=10.0)])
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: next(found))
+    ceilings = Ceilings(jnp.float32)
+    assert ceilings.best.floor(50, 20) == 4.0
+    assert ceilings.measure().floor(50, 1) == 0.5
+    assert ceilings.best.floor(50, 20) == 2.0
