@@ -9,7 +9,8 @@ Every program is compiled and called twice before it is timed, and programs of o
 turns. Weights and images are made up: times do not depend on them. GFLOPs are those of the matrix
 products. Above them stands what this device does at most, measured before and after: products of
 large matrices in the same dtype, and bytes a second; the floor is what a call's GFLOPs, or the
-weights, images and outputs that it cannot do without, take at that rate.
+weights, images and outputs that it cannot do without, take at that rate. MiB are what the compiler
+plans for, all weights that are given and all temporaries; nothing is measured while it runs.
 
 --train times the two programs of main.py's step for a config, on all devices, its teacher
 included; a SOAP refresh is not among them.
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from adaperceiver_jax.evaluate.speed import (
     table,
     time_programs,
 )
-from adaperceiver_jax.evaluate.turns import Turns
+from adaperceiver_jax.evaluate.turns import Turns, note
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig, make_model
 from adaperceiver_jax.tasks.step_speed import step_program
@@ -119,7 +119,7 @@ def forwards(model: Any, chosen: Sequence[SubNetwork] | None, batch: int) -> lis
         networks = list(default_sub_networks(config)) if has_any else [None]
     programs = []
     for each in networks:
-        say(f"compiling {named(each, batch)}")
+        note(f"compiling {named(each, batch)}")
         programs.append(forward_program(model, params, images, each))
     return programs
 
@@ -141,11 +141,6 @@ def describe(ceiling: Ceiling, dtype: str) -> str:
     )
 
 
-def say(text: str) -> None:
-    """Progress, beside the table."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     logging.set_verbosity(logging.WARNING)
@@ -158,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--train is of a config's step: add --config=configs/stage3_width.py, say")
     if options.train and options.sub_networks:
         parser.error("--train takes no --sub-networks: one step trains them all")
+    if options.csv and not options.csv.parent.is_dir():
+        parser.error(f"--csv {options.csv}: there is no folder {options.csv.parent}")
     try:
         if options.train:
             configs = [train_config(options, batch) for batch in batches]
@@ -169,14 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for chosen in options.sub_networks or []:
                 ap.flops(model.config, *chosen)  # refuses what cannot be run
             groups = (forwards(model, options.sub_networks, batch) for batch in batches)
-        say("measuring what the device does at most")
+        note("measuring what the device does at most")
         ceilings = Ceilings(dtype)
     except ValueError as error:
         parser.error(str(error))
     timed: list[tuple[list[Program], Turns]] = []
     try:
         for programs in groups:
-            timed.append((programs, time_programs(programs, options.repeats, say)))
+            timed.append((programs, time_programs(programs, options.repeats, note)))
             ceilings.measure()
     except ValueError as error:
         parser.error(str(error))

@@ -192,8 +192,9 @@ class AdaPerceiver(nn.Module):
         z = self.process_latents.token.expand(len(images), n, -1)
         z = self.read_head(z, patches, angles_q=angles)
         hidden = None if width is None else int(width * c["ffn_ratio"])
+        mask = self.mask(n)
         for block in self.blocks[:depth]:
-            z = block(z, angles, self.mask(n), hidden)
+            z = block(z, angles, mask, hidden)
         found = {}
         for name, suffix in self.streams.items():
             latents = getattr(self, f"output_latents{suffix}")

@@ -108,7 +108,7 @@ def forward_program(
         batch=batch,
         call=lambda: jax.block_until_ready(compiled(params, images)),
         flops=count,
-        least_bytes=_weights(config, params, sub_network) + held(images) + held(outputs),
+        least_bytes=_weights(config, params, sub_network) + size_of(images) + size_of(outputs),
         memory=memory_of(compiled),
         compile_seconds=seconds,
     )
@@ -117,10 +117,10 @@ def forward_program(
 def _weights(config: Any, params: Any, sub_network: SubNetwork | None) -> float:
     """Bytes of the weights that a sub-network uses."""
     if sub_network is None or not isinstance(config, AdaPerceiverConfig):
-        return held(params)
+        return size_of(params)
     _, width, depth = sub_network
     small = AdaPerceiver(extract_config(config, width=width, depth=depth))
-    return held(params) * count_params(param_shapes(small)) / count_params(params)
+    return size_of(params) * count_params(param_shapes(small)) / count_params(params)
 
 
 def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> str:
@@ -129,7 +129,7 @@ def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> 
     return f"{what}{which}, batch {batch}"
 
 
-def held(tree: Any) -> int:
+def size_of(tree: Any) -> int:
     """Bytes of a tree's arrays, or of their shapes."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

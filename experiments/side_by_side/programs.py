@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.torch_twin import AdaPerceiver as Twin
 from adaperceiver_jax.convert.torch_twin import twin
-from adaperceiver_jax.evaluate.speed import held
+from adaperceiver_jax.evaluate.speed import size_of
 from adaperceiver_jax.losses.distillation import distillation_kl
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_model
@@ -63,12 +64,14 @@ def stage3(argument: str = "", dtype: str = "float32") -> RunConfig:
 
 def use_the_same_device() -> str:
     """Has PyTorch compute where JAX does; gives its name there."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
     device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("JAX has a GPU, PyTorch none: install a PyTorch that is built for CUDA")
     if device not in ("cuda", "cpu"):
         raise SystemExit(f"JAX computes on {device}: PyTorch can be timed on a CPU or a GPU only")
     torch.set_default_device(device)
+    torch.set_float32_matmul_precision("high")  # on GPUs TF32, as JAX multiplies by default
     return device
 
 
@@ -100,6 +103,7 @@ def forwards(
     tokens: int,
     masked: bool = False,
     compiled: bool = False,
+    eager: bool = True,
 ) -> SideBySide:
     """Calls of one sub-network; each gives its logits (B, classes)."""
     c = model.config
@@ -118,13 +122,16 @@ def forwards(
         return call
 
     free = torch_model(model, params, mask=False)
-    calls = {OURS: lambda: jax.block_until_ready(ours(params, on_device)), EAGER: theirs(free)}
+    calls: dict[str, Callable[[], Any]] = {}
+    calls[OURS] = lambda: jax.block_until_ready(ours(params, on_device))
+    if eager:
+        calls[EAGER] = theirs(free)
     if masked:
         calls[MASKED] = theirs(torch_model(model, params))
     if compiled:
         calls[COMPILED] = theirs(torch.compile(free, dynamic=False))
     flops = ap.flops(c, tokens, batch_size=batch).total * batch
-    return SideBySide(calls, flops, held(params) + held(on_device))
+    return SideBySide(calls, flops, size_of(params) + size_of(on_device))
 
 
 def autocast(dtype: torch.dtype) -> Any:
@@ -133,8 +140,10 @@ def autocast(dtype: torch.dtype) -> Any:
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def steps(config: RunConfig, params: Any, batch_size: int, compiled: bool = False) -> SideBySide:
-    """Training steps, each of which gives its loss."""
+def steps(
+    config: RunConfig, params: Any, batch_size: int, compiled: bool = False, eager: bool = True
+) -> SideBySide:
+    """Training steps, each of which gives its loss; of images as they come, without mixup."""
     model: Any = make_model(config)
     c = model.config
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -180,8 +189,10 @@ def steps(config: RunConfig, params: Any, batch_size: int, compiled: bool = Fals
 
         return call
 
-    calls = {OURS: ours, EAGER: theirs(False)}
+    calls: dict[str, Callable[[], Any]] = {OURS: ours}
+    if eager:
+        calls[EAGER] = theirs(False)
     if compiled:
         calls[COMPILED] = theirs(True)
-    least_bytes = 2 * held(state[0]) + held(batch) + held(constants)
+    least_bytes = 2 * size_of(state[0]) + size_of(batch) + size_of(constants)
     return SideBySide(calls, task.train_flops(params) * batch_size, least_bytes)

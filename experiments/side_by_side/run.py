@@ -1,8 +1,9 @@
 """Our forward and stage 3 training step beside plain PyTorch's: one process, same weights, in turn.
 
-python -m experiments.side_by_side.run forward                     # some 4 minutes on 2 cores
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \\
-    python -m experiments.side_by_side.run train                   # some 5 minutes, 16 GB
+python -m experiments.side_by_side.run forward       # some 8 minutes on 2 cores
+python -m experiments.side_by_side.run train         # some 8 minutes, 16 GB
+
+What to set before for memory on a CPU, docs/performance.md says.
 
 Both run the paper's full-size model on one device, a CPU with as many threads as it has cores or a
 GPU, each with made-up weights that it shares with the other. Needs PyTorch (`pip install torch`).
@@ -12,13 +13,14 @@ GPU, each with made-up weights that it shares with the other. Needs PyTorch (`pi
 - train: what main.py runs for configs/stage3_width.py, against the same step written in PyTorch as
   the reference writes it (torch_step.py), with --compiled also with its blocks and readouts
   compiled. Both draw a width a sample and a granularity a block, learn 11,821 logits that are given
-  (a teacher would cost both the same), and clip, update and average with AdamW in SOAP's place.
+  (a teacher would cost both the same) of images without mixup, and clip, update and average with
+  AdamW in SOAP's place, PyTorch's fused.
 
 In bfloat16 PyTorch multiplies under autocast. The floor is our matrix products at the rate that
 this device reached in products of large matrices, measured between the rows; the share is what of
 our time that is. A ratio is ours over PyTorch's of the same turn: the median, and the least and
-most. Exits with 1 where the median against eager PyTorch is above --most (forward: 1.0, train:
-0.9).
+most; beside it that of the quickest calls, which a busy machine disturbs least. Exits with 1 where
+the median against eager PyTorch is above --most (forward: 1.0, train: 0.9).
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def head(what: str, dtype: str, device: str, repeats: int) -> str:
     return (
         f"{what}, {dtype}, {cores}{jax.devices()[0].device_kind}{huge}; JAX {jax.__version__}, "
         f"PyTorch {torch.__version__}; {repeats} turns\n\n"
-        f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs"
+        f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs          quickest"
     )
 
 
@@ -73,7 +75,9 @@ def row(label: str, work: SideBySide, repeats: int, ceilings: Ceilings) -> Turns
         if name == OURS:
             print(f"{cells}{floor:9.3f}{floor / seconds:7.0%}", flush=True)
         else:
-            print(f"{cells}{'':16s}   {spread(turns.ratios(OURS, name))}", flush=True)
+            quickest = min(turns.wall[OURS]) / min(turns.wall[name])
+            ratios = spread(turns.ratios(OURS, name))
+            print(f"{cells}{'':16s}   {ratios}{quickest:9.3f}", flush=True)
     return turns
 
 
@@ -105,8 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repeats = options.repeats or {"forward": 9, "train": 5}[options.what]
     most = MOST[options.what] if options.most is None else options.most
     classes = "model.num_classes=1000" if options.what == "forward" else ""
-    config = stage3(",".join(filter(None, (classes, options.config))), options.dtype)
-    model: Any = make_model(config)
+    try:
+        config = stage3(",".join(filter(None, (classes, options.config))), options.dtype)
+        model: Any = make_model(config)
+    except ValueError as error:
+        parser.error(str(error))
 
     device = use_the_same_device()
     torch.set_num_threads(len(os.sched_getaffinity(0)))

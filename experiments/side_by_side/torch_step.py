@@ -17,8 +17,9 @@ class Stage3:
     """Learns a teacher's logits at every granularity and after every block (Algorithm 3).
 
     One pass under the block mask; a sample's width is a mask on its hidden units; every readout is
-    a write of its own, with keys and values projected from the latents it sees. The update is AdamW
-    with clipping and EMA. `compiled` compiles a block and a readout, each once for all of them.
+    a write of its own, with keys and values projected from the latents it sees. The update is
+    AdamW, fused, with clipping and EMA. `compiled` compiles a block and a readout, each once for
+    all of them.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Stage3:
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
         self.parameters = list(model.parameters())
         self.ema = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(  # PyTorch's quickest: one pass over all
+            self.parameters, lr, weight_decay=weight_decay, fused=True
+        )
         self.block, self.readout = block, self.read
         if compiled:
             self.block = torch.compile(block, dynamic=False)

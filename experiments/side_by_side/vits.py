@@ -1,12 +1,13 @@
 """AdaPerceiver's token counts beside our own ViTs of the same accuracy, in turn.
 
-python -m experiments.side_by_side.vits                        # some 3 minutes on 2 cores
+python -m experiments.side_by_side.vits                        # some 5 minutes on 2 cores
 python -m experiments.side_by_side.vits --batch 64 --dtype bfloat16
 
-Each ViT of the paper's Table 5 at 224 or 240 pixels stands against the fewest tokens at which
-AdaPerceiver is at least as right. Accuracies are the paper's; times are of this machine, of models
-of these sizes with made-up weights. The floor is a model's FLOPs at the rate that this device
-reached in products of large matrices, or its weights and images at the rate of its memory.
+The DeiTs of the paper's Table 5, and its FlexiViTs with patches of 48 to 16 pixels, stand each
+against the fewest tokens at which AdaPerceiver is at least as right. Accuracies are the paper's;
+times are of this machine, of models of these sizes with made-up weights. The floor is a model's
+FLOPs at the rate that this device reached in products of large matrices, or its weights and images
+at the rate of its memory.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
 
 TABLE = Path(__file__).resolve().parents[1] / "paper" / "table_5.csv"
-SMALL, BASE, LARGE = (
+TINY, SMALL, BASE, LARGE = (
     dict(embed_dim=dim, depth=depth, num_heads=dim // 64)
-    for dim, depth in ((384, 12), (768, 12), (1024, 24))
+    for dim, depth in ((192, 12), (384, 12), (768, 12), (1024, 24))
 )
+PATCHES = (48, 30, 24, 16)
 VITS = {
+    "DeiT-Ti/16": ViTConfig(**TINY),
     "DeiT-S/16": ViTConfig(**SMALL),
     "DeiT-B/16": ViTConfig(**BASE),
     "DeiT3-S/16": ViTConfig(**SMALL),
     "DeiT3-B/16": ViTConfig(**BASE),
     "DeiT3-L/16": ViTConfig(**LARGE),
-    "FlexViT-B (ps=16)": ViTConfig(**BASE, image_size=240),
-    "FlexiViT-L (ps=16)": ViTConfig(**LARGE, image_size=240),
+    **{f"FlexViT-B (ps={p})": ViTConfig(**BASE, patch_size=p, image_size=240) for p in PATCHES},
+    **{f"FlexiViT-L (ps={p})": ViTConfig(**LARGE, patch_size=p, image_size=240) for p in PATCHES},
 }
 
 

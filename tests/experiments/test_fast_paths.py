@@ -58,8 +58,8 @@ def test_every_kind_of_way_runs(kind):
     config = ap.AdaPerceiverConfig(**TINY)
     ways = run.programs(kind, config, jnp.float32, 2, 4)
     assert len(ways) > 1
-    for call in ways.values():
-        assert np.isfinite(jax.tree.leaves(call())[0]).all()
+    for way in ways.values():
+        assert np.isfinite(jax.tree.leaves(way.call())[0]).all()
 
 
 def test_the_axes_of_the_papers_model():

@@ -10,7 +10,9 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side import programs, run
-from tests.small_models import TINY, model_and_params
+from experiments.side_by_side.programs import torch_model
+from experiments.side_by_side.torch_step import Stage3
+from tests.small_models import TINY, model_and_params, random_params
 
 SMALL = (
     "model.embed_dim=24,model.num_heads=3,model.depth=3,model.max_latent_tokens=8,"
@@ -26,6 +28,38 @@ def test_the_forwards_give_the_same_logits():
     ours, *theirs = (np.asarray(call()) for call in calls.values())
     for logits in theirs:  # of 2 latents all see each other, whatever the mask
         np.testing.assert_allclose(ours, logits, rtol=2e-5, atol=2e-5)
+
+
+def test_the_forwards_under_the_mask_give_the_same_logits():
+    model, params = model_and_params(0, **TINY, block_mask="block")
+    calls = programs.forwards(model, params, batch=2, tokens=16, masked=True).calls
+    ours, free, masked = (np.asarray(call()) for call in calls.values())
+    np.testing.assert_allclose(ours, masked, rtol=2e-5, atol=2e-5)
+    assert np.abs(ours - free).max() > 1e-3  # what is timed without the mask is another function
+
+
+def test_the_losses_are_the_same_for_the_same_draws():
+    """Of several granularities and widths, under weights that make the mask matter."""
+    small = SMALL.format("2,4,8").replace("widths=(24,)", "widths=(8,16,24)")
+    config = programs.stage3(small)
+    model = make_model(config)
+    params = random_params(model)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    logits = rng.normal(size=(3, 5)).astype(np.float32)
+    task = programs.GivenLogits(model=model, settings=config.loss, images=config.images)
+    batch = {"image": pixels, "label": np.zeros(3, np.int32)}
+    theirs = Stage3(torch_model(model, params), config.images.mean, config.images.std)
+    for seed in range(3):
+        key = jax.random.key(seed)
+        samples, shared = task.draw(batch, key, 0)
+        ours, _ = task.loss(params, {"logits": logits}, samples, shared, key)
+        draws = samples["widths"].tolist(), shared["readout_tokens"].tolist()
+        assert len(set(draws[0])) > 1
+        loss = theirs.loss(torch.tensor(pixels), torch.tensor(logits), *draws)
+        np.testing.assert_allclose(ours, loss.item(), rtol=1e-5)
+        others = theirs.loss(torch.tensor(pixels), torch.tensor(logits), [24] * 3, draws[1])
+        assert abs(ours - others.item()) > 1e-3  # widths count
 
 
 @pytest.mark.slow
@@ -46,6 +80,7 @@ def test_the_training_steps_give_the_same_losses_step_by_step():
         (["train", "--batch", "0"], "must be at least 1"),
         (["forward", "--batch", "4", "--tokens", "0"], "must be at least 1"),
         (["train", "--batch", "4", "--tokens", "32"], "a step is of all of them"),
+        (["train", "--batch", "4", "--config", "model.dept=2"], "dept"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(arguments, why, capsys):

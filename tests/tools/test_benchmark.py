@@ -110,6 +110,7 @@ def test_the_training_step_of_a_config(given, said):
         (("--config", "configs/none.py"), "there is no such file"),
         (("--checkpoint", "nowhere/at/all"), "nowhere/at/all"),
         (("--dtype", "int8"), "invalid choice"),
+        (("--csv", "nowhere/speed.csv"), "there is no folder nowhere"),
     ],
 )
 def test_refusals(arguments, why, refused, monkeypatch):
