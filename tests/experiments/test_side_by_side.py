@@ -1,5 +1,7 @@
 """What is timed side by side computes the same."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate import machine
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
-from experiments.side_by_side import programs, run
+from experiments.side_by_side import goals, programs, run
 from experiments.side_by_side.programs import torch_model
 from experiments.side_by_side.torch_step import Stage3
 from tests.small_models import TINY, model_and_params, random_params
@@ -87,3 +90,35 @@ def test_what_cannot_be_timed_is_refused(arguments, why, capsys):
     with pytest.raises(SystemExit):
         run.main(arguments)
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "status"), [("cpu", 0), ("cuda", 1)])
+def test_goals_are_judged_on_a_gpu_alone(device, status, monkeypatch, capsys):
+    clock, seconds = [0.0], {"t = 32": (1.0, 2.0), "t = 256": (4.0, 8.0), "step": (9.0, 9.9)}
+
+    def work(name):
+        def call(kind):
+            clock[0] += seconds[name][kind]
+
+        calls = {programs.OURS: lambda: call(0), programs.COMPILED: lambda: call(1)}
+        return programs.SideBySide(calls, flops=4.5, least_bytes=0.0)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1.0, 1.0))
+    monkeypatch.setattr(goals, "use_the_same_device", lambda: device)
+    monkeypatch.setattr(ap, "init_params", lambda *_: {})
+    monkeypatch.setattr(goals, "forwards", lambda m, p, b, tokens, **_: work(f"t = {tokens}"))
+    monkeypatch.setattr(goals, "steps", lambda *_, **__: work("step"))
+    assert goals.main(["--repeats", "2"]) == status
+    said = [line.strip() for line in capsys.readouterr().out.splitlines() if ": " in line]
+    verdicts = (
+        ("no verdict",) * 5 if device == "cpu" else ("held", "held", "MISSED", "held", "MISSED")
+    )
+    names = [
+        "PyTorch's time over ours: 2 of 1.2",
+        "PyTorch's time over ours: 2 of 1.2",
+        "images a second, 32 tokens over 256: 4 of 5.0",
+        "MFU of a step: 0.5 of 0.45",
+        "PyTorch's time over ours: 1.1 of 1.2",
+    ]
+    assert said == [f"{v}: {name}" for v, name in zip(verdicts, names, strict=True)]
