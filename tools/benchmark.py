@@ -30,7 +30,7 @@ from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
-from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings
+from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, described
 from adaperceiver_jax.evaluate.speed import (
     Program,
     SubNetwork,
@@ -135,7 +135,7 @@ def train_config(options: argparse.Namespace, batch: int) -> RunConfig:
 
 def describe(ceiling: Ceiling, dtype: str) -> str:
     return (
-        f"One of {jax.device_count()} x {jax.devices()[0].device_kind}, measured: "
+        f"{described()}; of its devices ({jax.device_count()}) each does at most, measured: "
         f"{ceiling.flops / 1e9:.0f} GFLOP/s in products of large {dtype} matrices, "
         f"{ceiling.bandwidth / 1e9:.1f} GB/s of memory"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from typing import Any
 
@@ -29,6 +30,15 @@ class Ceiling:
     def floor(self, flops: float, read_or_written: float) -> float:
         """The least seconds for so many operations and so many bytes of memory."""
         return max(flops / self.flops, read_or_written / self.bandwidth)
+
+
+def described() -> str:
+    """What stands above a table of times: '2 cores of cpu, huge pages; JAX 0.10.2'."""
+    cores = huge = ""
+    if jax.default_backend() == "cpu":
+        cores = f"{len(os.sched_getaffinity(0))} cores of "
+        huge = ", huge pages" if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "") else ""
+    return f"{cores}{jax.devices()[0].device_kind}{huge}; JAX {jax.__version__}"
 
 
 class Ceilings:

@@ -16,10 +16,7 @@ from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.evaluate.machine import Ceiling
 from adaperceiver_jax.evaluate.turns import Turns, take_turns
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.extract import extract_config
-from adaperceiver_jax.models.params import count_params, param_shapes
+from adaperceiver_jax.models.extract import extract
 
 SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
@@ -108,19 +105,18 @@ def forward_program(
         batch=batch,
         call=lambda: jax.block_until_ready(compiled(params, images)),
         flops=count,
-        least_bytes=_weights(config, params, sub_network) + size_of(images) + size_of(outputs),
+        least_bytes=_weights(model, params, sub_network) + size_of(images) + size_of(outputs),
         memory=memory_of(compiled),
         compile_seconds=seconds,
     )
 
 
-def _weights(config: Any, params: Any, sub_network: SubNetwork | None) -> float:
+def _weights(model: Any, params: Any, sub_network: SubNetwork | None) -> int:
     """Bytes of the weights that a sub-network uses."""
-    if sub_network is None or not isinstance(config, AdaPerceiverConfig):
+    if sub_network is None:
         return size_of(params)
     _, width, depth = sub_network
-    small = AdaPerceiver(extract_config(config, width=width, depth=depth))
-    return size_of(params) * count_params(param_shapes(small)) / count_params(params)
+    return size_of(jax.eval_shape(lambda p: extract(model, p, width, depth)[1], params))
 
 
 def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> str:

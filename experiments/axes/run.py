@@ -4,8 +4,9 @@ python -m experiments.axes.run                                      # some 2 min
 python -m experiments.axes.run --batch 256 --dtype bfloat16         # on an accelerator
 
 Calls of the paper's model take turns: the whole of it, and a quarter of its tokens, half of its
-width, a third of its depth. Of each stands how much quicker it is (the median over the turns, the
-least and the most), how much fewer its FLOPs are, and the share of the second that the first is.
+width, a third of its depth. Of each stands what the whole and the part take, beside the floor that
+their FLOPs or weights set on this machine, how much quicker the part is (the median over the turns,
+the least and the most), how much fewer its FLOPs are, and the share of this that it is quicker by.
 Exits with 1 where a share's median is below --least (0.9).
 """
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.machine import Ceilings, described
 from adaperceiver_jax.evaluate.speed import SubNetwork, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 
@@ -37,7 +39,9 @@ def smaller(config: ap.AdaPerceiverConfig) -> dict[str, SubNetwork]:
     }
 
 
-def measure(model: ap.AdaPerceiver, params: Any, batch: int, repeats: int) -> list[float]:
+def measure(
+    model: ap.AdaPerceiver, params: Any, batch: int, repeats: int, ceilings: Ceilings
+) -> list[float]:
     """Prints a line an axis; gives the shares."""
     example = model.example_inputs()
     images = jax.random.normal(jax.random.key(1), (batch, *example.shape[1:]), example.dtype)
@@ -47,12 +51,16 @@ def measure(model: ap.AdaPerceiver, params: Any, batch: int, repeats: int) -> li
         programs[name] = forward_program(model, params, images, sub_network)
     whole, *axes = programs
     turns = take_turns({name: p.call for name, p in programs.items()}, repeats)
+    ceiling = ceilings.measure()
     shares = []
     for name in axes:
         promised = programs[whole].flops / programs[name].flops
         ratios = turns.ratios(whole, name)
         shares.append(statistics.median(ratios) / promised)
-        times = f"{1e3 * turns.seconds(whole):9.1f}{1e3 * turns.seconds(name):9.1f}"
+        times = ""
+        for each in (whole, name):
+            floor = ceiling.floor(programs[each].flops, programs[each].least_bytes)
+            times += f"{1e3 * turns.seconds(each):9.1f}{1e3 * floor:9.1f}"
         print(
             f"{batch:5d}  {name:20s}{times}   {spread(ratios):24s}{promised:7.3f}{shares[-1]:7.0%}",
             flush=True,
@@ -76,11 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(), dtype=jnp.dtype(options.dtype))
     params = ap.init_params(model, jax.random.key(0))
     print(
-        f"{options.dtype}, {jax.devices()[0].device_kind}, JAX {jax.__version__}, "
-        f"{options.repeats} turns\n\nbatch  {'':20s}{'ms':>9s}{'ms':>9s}   "
+        f"{options.dtype}, {described()}; {options.repeats} turns\n\n"
+        f"batch  {'':20s}{'whole ms':>9s}{'floor':>9s}{'part ms':>9s}{'floor':>9s}   "
         f"{'times as quick':24s}{'FLOPs':>7s}{'share':>7s}"
     )
-    shares = [s for b in options.batch for s in measure(model, params, b, options.repeats)]
+    ceilings = Ceilings(options.dtype)
+    shares = []
+    for batch in options.batch:
+        shares += measure(model, params, batch, options.repeats, ceilings)
     good = min(shares) >= options.least
     print(
         f"\n{'Held' if good else 'MISSED'}: at least {options.least:.0%} of what FLOPs promise "

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     c = model.config
     params = ap.init_params(model, jax.random.key(0))
     ceilings = Ceilings("bfloat16")
-    print(head("goals", "bfloat16", device, options.repeats))
+    print(head("goals", "bfloat16", options.repeats))
 
     def timed(label: str, work: SideBySide) -> tuple[float, float, float]:
         """Our seconds, our share of the ceiling, PyTorch's time over ours."""

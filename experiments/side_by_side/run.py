@@ -36,7 +36,7 @@ import jax
 import torch
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings
+from adaperceiver_jax.evaluate.machine import Ceilings, described
 from adaperceiver_jax.evaluate.turns import Turns, note, spread, take_turns
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
@@ -53,13 +53,10 @@ from experiments.side_by_side.programs import (
 MOST = {"forward": 1.0, "train": 0.9}
 
 
-def head(what: str, dtype: str, device: str, repeats: int) -> str:
+def head(what: str, dtype: str, repeats: int) -> str:
     """What stands above the rows."""
-    cores = f"{len(os.sched_getaffinity(0))} cores of " if device == "cpu" else ""
-    huge = ", huge pages" if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "") else ""
     return (
-        f"{what}, {dtype}, {cores}{jax.devices()[0].device_kind}{huge}; JAX {jax.__version__}, "
-        f"PyTorch {torch.__version__}; {repeats} turns\n\n"
+        f"{what}, {dtype}, {described()}, PyTorch {torch.__version__}; {repeats} turns\n\n"
         f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs          quickest"
     )
 
@@ -115,10 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    device = use_the_same_device()
+    use_the_same_device()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     ceilings = Ceilings(options.dtype)
-    print(head(options.what, options.dtype, device, repeats))
+    print(head(options.what, options.dtype, repeats))
     params = ap.init_params(model, jax.random.key(0))
     medians = []
     for batch in options.batch:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings
+from adaperceiver_jax.evaluate.machine import Ceilings, described
 from adaperceiver_jax.evaluate.speed import Program, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     turns = take_turns(calls, options.repeats, note)
     ceiling = ceilings.measure()
     print(
-        f"{options.dtype}, batch {options.batch}, {jax.devices()[0].device_kind}, JAX "
-        f"{jax.__version__}, {options.repeats} turns; an image:\n\n"
+        f"{options.dtype}, batch {options.batch}, {described()}; {options.repeats} turns; "
+        "an image:\n\n"
         f"{'':20s}{'accuracy %':>10s}{'GFLOPs':>8s}{'ms':>8s}{'floor ms':>9s}   as right, "
         "its time / ours"
     )

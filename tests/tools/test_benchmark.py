@@ -68,6 +68,18 @@ def test_what_is_timed_is_the_sub_networks_call_with_the_least_it_must_touch():
     assert program.least_bytes == pytest.approx(held)
 
 
+def test_of_a_dense_models_backbone_only_what_is_used_counts():
+    backbone = MODEL.config.replace(num_classes=None, output_feat_dim=8)
+    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=backbone, num_classes=5))
+    params, images = random_params(model), jnp.zeros((1, 16, 16, 3))
+    whole, part = (
+        forward_program(model, params, images, each).least_bytes
+        for each in ((16, 24, 3), (16, 8, 1))
+    )
+    _, kept = ap.extract(model, params, width=8, depth=1)
+    assert whole - part == 4 * (ap.count_params(params) - ap.count_params(kept)) > 0
+
+
 def test_along_every_axis_where_no_sub_networks_are_named():
     assert tool.default_sub_networks(MODEL.config) == [
         *((t, 24, 3) for t in (16, 8, 4, 2)),
