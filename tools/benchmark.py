@@ -135,7 +135,7 @@ def train_config(options: argparse.Namespace, batch: int) -> RunConfig:
 
 def describe(ceiling: Ceiling, dtype: str) -> str:
     return (
-        f"{described()}; of its devices ({jax.device_count()}) each does at most, measured: "
+        f"{described()}\nOne of {jax.device_count()} x {jax.devices()[0].device_kind}, measured: "
         f"{ceiling.flops / 1e9:.0f} GFLOP/s in products of large {dtype} matrices, "
         f"{ceiling.bandwidth / 1e9:.1f} GB/s of memory"
     )
@@ -179,10 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     finally:  # of several batch sizes a larger one may not fit
         speeds = [s for each in timed for s in speeds_of(*each, dtype, ceilings.best)]
-        if speeds:
-            print(f"{describe(ceilings.best, dtype)}\n\n{table(speeds)}")
         if speeds and options.csv:
             write_bytes(options.csv, csv_text(speeds).encode())
+        if speeds:
+            print(f"{describe(ceilings.best, dtype)}\n\n{table(speeds)}")
 
 
 if __name__ == "__main__":

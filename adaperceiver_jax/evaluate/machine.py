@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import os
+import platform
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from adaperceiver_jax.data.loading import cores
 
 TRIES = 9
 
@@ -33,24 +40,38 @@ class Ceiling:
 
 
 def described() -> str:
-    """What stands above a table of times: '2 cores of cpu, huge pages; JAX 0.10.2'."""
-    cores = huge = ""
+    """What stands above a table of times: '2026-11-23, 2 cores of AMD EPYC, JAX 0.10.2', and
+    whether the C library's memory was tuned."""
+    device = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
-        cores = f"{len(os.sched_getaffinity(0))} cores of "
-        huge = ", huge pages" if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", "") else ""
-    return f"{cores}{jax.devices()[0].device_kind}{huge}; JAX {jax.__version__}"
+        device = f"{len(cores())} cores of {_processor() or device}"
+        device += ", GLIBC_TUNABLES set" if os.environ.get("GLIBC_TUNABLES") else ""
+    return f"{datetime.date.today()}, {device}, JAX {jax.__version__}"
+
+
+def _processor() -> str:
+    """The CPU's name, '' where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 class Ceilings:
     """What the device does at most, measured between other things: the best so far."""
 
-    def __init__(self, dtype: DTypeLike):
-        self.dtype = dtype
-        self.best = measure_ceiling(dtype)
+    def __init__(self, dtype: DTypeLike, also: Callable[[], float] = lambda: 0.0):
+        """`also` gives another library's FLOP/s in products of large matrices."""
+        self.dtype, self.also = dtype, also
+        self.best = Ceiling(0.0, 0.0)
+        self.measure()
 
     def measure(self) -> Ceiling:
         """Measures once more; the best so far."""
-        self.best = self.best.or_better(measure_ceiling(self.dtype))
+        ours = measure_ceiling(self.dtype)
+        others = Ceiling(self.also(), 0.0)
+        self.best = self.best.or_better(ours).or_better(others)
         return self.best
 
 
@@ -62,33 +83,43 @@ def measure_ceiling(
 ) -> Ceiling:
     """Multiplies matrices of these sides, and passes over an array of so many MB; None is what the
     device needs to show all it can."""
-    small = jax.default_backend() == "cpu"
-    sides = sides or ((1024, 2048) if small else (4096, 8192, 16384))
-    size = (megabytes or (1024 if small else 4096)) * 2**20
+    size = (megabytes or (1024 if jax.default_backend() == "cpu" else 4096)) * 2**20
     product = jax.jit(jnp.matmul)
-    best = 0.0
-    for side in sides:
+
+    def squares(side: int) -> Callable[[], Any]:
         keys = jax.random.split(jax.random.key(0))
         factors = [jax.random.normal(key, (side, side), dtype) for key in keys]
-        seconds = _least(lambda factors=factors: product(*factors), tries)
-        best = max(best, 2 * side**3 / seconds)
+        return lambda: jax.block_until_ready(product(*factors))
+
+    best = most_flops(squares, sides, tries)
     # What is passed over takes its own place in memory: a fresh one would first be made ready.
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     held = [jnp.zeros(size // 4, jnp.float32)]
 
-    def pass_over() -> Any:
-        held[0] = step(held[0])
-        return held[0]
+    def pass_over() -> None:
+        held[0] = jax.block_until_ready(step(held[0]))
 
     return Ceiling(best, 2 * size / _least(pass_over, tries))
 
 
-def _least(call: Any, tries: int) -> float:
+def most_flops(
+    squares: Callable[[int], Callable[[], Any]],
+    sides: tuple[int, ...] | None = None,
+    tries: int = TRIES,
+) -> float:
+    """The most FLOP/s of products of matrices; squares(side) is a call that multiplies two of this
+    side and waits."""
+    small = jax.default_backend() == "cpu"
+    sides = sides or ((1024, 2048) if small else (4096, 8192, 16384))
+    return max(2 * side**3 / _least(squares(side), tries) for side in sides)
+
+
+def _least(call: Callable[[], Any], tries: int) -> float:
     """Seconds of the quickest of some calls, after one that compiles."""
-    jax.block_until_ready(call())
+    call()
     seconds = []
     for _ in range(tries):
         began = time.perf_counter()
-        jax.block_until_ready(call())
+        call()
         seconds.append(time.perf_counter() - began)
     return min(seconds)

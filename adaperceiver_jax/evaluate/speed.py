@@ -14,7 +14,7 @@ import jax
 from adaperceiver_jax.evaluate.costs import memory_of
 from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.flops import flops
-from adaperceiver_jax.evaluate.machine import Ceiling
+from adaperceiver_jax.evaluate.machine import Ceiling, described
 from adaperceiver_jax.evaluate.turns import Turns, take_turns
 from adaperceiver_jax.models.extract import extract
 
@@ -73,8 +73,12 @@ class Speed:
     of_ceiling: float
     """gflops_per_second over what all devices do in products of large matrices."""
     floor_ms: float
-    """That no call can be below: FLOPs over the measured ceiling, or bytes over the measured
-    bandwidth, whichever is more."""
+    """FLOPs over the ceiling, or bytes over the bandwidth, whichever is more."""
+    ceiling_gflops_per_second: float
+    """Of one device, as measured."""
+    bandwidth_gb_per_second: float
+    machine: str
+    """With the date and JAX's version."""
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Speed))
@@ -171,6 +175,9 @@ def speeds_of(
                 gflops_per_second=program.flops / median / 1e9,
                 of_ceiling=program.flops / median / (n * ceiling.flops),
                 floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes),
+                ceiling_gflops_per_second=ceiling.flops / 1e9,
+                bandwidth_gb_per_second=ceiling.bandwidth / 1e9,
+                machine=described(),
             )
         )
     return speeds

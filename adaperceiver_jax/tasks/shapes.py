@@ -64,7 +64,7 @@ def make_step(config: RunConfig, devices: Sequence[Any] | None = None) -> Step:
 def teacher_made_up(config: RunConfig) -> RunConfig:
     """The same run, whose teacher, if timm's, has fresh weights: nothing is fetched."""
     name = config.teacher.path.removeprefix(HUB)
-    if name not in timm_models():
+    if config.task != "distill" or name not in timm_models():
         return config
     teacher = dataclasses.replace(config.teacher, path=MADE_UP)
     return dataclasses.replace(config, teacher=teacher, vit=timm_model(name).config)

@@ -45,7 +45,13 @@ def step_program(config: RunConfig) -> Program:
         state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
         held_state[0] = jax.block_until_ready((state, norm))[0]
 
-    needs = [memory_of(compiled) for compiled in (gradients, apply)]
+    # What the run holds beside each program's arguments counts too.
+    beside = held(programs.state.ema), held(constant_shapes) + held(batch_shapes)
+    needs = [
+        own + more
+        for own, more in zip(map(memory_of, (gradients, apply)), beside, strict=True)
+        if own is not None
+    ]
     trained = step.apply[1]
     return Program(
         what="train",
@@ -55,7 +61,7 @@ def step_program(config: RunConfig) -> Program:
         flops=step.task.train_flops(trained) * config.batch_size,
         # Read and written: parameters, mean, optimizer's state; read: the rest.
         least_bytes=2 * held(programs.state) + held(constant_shapes) + held(batch_shapes),
-        memory=max((need for need in needs if need is not None), default=None),
+        memory=max(needs, default=None),
         compile_seconds=seconds,
         devices=programs.mesh.size,
     )

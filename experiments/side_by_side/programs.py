@@ -16,6 +16,7 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.torch_twin import AdaPerceiver as Twin
 from adaperceiver_jax.convert.torch_twin import twin
+from adaperceiver_jax.evaluate.machine import most_flops
 from adaperceiver_jax.evaluate.speed import size_of
 from adaperceiver_jax.losses.distillation import distillation_kl
 from adaperceiver_jax.optim.optimizer import make_optimizer
@@ -71,8 +72,26 @@ def use_the_same_device() -> str:
     if device not in ("cuda", "cpu"):
         raise SystemExit(f"JAX computes on {device}: PyTorch can be timed on a CPU or a GPU only")
     torch.set_default_device(device)
-    torch.set_float32_matmul_precision("high")  # on GPUs TF32, as JAX multiplies by default
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies by default
     return device
+
+
+def torch_products(dtype: str) -> float:
+    """The FLOP/s that PyTorch reaches in products of large matrices."""
+
+    def squares(side: int) -> Callable[[], Any]:
+        factors = torch.randn(2, side, side, dtype=DTYPES[dtype])
+        return waited_for(lambda: torch.mm(*factors))
+
+    return most_flops(squares)
+
+
+def forget_compiled() -> None:
+    """Nothing is left of what torch.compile compiled: it counts all programs of one function
+    together, and past eight would go on without compiling. Now it would raise."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch.compiler.reset()
 
 
 def torch_model(model: ap.AdaPerceiver, params: Any, mask: bool = True) -> Twin:
@@ -129,6 +148,7 @@ def forwards(
     if masked:
         calls[MASKED] = theirs(torch_model(model, params))
     if compiled:
+        forget_compiled()
         calls[COMPILED] = theirs(torch.compile(free, dynamic=False))
     flops = ap.flops(c, tokens, batch_size=batch).total * batch
     return SideBySide(calls, flops, size_of(params) + size_of(on_device))
@@ -193,6 +213,7 @@ def steps(
     if eager:
         calls[EAGER] = theirs(False)
     if compiled:
+        forget_compiled()
         calls[COMPILED] = theirs(True)
     least_bytes = 2 * size_of(state[0]) + size_of(batch) + size_of(constants)
     return SideBySide(calls, task.train_flops(params) * batch_size, least_bytes)

@@ -1,32 +1,31 @@
 """Our forward and stage 3 training step beside plain PyTorch's: one process, same weights, in turn.
 
 python -m experiments.side_by_side.run forward       # some 8 minutes on 2 cores
-python -m experiments.side_by_side.run train         # some 8 minutes, 16 GB
+python -m experiments.side_by_side.run train         # some 10 minutes, 16 GB
 
 What to set before for memory on a CPU, docs/performance.md says.
 
-Both run the paper's full-size model on one device, a CPU with as many threads as it has cores or a
-GPU, each with made-up weights that it shares with the other. Needs PyTorch (`pip install torch`).
+Both run the paper's full-size model on one device, a CPU with as many threads as either library
+takes of itself or a GPU, with the same made-up weights. Needs PyTorch (`pip install torch`).
 
 - forward: `model.apply` under jit against the PyTorch twin of `adaperceiver_jax/convert`, eager,
   without the block mask, and with --masked or --compiled also with it, or through torch.compile.
-- train: what main.py runs for configs/stage3_width.py, against the same step written in PyTorch as
-  the reference writes it (torch_step.py), with --compiled also with its blocks and readouts
-  compiled. Both draw a width a sample and a granularity a block, learn 11,821 logits that are given
-  (a teacher would cost both the same) of images without mixup, and clip, update and average with
-  AdamW in SOAP's place, PyTorch's fused.
+- train: the student's part of what main.py runs for configs/stage3_width.py, against the same step
+  in PyTorch, written as the reference writes it (torch_step.py), and with --compiled also with its
+  blocks and readouts compiled. Both draw a width a sample and a granularity a block, learn 11,821
+  logits that are given, so without the teacher, of images without mixup, and clip, update and
+  average with AdamW in SOAP's place, PyTorch's fused.
 
 In bfloat16 PyTorch multiplies under autocast. The floor is our matrix products at the rate that
-this device reached in products of large matrices, measured between the rows; the share is what of
-our time that is. A ratio is ours over PyTorch's of the same turn: the median, and the least and
-most; beside it that of the quickest calls, which a busy machine disturbs least. Exits with 1 where
-the median against eager PyTorch is above --most (forward: 1.0, train: 0.9).
+this device reached in products of large matrices, JAX's or PyTorch's, measured between the rows;
+the share is what of our time that is. A ratio is ours over PyTorch's of the same turn: the median,
+and the least and most; beside it that of the quickest calls, which a busy machine disturbs least.
+Exits with 1 where the median against eager PyTorch is above --most (forward: 1.0, train: 0.9).
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -47,6 +46,7 @@ from experiments.side_by_side.programs import (
     forwards,
     stage3,
     steps,
+    torch_products,
     use_the_same_device,
 )
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", **counts, default=[4, 8], help="images a call (4 8)")
     parser.add_argument("--tokens", **counts, help="forward: (all trained)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of matmuls (float32)")
-    parser.add_argument("--repeats", type=int, default=0, help="turns (forward 9, train 5)")
+    parser.add_argument("--repeats", type=int, default=9, help="turns (9)")
     parser.add_argument("--masked", action="store_true", help="forward: PyTorch with its mask too")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too")
     parser.add_argument(
@@ -99,11 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--most", type=float, help="the largest ratio that is no failure")
     options = parser.parse_args(arguments)
-    if min([*options.batch, *(options.tokens or ())]) < 1 or options.repeats < 0:
-        parser.error("--batch and --tokens must be at least 1, --repeats not below 0")
+    if min(*options.batch, *(options.tokens or ()), options.repeats) < 1:
+        parser.error("--batch, --tokens and --repeats must be at least 1")
     if options.what == "train" and (options.tokens or options.masked):
         parser.error("train takes no --tokens and no --masked: a step is of all of them")
-    repeats = options.repeats or {"forward": 9, "train": 5}[options.what]
     most = MOST[options.what] if options.most is None else options.most
     classes = "model.num_classes=1000" if options.what == "forward" else ""
     try:
@@ -113,20 +112,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
     use_the_same_device()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    ceilings = Ceilings(options.dtype)
-    print(head(options.what, options.dtype, repeats))
+    ceilings = Ceilings(options.dtype, also=lambda: torch_products(options.dtype))
+    print(head(options.what, options.dtype, options.repeats))
     params = ap.init_params(model, jax.random.key(0))
     medians = []
     for batch in options.batch:
         if options.what == "train":
             work = steps(config, params, batch, options.compiled)
-            turns = row(f"batch {batch}", work, repeats, ceilings)
+            turns = row(f"batch {batch}", work, options.repeats, ceilings)
             medians.append(statistics.median(turns.ratios(OURS, EAGER)))
             continue
         for tokens in options.tokens or model.config.token_granularities:
             work = forwards(model, params, batch, tokens, options.masked, options.compiled)
-            turns = row(f"batch {batch}, t = {tokens}", work, repeats, ceilings)
+            turns = row(f"batch {batch}, t = {tokens}", work, options.repeats, ceilings)
             medians.append(statistics.median(turns.ratios(OURS, EAGER)))
     good = max(medians) <= most
     print(

@@ -1,21 +1,28 @@
 """AdaPerceiver's token counts beside our own ViTs of the same accuracy, in turn.
 
 python -m experiments.side_by_side.vits                        # some 5 minutes on 2 cores
+python -m experiments.side_by_side.vits --train                # some 3 minutes, 14 GB
 python -m experiments.side_by_side.vits --batch 64 --dtype bfloat16
 
-The DeiTs of the paper's Table 5, and its FlexiViTs with patches of 48 to 16 pixels, stand each
-against the fewest tokens at which AdaPerceiver is at least as right. Accuracies are the paper's;
-times are of this machine, of models of these sizes with made-up weights. The floor is a model's
-FLOPs at the rate that this device reached in products of large matrices, or its weights and images
-at the rate of its memory.
+The DeiTs of the paper's Table 5, and its FlexiViTs with patches of 48 to 16 pixels, each take turns
+with the fewest tokens at which AdaPerceiver is at least as right. Accuracies are the paper's; times
+are of this machine, of models of these sizes with made-up weights. The floor is a model's FLOPs at
+the rate that this device reached in products of large matrices, or its weights and images at the
+rate of its memory.
+
+--train instead times a step from labels with AdamW, on all devices: a ViT's, and ours of
+configs/scratch.py, which trains all tokens, depths and widths at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +32,17 @@ from adaperceiver_jax.evaluate.machine import Ceilings, described
 from adaperceiver_jax.evaluate.speed import Program, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.step_speed import step_program
+from adaperceiver_jax.train.settings import from_config
+from configs import scratch
 
 TABLE = Path(__file__).resolve().parents[1] / "paper" / "table_5.csv"
 TINY, SMALL, BASE, LARGE = (
     dict(embed_dim=dim, depth=depth, num_heads=dim // 64)
     for dim, depth in ((192, 12), (384, 12), (768, 12), (1024, 24))
 )
-PATCHES = (48, 30, 24, 16)
+PATCHES = (48, 40, 30, 24, 20, 16)
 VITS = {
     "DeiT-Ti/16": ViTConfig(**TINY),
     "DeiT-S/16": ViTConfig(**SMALL),
@@ -56,11 +67,93 @@ def fewest_tokens(accuracy: float, found: Mapping[str, float], tokens: Sequence[
     return min(enough, default=None)
 
 
+def forwards(batch: int, dtype: str, repeats: int) -> Iterator[str]:
+    """The lines of the table: each ViT's call beside our own of as many tokens as it needs."""
+    found = accuracies()
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(), dtype=jnp.dtype(dtype))
+    params = ap.init_params(model, jax.random.key(0))
+    ceilings = Ceilings(dtype)
+    c = model.config
+
+    @functools.cache
+    def ours(tokens: int) -> Program:
+        chosen = tokens, c.full_width, c.depth
+        return forward_program(model, params, images_for(model, batch), chosen)
+
+    yield from head("forward", batch, dtype, repeats)
+    for name, config in VITS.items():
+        tokens = fewest_tokens(found[name], found, c.token_granularities)
+        assert tokens is not None
+        note(f"{name} and t = {tokens}")
+        vit = ap.ViT(config, dtype=model.dtype)
+        its_params = ap.init_params(vit, jax.random.key(0))
+        its = forward_program(vit, its_params, images_for(vit, batch), None)
+        yield row(name, its, ours(tokens), repeats, ceilings, found)
+
+
+def steps(batch: int, dtype: str, repeats: int) -> Iterator[str]:
+    """The same of training steps from labels: ours trains all sub-networks in one."""
+    found, ceilings = accuracies(), Ceilings(dtype)
+    argument = f"batch_size={batch},evaluation.sub_networks=()"
+    config = from_config(RunConfig, scratch.get_config(argument).to_dict())
+    config = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, name="adamw"),
+        compute=dataclasses.replace(config.compute, dtype=dtype),
+    )
+    ours = step_program(config)
+    yield from head("train", batch, dtype, repeats)
+    for name in ("DeiT-S/16", "DeiT-B/16", "DeiT3-L/16"):
+        note(f"{name} and our step")
+        vit = dataclasses.replace(VITS[name], num_classes=config.model.num_classes)
+        its = step_program(dataclasses.replace(config, task="teacher", vit=vit))
+        yield row(name, its, ours, repeats, ceilings, found)
+
+
+def images_for(model: Any, batch: int) -> jax.Array:
+    """Made-up images (batch, H, W, C) of the model's size."""
+    size = model.config.image_size
+    return jax.random.normal(jax.random.key(1), (batch, size, size, 3))
+
+
+def head(what: str, batch: int, dtype: str, repeats: int) -> Iterator[str]:
+    """What stands above the rows."""
+    yield f"{what}, {dtype}, batch {batch}, {described()}; {repeats} turns; an image:\n"
+    columns = f"{'accuracy %':>10s}{'GFLOPs':>8s}{'ms':>8s}{'floor ms':>9s}"
+    yield f"{'':20s}{columns}   {'ours':6s}{columns}   its time / ours"
+
+
+def row(
+    name: str,
+    its: Program,
+    ours: Program,
+    repeats: int,
+    ceilings: Ceilings,
+    found: Mapping[str, float],
+) -> str:
+    """Times the two in turn."""
+    turns = take_turns({"its": its.call, "ours": ours.call}, repeats)
+    ceiling = ceilings.measure()
+    tokens = f"t={ours.sub_network[0]}" if ours.sub_network else "all"
+    right = {"its": found[name], "ours": found.get(f"AdaPerceiver ({tokens})")}
+    cells = {}
+    for key, program in (("its", its), ("ours", ours)):
+        accuracy = right[key]
+        cells[key] = f"{'' if accuracy is None else f'{accuracy:.2f}':>10s}"
+        cells[key] += f"{program.flops / program.batch / 1e9:8.1f}"
+        floor = ceiling.floor(program.flops / program.devices, program.least_bytes)
+        for seconds, length in ((turns.seconds(key), 8), (floor, 9)):
+            cells[key] += f"{1e3 * seconds / program.batch:{length}.1f}"
+    ratios = spread(turns.ratios("its", "ours"))
+    return f"{name:20s}{cells['its']}   {tokens:6s}{cells['ours']}   {ratios}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--train", action="store_true", help="time training steps")
     parser.add_argument("--batch", type=int, default=4, help="images a call (4)")
     parser.add_argument("--repeats", type=int, default=7, help="turns (7)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -68,46 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if min(options.batch, options.repeats) < 1:
         parser.error("--batch and --repeats must be at least 1")
 
-    dtype, found = jnp.dtype(options.dtype), accuracies()
-    ours = ap.AdaPerceiver(ap.AdaPerceiverConfig(), dtype=dtype)
-    tokens = ours.config.token_granularities
-    against = {name: fewest_tokens(found[name], found, tokens) for name in VITS}
-    programs: dict[str, Program] = {}
-
-    def add(name: str, model: ap.AdaPerceiver | ap.ViT, tokens: int | None = None) -> None:
-        note(f"compiling {name}")
-        size = model.config.image_size
-        images = jax.random.normal(jax.random.key(1), (options.batch, size, size, 3))
-        params = ap.init_params(model, jax.random.key(0))
-        chosen = None
-        if tokens is not None:
-            chosen = (tokens, model.config.full_width, model.config.depth)
-        programs[name] = forward_program(model, params, images, chosen)
-
-    for name, config in VITS.items():
-        add(name, ap.ViT(config, dtype=dtype))
-    for t in sorted({t for t in against.values() if t is not None}):
-        add(f"AdaPerceiver (t={t})", ours, t)
-    ceilings = Ceilings(options.dtype)
-    calls = {name: program.call for name, program in programs.items()}
-    turns = take_turns(calls, options.repeats, note)
-    ceiling = ceilings.measure()
-    print(
-        f"{options.dtype}, batch {options.batch}, {described()}; {options.repeats} turns; "
-        "an image:\n\n"
-        f"{'':20s}{'accuracy %':>10s}{'GFLOPs':>8s}{'ms':>8s}{'floor ms':>9s}   as right, "
-        "its time / ours"
-    )
-    for name, program in programs.items():
-        floor = ceiling.floor(program.flops, program.least_bytes)
-        cells = f"{found[name]:10.2f}{program.flops / options.batch / 1e9:8.1f}"
-        for seconds, length in ((turns.seconds(name), 8), (floor, 9)):
-            cells += f"{1e3 * seconds / options.batch:{length}.1f}"
-        t = against.get(name)
-        if t is not None:
-            twin = f"AdaPerceiver (t={t})"
-            cells += f"   {f't={t}':7s}{spread(turns.ratios(name, twin))}"
-        print(f"{name:20s}{cells}")
+    timed = steps if options.train else forwards
+    try:
+        for line in timed(options.batch, options.dtype, options.repeats):
+            print(line, flush=True)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

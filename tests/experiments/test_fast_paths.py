@@ -1,11 +1,15 @@
 """Other ways to compute the forward give the same."""
 
+import time
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate import machine
 from experiments.axes import run as axes
 from experiments.fast_paths import run, tpu, variants
 from tests.small_models import TINY, model_and_params, random_images
@@ -69,6 +73,32 @@ def test_the_axes_of_the_papers_model():
         "width 832 to 416": (256, 416, 21),
         "depth 21 to 7": (256, 832, 7),
     }
+
+
+@pytest.mark.parametrize(("part", "status"), [(4.4, 0), (4.5, 1)])
+def test_an_axis_is_held_where_time_falls_by_enough_of_what_flops_promise(
+    part, status, monkeypatch, capsys
+):
+    """The whole takes 8 seconds and twice the FLOPs of any part."""
+    clock = [0.0]
+
+    def program(model, params, images, sub_network):
+        whole = sub_network == (256, 832, 21)
+
+        def call():
+            clock[0] += 8.0 if whole else part
+
+        return types.SimpleNamespace(call=call, flops=4.0 if whole else 2.0, least_bytes=0.0)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1.0, 1.0))
+    monkeypatch.setattr(ap, "init_params", lambda *_: {})
+    monkeypatch.setattr(axes, "forward_program", program)
+    assert axes.main(["--batch", "1", "--repeats", "2"]) == status
+    *rows, _, verdict = capsys.readouterr().out.splitlines()
+    assert rows[-1].split()[5:9] == ["8000.0", "4000.0", f"{1e3 * part:.1f}", "2000.0"]
+    assert rows[-1].split()[-1] == f"{4 / part:.0%}"
+    assert verdict.split(":")[0] == ("MISSED" if status else "Held")
 
 
 def test_splash_leaves_out_the_one_block_of_four_that_is_masked_whole():

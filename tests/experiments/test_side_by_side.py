@@ -92,21 +92,58 @@ def test_what_cannot_be_timed_is_refused(arguments, why, capsys):
     assert why in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("device", "status"), [("cpu", 0), ("cuda", 1)])
-def test_goals_are_judged_on_a_gpu_alone(device, status, monkeypatch, capsys):
-    clock, seconds = [0.0], {"t = 32": (1.0, 2.0), "t = 256": (4.0, 8.0), "step": (9.0, 9.9)}
+@pytest.fixture
+def made_up(monkeypatch):
+    """made_up(**seconds) -> work of programs that take so many by the clock, each just as long, on
+    a machine that does 1 FLOP a second."""
+    clock = [0.0]
 
-    def work(name):
-        def call(kind):
-            clock[0] += seconds[name][kind]
+    def taking(seconds):
+        clock[0] += seconds
 
-        calls = {programs.OURS: lambda: call(0), programs.COMPILED: lambda: call(1)}
+    def work(**seconds):
+        calls = {getattr(programs, k): lambda s=s: taking(s) for k, s in seconds.items()}
         return programs.SideBySide(calls, flops=4.5, least_bytes=0.0)
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1.0, 1.0))
-    monkeypatch.setattr(goals, "use_the_same_device", lambda: device)
     monkeypatch.setattr(ap, "init_params", lambda *_: {})
+    for module in (goals, run):
+        monkeypatch.setattr(module, "torch_products", lambda dtype: 0.5)
+    return work
+
+
+@pytest.mark.parametrize(
+    ("what", "theirs", "status"),
+    [("forward", 9.1, 0), ("forward", 8.9, 1), ("train", 10.1, 0), ("train", 9.9, 1)],
+)
+def test_the_bars_are_of_our_time_over_eager_pytorchs(
+    what, theirs, status, made_up, monkeypatch, capsys
+):
+    """Ours takes 9 seconds; compiled PyTorch, which is no bar, takes 1."""
+    work = made_up(OURS=9.0, EAGER=theirs, COMPILED=1.0)
+    monkeypatch.setattr(run, "forwards", lambda *_: work)
+    monkeypatch.setattr(run, "steps", lambda *_: work)
+    arguments = [what, "--batch", "4", "--repeats", "2", "--config", "model.depth=1"]
+    assert run.main([*arguments, *(["--tokens", "32"] if what == "forward" else [])]) == status
+    *_, ours, eager, compiled, _, ceiling, verdict = capsys.readouterr().out.splitlines()
+    assert ours.split()[-4:] == ["ours", "9.000", "4.500", "50%"]
+    ratio = f"{9 / theirs:.3f}"
+    assert eager.split()[1:] == [f"{theirs:.3f}", ratio, f"({ratio}", "to", f"{ratio})", ratio]
+    assert compiled.split()[-1] == "9.000"
+    assert ceiling == "Products of large matrices: 0 GFLOP/s."
+    assert verdict.split(":")[0] == ("MISSED" if status else "Held")
+
+
+@pytest.mark.parametrize(("device", "status"), [("cpu", 0), ("cuda", 1)])
+def test_goals_are_judged_on_a_gpu_alone(device, status, made_up, monkeypatch, capsys):
+    seconds = {"t = 32": (1.0, 2.0), "t = 256": (4.0, 8.0), "step": (9.0, 9.9)}
+
+    def work(name):
+        ours, theirs = seconds[name]
+        return made_up(OURS=ours, COMPILED=theirs)
+
+    monkeypatch.setattr(goals, "use_the_same_device", lambda: device)
     monkeypatch.setattr(goals, "forwards", lambda m, p, b, tokens, **_: work(f"t = {tokens}"))
     monkeypatch.setattr(goals, "steps", lambda *_, **__: work("step"))
     assert goals.main(["--repeats", "2"]) == status

@@ -1,6 +1,10 @@
 """Each layer against a formula of its own, in NumPy."""
 
+import contextlib
+import functools
+import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +14,18 @@ import pytest
 import adaperceiver_jax as ap
 from adaperceiver_jax.models import adapters, layers, masks, rope
 from adaperceiver_jax.models.attention import LatentAttention, attend, attend_to_all
+from adaperceiver_jax.models.platform import without_platforms
 from tests import reference
 from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
+
+
+@pytest.fixture(params=["CPUs", "other devices"])
+def of_each_platform(request):
+    """What a test traces is what CPUs are given, and what others are."""
+    with contextlib.nullcontext() if request.param == "CPUs" else without_platforms():
+        yield
 
 
 def normal(*shape) -> np.ndarray:
@@ -91,6 +103,7 @@ def test_ffn_whole_cut_and_masked(kind, act):
     np.testing.assert_allclose(y[1], want(x[1], 7), **CLOSE)
 
 
+@pytest.mark.usefixtures("of_each_platform")
 @pytest.mark.parametrize(
     ("dtype", "rtol", "atol"), [("float32", 0, 2e-6), ("bfloat16", 4e-3, 2e-2)]
 )
@@ -266,6 +279,7 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
     assert y.mean() == pytest.approx(1, abs=0.03)  # 3 standard errors
 
 
+@pytest.mark.usefixtures("of_each_platform")
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kept", [jnp.float32, jnp.bfloat16])
@@ -294,6 +308,24 @@ def test_affine_is_differentiated_as_a_product_and_a_sum(shape, dtype, kept):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 if exact else 0.1, rtol=0)
 
 
+@pytest.mark.parametrize(("platform", "axes"), [("cpu", 1), ("tpu", 2), ("cuda", 2)])
+def test_only_cpus_are_given_other_operations(platform, axes):
+    def gradient(x, kernel):
+        affine = functools.partial(layers.affine, x, bias=None, dtype=x.dtype, out_dtype=x.dtype)
+        return jax.vjp(affine, kernel)[1](jnp.ones((2, 3, 7)))[0]
+
+    def program(call, *arguments):
+        return jax.jit(call).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+    (product,) = re.findall(
+        r"contracting_dims = (\[.*?\])", program(gradient, jnp.ones((2, 3, 5)), jnp.ones((5, 7)))
+    )
+    assert len(json.loads(product)) == axes
+    gelu = program(lambda x: layers.activation("gelu", x), jnp.ones(3))
+    assert ("chlo.erfc" in gelu) == (platform != "cpu")
+
+
+@pytest.mark.usefixtures("of_each_platform")
 def test_a_float32_kernels_gradient_is_not_rounded_to_bfloat16():
     """1001 has no bfloat16: the nearest are 1000 and 1004."""
     x, kernel = jnp.ones((1001, 1)), jnp.ones((1, 1))

@@ -41,7 +41,7 @@ def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
         for batch in "13"
         for t, w, l in (("16", "24", "3"), ("4", "8", "1"))
     ]
-    assert len(text.splitlines()) == 2 + 1 + len(rows)
+    assert len(text.splitlines()) == 3 + 1 + len(rows)
     for row in rows:
         t, w, l, batch = (int(row[n]) for n in ("num_tokens", "width", "depth", "batch"))
         flops = ap.flops(MODEL.config, t, w, l, batch_size=batch).total * batch
