@@ -1,6 +1,6 @@
 """What each way to compute the forward takes, in turn with the way it is computed.
 
-python -m experiments.fast_paths.run                       # some 5 minutes on 2 cores
+python -m experiments.fast_paths.run                       # some 7 minutes on 2 cores
 python -m experiments.fast_paths.run --batch 256 --dtype bfloat16 --only attention
 
 The paper's model with made-up weights:
