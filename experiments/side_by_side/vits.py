@@ -1,7 +1,7 @@
 """AdaPerceiver's token counts beside our own ViTs of the same accuracy, in turn.
 
 python -m experiments.side_by_side.vits                        # some 6 minutes on 2 cores
-python -m experiments.side_by_side.vits --train                # some 6 minutes, 14 GB
+python -m experiments.side_by_side.vits --train                # as long
 python -m experiments.side_by_side.vits --batch 64 --dtype bfloat16
 
 The DeiTs of the paper's Table 5, and its FlexiViTs with patches of 48 to 16 pixels, each take turns
