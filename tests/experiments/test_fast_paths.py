@@ -10,8 +10,9 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate import machine
+from configs import scratch
 from experiments.axes import run as axes
-from experiments.fast_paths import run, tpu, variants
+from experiments.fast_paths import run, step, tpu, variants
 from tests.small_models import TINY, model_and_params, random_images
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
@@ -64,6 +65,29 @@ def test_every_kind_of_way_runs(kind):
     assert len(ways) > 1
     for way in ways.values():
         assert np.isfinite(jax.tree.leaves(way.call())[0]).all()
+
+
+def test_the_ways_of_a_step_differ_as_their_names_say():
+    usual = step.config_of(4, "float32")
+    assert (usual.batch_size, usual.optimizer.name) == (4, "adamw")
+    for name, way in step.ways(usual.model.depth).items():
+        compute = step.config_of(4, "float32", way).compute
+        assert (usual.compute.unroll, usual.compute.remat) == (1, True)
+        rounds = {"three blocks a round": 3, "written out": usual.model.depth}.get(name, 1)
+        assert (compute.unroll, compute.remat) == (rounds, name != "a loop, everything kept")
+
+
+@pytest.mark.slow
+def test_the_ways_of_a_step_are_timed(monkeypatch, capsys):
+    whole = scratch.get_config
+    monkeypatch.setattr(scratch, "get_config", lambda argument: whole(f"runlocal,{argument}"))
+    monkeypatch.setattr(step, "ways", lambda depth: {"written out": f"compute.unroll={depth}"})
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1e9, 1e9))
+    step.main(["--batch", "8", "--repeats", "1"])
+    *_, default, other = capsys.readouterr().out.splitlines()
+    assert default.startswith("a loop ")
+    assert other.startswith("written out ")
+    assert float(other.split()[-1]) > 0
 
 
 def test_the_axes_of_the_papers_model():

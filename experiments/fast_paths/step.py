@@ -1,0 +1,90 @@
+"""What a training step takes, and its program needs, computed in other ways.
+
+python -m experiments.fast_paths.step                          # some 6 minutes on 2 cores
+python -m experiments.fast_paths.step --batch 256 --dtype bfloat16
+
+The step is the one from labels of configs/scratch.py, with AdamW, on all devices. Each other way
+takes turns with the default: a loop over the blocks, which are computed again in the backward pass
+but for their products. A line a way: seconds to compile it, MiB that its larger program needs with
+all that a run holds, seconds a step, the floor that this machine's best rate sets, and its time
+over the default's, turn by turn: the median, the least and the most; and of the quickest steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.speed import Program
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.step_speed import step_program
+from adaperceiver_jax.train.settings import from_config
+from configs import scratch
+
+DEFAULT = "a loop"
+
+
+def ways(depth: int) -> dict[str, str]:
+    """What other ways are called, and what each adds to the config's argument."""
+    return {
+        "three blocks a round": "compute.unroll=3",
+        "written out": f"compute.unroll={depth}",
+        "a loop, everything kept": "compute.remat=False",
+    }
+
+
+def config_of(batch: int, dtype: str, way: str = "") -> RunConfig:
+    """configs/scratch.py computed in this way."""
+    argument = f"batch_size={batch},compute.dtype={dtype},optimizer.name=adamw"
+    argument += ",evaluation.sub_networks=()" + (f",{way}" if way else "")
+    return from_config(RunConfig, scratch.get_config(argument).to_dict())
+
+
+def cells(program: Program, seconds: float, floor: float) -> str:
+    """A way's figures."""
+    memory = "" if program.memory is None else f"{program.memory / 2**20:.0f}"
+    return f"{program.compile_seconds:9.1f}{memory:>8s}{seconds:9.3f}{floor:9.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=4, help="images a step (4)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=7, help="turns (7)")
+    options = parser.parse_args(arguments)
+    if min(options.batch, options.repeats) < 1:
+        parser.error("--batch and --repeats must be at least 1")
+
+    usual = config_of(options.batch, options.dtype)
+    try:
+        default = step_program(usual)
+    except ValueError as error:
+        parser.error(str(error))
+    ceilings = Ceilings(options.dtype)
+    print(
+        f"train, {options.dtype}, batch {options.batch}, {described()}; {options.repeats} turns\n\n"
+        f"{'':25s}{'compile s':>9s}{'MiB':>8s}{'s':>9s}{'floor s':>9s}   "
+        f"{'over the loop':25s}quickest"
+    )
+    for name, way in ways(usual.model.depth).items():
+        note(f"compiling {name}")
+        other = step_program(config_of(options.batch, options.dtype, way))
+        turns = take_turns({DEFAULT: default.call, name: other.call}, options.repeats, note)
+        ceiling = ceilings.measure()
+        for each, program in ((DEFAULT, default), (name, other)):
+            floor = ceiling.floor(program.flops / program.devices, program.least_bytes)
+            line = f"{each:25s}{cells(program, turns.seconds(each), floor)}"
+            if each == name:
+                quickest = min(turns.wall[name]) / min(turns.wall[DEFAULT])
+                line += f"   {spread(turns.ratios(name, DEFAULT)):25s}{quickest:8.3f}"
+            print(line, flush=True)
+        del other  # its state takes gigabytes
+
+
+if __name__ == "__main__":
+    main()
