@@ -53,7 +53,7 @@ class AdaPerceiver(nn.Module):
     remat: bool = False
     """Keep of blocks what linear layers gave alone; the backward pass computes the rest again."""
     unroll: int = 1
-    """Blocks a loop iteration; `config.depth` leaves no loop."""
+    """Blocks a loop iteration; `config.depth` leaves no loop, and `remat` without effect."""
 
     def setup(self) -> None:
         c = self.config

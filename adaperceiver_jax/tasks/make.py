@@ -53,7 +53,10 @@ class ComputeSettings:
     """Of the matmuls; parameters and streams stay float32."""
     attention: str = "cut"
     remat: bool = True
+    """Keep of blocks what linear layers gave alone; the backward pass computes the rest again."""
     unroll: int = 1
+    """Blocks a loop iteration. With all of them no loop is left, and nothing is computed again in
+    the backward pass, whatever `remat` says: XLA finds it computed already."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,15 @@
 """What a training step takes, and its program needs, computed in other ways.
 
-python -m experiments.fast_paths.step                          # some 6 minutes on 2 cores
+python -m experiments.fast_paths.step                          # some 10 minutes on 2 cores
 python -m experiments.fast_paths.step --batch 256 --dtype bfloat16
 
 The step is the one from labels of configs/scratch.py, with AdamW, on all devices. Each other way
 takes turns with the default: a loop over the blocks, which are computed again in the backward pass
-but for their products. A line a way: seconds to compile it, MiB that its larger program needs with
-all that a run holds, seconds a step, the floor that this machine's best rate sets, and its time
-over the default's, turn by turn: the median, the least and the most; and of the quickest steps.
+but for their products. Written out, without a loop, they are not: XLA finds everything computed
+already, and keeps it. A line a way: seconds to compile it, once; MiB that its larger program needs
+with all that a run holds; seconds a step; the floor that this machine's best rate sets; and its
+time over the default's, turn by turn: the median, the least and the most; and of the quickest
+steps.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import argparse
 from collections.abc import Sequence
 
 from adaperceiver_jax.evaluate.machine import Ceilings, described
-from adaperceiver_jax.evaluate.speed import Program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.step_speed import step_program
@@ -40,12 +41,6 @@ def config_of(batch: int, dtype: str, way: str = "") -> RunConfig:
     argument = f"batch_size={batch},compute.dtype={dtype},optimizer.name=adamw"
     argument += ",evaluation.sub_networks=()" + (f",{way}" if way else "")
     return from_config(RunConfig, scratch.get_config(argument).to_dict())
-
-
-def cells(program: Program, seconds: float, floor: float) -> str:
-    """A way's figures."""
-    memory = "" if program.memory is None else f"{program.memory / 2**20:.0f}"
-    return f"{program.compile_seconds:9.1f}{memory:>8s}{seconds:9.3f}{floor:9.3f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ceiling = ceilings.measure()
         for each, program in ((DEFAULT, default), (name, other)):
             floor = ceiling.floor(program.flops / program.devices, program.least_bytes)
-            line = f"{each:25s}{cells(program, turns.seconds(each), floor)}"
+            memory = "" if program.memory is None else f"{program.memory / 2**20:.0f}"
+            line = f"{each:25s}{program.compile_seconds:9.1f}{memory:>8s}"
+            line += f"{turns.seconds(each):9.3f}{floor:9.3f}"
             if each == name:
                 quickest = min(turns.wall[name]) / min(turns.wall[DEFAULT])
                 line += f"   {spread(turns.ratios(name, DEFAULT)):25s}{quickest:8.3f}"

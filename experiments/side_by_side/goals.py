@@ -1,7 +1,7 @@
 """What we want of a GPU of the H200 class, measured beside PyTorch compiled.
 
 python -m experiments.side_by_side.goals          # on an H200; less memory needs a smaller --batch
-python -m experiments.side_by_side.goals --batch 2 --config model.depth=2 --repeats 1   # a trial
+python -m experiments.side_by_side.goals --batch 2 --config model.depth=2 --repeats 2   # a trial
 
 - A stage 3 step of 256 images does at least 45% of what the device does in products of large
   matrices (FLOPs as in run.py: those of our step, of all readouts, at the mean of the widths).

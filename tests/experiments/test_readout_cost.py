@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.tasks.classify import Classify
@@ -19,15 +18,14 @@ from tests.small_models import TINY, random_params
 CONFIG = ap.AdaPerceiverConfig()
 
 
-@pytest.mark.slow
 def test_a_once_for_all_step_costs_a_plain_step_and_little_more():
-    """27 readouts and a width a sample: 1.0056 x, as docs/readout_cost.md has it."""
+    """27 readouts and a width a sample: 1.0054 x."""
     model = ap.AdaPerceiver(CONFIG, unroll=CONFIG.depth)  # XLA counts a loop's body once
     batch = make_batch(CONFIG, 2)
     (plain,) = count_flops(one_readout(model), batch)
     (readouts,) = count_flops(Classify(model=model, settings=LossSettings(widths=False)), batch)
     (all_of_it,) = count_flops(Classify(model=model), batch)
-    assert 1 < readouts / plain < all_of_it / plain < 1.008
+    assert 1 < readouts / plain < all_of_it / plain < 1.006
 
 
 def folded(model: ap.AdaPerceiver) -> Callable[[Any, jax.Array], Any]:
