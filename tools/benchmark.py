@@ -8,12 +8,14 @@ python tools/benchmark.py --train --config configs/stage3_width.py --batch 4 --d
 Every program is compiled and called twice before it is timed, and programs of one batch size take
 turns. Weights and images are made up: times do not depend on them. GFLOPs are those of the matrix
 products. Above them stands what this device does at most, measured before and after: products of
-large matrices in the same dtype, and bytes a second; the floor is what a call's GFLOPs, or the
-weights, images and outputs that it cannot do without, take at that rate. MiB are what the compiler
-plans for, all weights that are given and all temporaries; nothing is measured while it runs.
+large matrices in the same dtype, or in float32 where that is quicker, and bytes a second; the floor
+is what a call's GFLOPs, or the weights, images and outputs that it cannot do without, take at that
+rate. MiB are what the compiler plans for, all weights that are given and all temporaries; nothing
+is measured while it runs.
 
 --train times the two programs of main.py's step for a config, on all devices, its teacher
-included; a SOAP refresh is not among them.
+included; a SOAP refresh is not among them. GFLOPs are the models' then too: SOAP's own products,
+most of a step of few images, are not counted, so the share of the ceiling is without them.
 """
 
 from __future__ import annotations
@@ -134,9 +136,10 @@ def train_config(options: argparse.Namespace, batch: int) -> RunConfig:
 
 
 def describe(ceiling: Ceiling, dtype: str) -> str:
+    dtypes = " or ".join(dict.fromkeys((dtype, "float32")))
     return (
         f"{described()}\nOne of {jax.device_count()} x {jax.devices()[0].device_kind}, measured: "
-        f"{ceiling.flops / 1e9:.0f} GFLOP/s in products of large {dtype} matrices, "
+        f"{ceiling.flops / 1e9:.0f} GFLOP/s in products of large {dtypes} matrices, "
         f"{ceiling.bandwidth / 1e9:.1f} GB/s of memory"
     )
 

@@ -14,10 +14,10 @@ The paper's model with made-up weights:
   ffn        one FFN of a narrower width: cut in the call, a copy, a copy filled up to whole tiles
   buckets    fewer images than the batch size that a program was compiled for
 
-A line a way: seconds to compile it, milliseconds a call, those that this machine's best rate sets
-as the floor (the FLOPs of the kind's first way, or what is given and given back, whichever takes
-longer), and its time over that of the first of its kind, turn by turn: the median, the least and
-the most.
+A line a way: seconds to compile it, milliseconds a call, the floor (the FLOPs of the kind's first
+way at the best rate that XLA reached in products of large matrices, or what is given and given back
+at that of memory, whichever takes longer), and its time over that of the first of its kind, turn by
+turn: the median, the least and the most.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ The step is the one from labels of configs/scratch.py, with AdamW, on all device
 takes turns with the default: a loop over the blocks, which are computed again in the backward pass
 but for their products. Written out, without a loop, they are not: XLA finds everything computed
 already, and keeps it. A line a way: seconds to compile it, once; MiB that its larger program needs
-with all that a run holds; seconds a step; the floor that this machine's best rate sets; and its
-time over the default's, turn by turn: the median, the least and the most; and of the quickest
-steps.
+with all that a run holds; seconds a step; the floor, of its products at the best rate that XLA
+reached; and its time over the default's, turn by turn: the median, the least and the most; and of
+the quickest steps.
 """
 
 from __future__ import annotations

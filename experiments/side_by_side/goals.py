@@ -8,8 +8,9 @@ python -m experiments.side_by_side.goals --batch 2 --config model.depth=2 --repe
 - 32 tokens give at least 5 times as many images a second as 256.
 - Forward and step are at least 1.2 times as fast as PyTorch's, compiled.
 
-All in bfloat16. Prints run.py's table, without eager PyTorch, and the verdicts as they are known;
-exits with 1 where one is missed, on a GPU: what a CPU does is no verdict.
+All in bfloat16. Needs PyTorch (`pip install -e '.[torch]'`). Prints run.py's table, without eager
+PyTorch, and the verdicts as they are known; exits with 1 where one is missed, on a GPU: what a CPU
+does is no verdict.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = use_the_same_device()
     c = model.config
     params = ap.init_params(model, jax.random.key(0))
-    ceilings = Ceilings("bfloat16", also=lambda: torch_products("bfloat16"))
-    print(head("goals", "bfloat16", options.repeats))
+    dtype = config.compute.dtype
+    ceilings = Ceilings(dtype, also=lambda: torch_products(dtype))
+    print(head("goals", dtype, options.repeats))
 
     def timed(label: str, work: SideBySide) -> tuple[float, float]:
         """Our share of the ceiling, PyTorch's time over ours."""

@@ -10,12 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
-from adaperceiver_jax.convert.torch_twin import AdaPerceiver as Twin
-from adaperceiver_jax.convert.torch_twin import twin
 from adaperceiver_jax.evaluate.machine import most_flops
 from adaperceiver_jax.evaluate.speed import size_of
 from adaperceiver_jax.losses.distillation import distillation_kl
@@ -26,8 +23,19 @@ from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
-from experiments.side_by_side.torch_step import Stage3
 
+try:
+    import torch
+
+    from adaperceiver_jax.convert.torch_twin import AdaPerceiver as Twin
+    from adaperceiver_jax.convert.torch_twin import twin
+    from experiments.side_by_side.torch_step import Stage3
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise SystemExit("This is measured beside PyTorch: pip install -e '.[torch]'") from error
+
+PYTORCH = torch.__version__
 OURS, EAGER, MASKED, COMPILED = "ours", "PyTorch", "PyTorch, masked", "PyTorch, compiled"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

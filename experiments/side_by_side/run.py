@@ -6,7 +6,8 @@ python -m experiments.side_by_side.run train         # some 10 minutes, 16 GB
 What to set before for memory on a CPU, docs/performance.md says.
 
 Both run the paper's full-size model on one device, a CPU with as many threads as either library
-takes of itself or a GPU, with the same made-up weights. Needs PyTorch (`pip install torch`).
+takes of itself or a GPU, with the same made-up weights; they need PyTorch
+(`pip install -e '.[torch]'`).
 
 - forward: `model.apply` under jit against the PyTorch twin of `adaperceiver_jax/convert`, eager,
   without the block mask, and with --masked or --compiled also with it, or through torch.compile.
@@ -32,7 +33,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import torch
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.machine import Ceilings, described
@@ -42,6 +42,7 @@ from experiments.side_by_side.programs import (
     DTYPES,
     EAGER,
     OURS,
+    PYTORCH,
     SideBySide,
     forwards,
     stage3,
@@ -56,7 +57,7 @@ MOST = {"forward": 1.0, "train": 0.9}
 def head(what: str, dtype: str, repeats: int) -> str:
     """What stands above the rows."""
     return (
-        f"{what}, {dtype}, {described()}, PyTorch {torch.__version__}; {repeats} turns\n\n"
+        f"{what}, {dtype}, {described()}, PyTorch {PYTORCH}; {repeats} turns\n\n"
         f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs          quickest"
     )
 
@@ -112,8 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
     use_the_same_device()
-    ceilings = Ceilings(options.dtype, also=lambda: torch_products(options.dtype))
-    print(head(options.what, options.dtype, options.repeats))
+    dtype = config.compute.dtype  # --config may say it too
+    ceilings = Ceilings(dtype, also=lambda: torch_products(dtype))
+    print(head(options.what, dtype, options.repeats))
     params = ap.init_params(model, jax.random.key(0))
     medians = []
     for batch in options.batch:

@@ -1,5 +1,7 @@
 """What is timed side by side computes the same."""
 
+import importlib
+import sys
 import time
 
 import jax
@@ -133,6 +135,22 @@ def test_the_bars_are_of_our_time_over_eager_pytorchs(
     assert compiled.split()[-1] == "9.000"
     assert ceiling == "Products of large matrices: 0 GFLOP/s."
     assert verdict.split(":")[0] == ("MISSED" if status else "Held")
+
+
+def test_the_dtype_is_the_configs(made_up, monkeypatch, capsys):
+    monkeypatch.setattr(run, "steps", lambda *_: made_up(OURS=1.0, EAGER=2.0))
+    asked = "model.depth=1,compute.dtype=bfloat16"
+    assert run.main(["train", "--batch", "4", "--repeats", "1", "--config", asked]) == 0
+    assert capsys.readouterr().out.startswith("train, bfloat16, ")
+
+
+@pytest.mark.parametrize("name", ["run", "goals"])
+def test_without_pytorch_the_remedy_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for module in (name, "programs"):
+        monkeypatch.delitem(sys.modules, f"experiments.side_by_side.{module}")
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[torch\]'"):
+        importlib.import_module(f"experiments.side_by_side.{name}")
 
 
 @pytest.mark.parametrize(("device", "status"), [("cpu", 0), ("cuda", 1)])

@@ -144,3 +144,11 @@ def test_of_several_ceilings_the_best_is_kept_and_a_floor_is_the_larger_of_two(m
     assert ceilings.best.floor(50, 20) == 4.0
     assert ceilings.measure().floor(50, 1) == 0.5
     assert ceilings.best.floor(50, 20) == 2.0
+
+
+def test_where_bfloat16_is_slower_the_ceiling_is_float32s(monkeypatch):
+    rates = {"bfloat16": 90.0, "float32": 100.0}
+    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(rates[dtype.name], 1.0))
+    assert [Ceilings(name).best.flops for name in ("bfloat16", "float32")] == [100.0, 100.0]
+    rates["bfloat16"] = 200.0
+    assert [Ceilings(name).best.flops for name in ("bfloat16", "float32")] == [200.0, 100.0]
