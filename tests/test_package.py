@@ -91,6 +91,7 @@ def tool(name: str, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=alone)
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_the_papers_model_and_refuses_what_is_not_there():
     assert "--sub-networks" in tool("benchmark.py", "--help").stdout
     done = tool("benchmark.py", "--sub-networks", "8,900,1")

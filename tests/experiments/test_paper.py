@@ -83,6 +83,7 @@ def refusal(name, *arguments):
     return str(stopped.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_from_a_sweep(name, sweeps, tmp_path, capsys):
     out = tmp_path / "new" / f"{name}.png"

@@ -62,6 +62,7 @@ def test_depth():
     assert got.max() <= 8.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
 def test_token_granularities_of_one_call_replace_the_configs(kind):
     """Segmentation trains at a granularity beyond the config's."""

@@ -17,6 +17,7 @@ def noisy(model, params, images, seed=0, train=True):
     return run(model, params, images, "readouts", rngs, readout_tokens=read, train=train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_rate_makes_noise_in_training_alone(rate):
     config = ap.AdaPerceiverConfig(

@@ -70,6 +70,7 @@ def test_the_references_full_attention_ignores_the_mask():
     assert np.abs(run(masked, params, images).logits - want).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sliced_width_equals_masked_width(seed):
     model, params = model_and_params(seed, num_classes=5)
@@ -82,6 +83,7 @@ def test_sliced_width_equals_masked_width(seed):
         np.testing.assert_allclose(masked.token_logits[-1], sliced.logits, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_readouts_equal_one_at_a_time_writes(seed):
     model, params = model_and_params(seed, block_mask="block", num_classes=5, output_feat_dim=6)
@@ -98,6 +100,7 @@ def test_readouts_equal_one_at_a_time_writes(seed):
         np.testing.assert_allclose(out.depth_features[i], one.features, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "weights"),

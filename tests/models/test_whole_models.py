@@ -20,6 +20,7 @@ def assert_outputs(out, want) -> None:
         np.testing.assert_allclose(out.features, features, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_adaperceiver(seed):
     model, params = model_and_params(seed)

@@ -67,6 +67,7 @@ def taus(setup):
 MIXED = dict(tokens=(3, 16), widths=(8, 24), depths=(2, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [4, 8, 64])
 @pytest.mark.parametrize("batch_sizes", [None, (), (3,)])
 def test_exits_are_those_of_early_exit(setup, taus, batch_size, batch_sizes):

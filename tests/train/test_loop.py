@@ -172,9 +172,8 @@ def test_frozen_parameters_stay_and_have_no_state(tmp_path):
     assert all("output_adapter" in name or "write_head" in name for name in named)
 
 
-@pytest.mark.parametrize(
-    "name", ["scratch", pytest.param("stage3_width", marks=pytest.mark.slow), "teacher"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scratch", "stage3_width", "teacher"])
 def test_a_batch_in_two_parts_gives_the_same_step(name):
     """Parameters to 1e-5 of each one's largest step. Mixing, widths and tokens are drawn as one."""
     changes = {"task": "teacher"} if name == "teacher" else {}
