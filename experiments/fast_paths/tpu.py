@@ -1,6 +1,7 @@
 """Attention and FFNs computed otherwise on a TPU, as its compiler sees them: FLOPs and traffic.
 
-python -m experiments.fast_paths.tpu [--topology v5e:2x2]
+python -m experiments.fast_paths.tpu                          # of a v5e chip
+python -m experiments.fast_paths.tpu --topology v5p:2x2x1     # of another
 
 One chip, bfloat16, 16 images of 256 latents, the paper's sizes:
 

@@ -1,6 +1,6 @@
 """Figures 2 and 8: accuracy against images a second, of the paper's models and of a sweep.
 
-python -m experiments.paper.figure_2_8 [SWEEP.csv] --out figure_2_8.png
+python -m experiments.paper.figure_2_8 SWEEP.csv --out figure_2_8.png    # or without a sweep
 
 The paper's models are drawn from its table 5: the truncated view holds adaptive models of at least
 80% alone, the expanded one all. SWEEP.csv has a panel of its own, since latencies of another device

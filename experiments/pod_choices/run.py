@@ -1,6 +1,7 @@
 """What a training step's choices cost on a pod, by the TPU's compiler: FLOPs, traffic, memory.
 
-python -m experiments.pod_choices.run [--only NAME ...]
+python -m experiments.pod_choices.run                         # all
+python -m experiments.pod_choices.run --only "nothing kept"   # the choices of this name
 
 Compiles the gradients of stage 3 (the step of configs/stage3_width.py, batch 4096) for v5e:16x16
 in variants of how they are computed, which give the same numbers:
