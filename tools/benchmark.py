@@ -32,7 +32,7 @@ from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
-from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.speed import (
     Program,
     SubNetwork,
@@ -144,6 +144,7 @@ def describe(ceiling: Ceiling, dtype: str) -> str:
     )
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     logging.set_verbosity(logging.WARNING)

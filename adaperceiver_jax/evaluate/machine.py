@@ -7,8 +7,10 @@ import dataclasses
 import datetime
 import os
 import platform
+import re
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from jax.typing import DTypeLike
 from adaperceiver_jax.data.loading import cores
 
 TRIES = 9
+_FULL = re.compile("RESOURCE_EXHAUSTED|out of memory|allocate memory", re.IGNORECASE)
+"""In what JAX and PyTorch say of a device whose memory is full."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +45,13 @@ class Ceiling:
 
 def described() -> str:
     """What stands above a table of times: '2026-11-23, 2 cores of AMD EPYC, JAX 0.10.2', and
-    whether the C library's memory was tuned."""
+    whether the C library keeps memory (docs/performance.md)."""
     device = jax.devices()[0].device_kind
     if jax.default_backend() == "cpu":
         device = f"{len(cores())} cores of {_processor() or device}"
-        device += ", GLIBC_TUNABLES set" if os.environ.get("GLIBC_TUNABLES") else ""
+        if tunables := os.environ.get("GLIBC_TUNABLES"):
+            kept = "glibc.malloc.mmap_max=0" in tunables.split(":")
+            device += ", GLIBC_TUNABLES set" if kept else f", GLIBC_TUNABLES={tunables}"
     return f"{datetime.date.today()}, {device}, JAX {jax.__version__}"
 
 
@@ -56,6 +62,19 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Decorates a command line that takes --batch: where a device's memory does not suffice, it
+    ends with a line that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # both libraries' errors are
+        if not _FULL.search(str(error)):
+            raise
+        why = str(error).strip().splitlines()[0]
+        sys.exit(f"The device's memory is full: give a smaller --batch, or another device ({why})")
 
 
 class Ceilings:

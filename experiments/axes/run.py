@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.speed import SubNetwork, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 
@@ -68,6 +68,7 @@ def measure(
     return shares
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(

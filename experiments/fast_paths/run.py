@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.speed import size_of
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models import attention
@@ -135,6 +135,7 @@ def programs(
     return found
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(

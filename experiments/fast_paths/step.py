@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.step_speed import step_program
@@ -43,6 +43,7 @@ def config_of(batch: int, dtype: str, way: str = "") -> RunConfig:
     return from_config(RunConfig, scratch.get_config(argument).to_dict())
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings
+from adaperceiver_jax.evaluate.machine import Ceilings, enough_memory
 from adaperceiver_jax.evaluate.turns import take_turns
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
@@ -42,6 +42,7 @@ from experiments.side_by_side.run import head, row
 MFU, FEW_TOKENS, OVER_PYTORCH = 0.45, 5.0, 1.2
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table and the verdicts; 1 if a goal is missed on a GPU."""
     parser = argparse.ArgumentParser(

@@ -35,7 +35,7 @@ from typing import Any
 import jax
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.turns import Turns, note, spread, take_turns
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
@@ -79,6 +79,7 @@ def row(label: str, work: SideBySide, repeats: int, ceilings: Ceilings) -> Turns
     return turns
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described
+from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
 from adaperceiver_jax.evaluate.speed import Program, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
@@ -148,6 +148,7 @@ def row(
     return f"{name:20s}{cells['its']}   {tokens:6s}{cells['ours']}   {ratios}"
 
 
+@enough_memory()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(

@@ -1,6 +1,8 @@
 """What the benchmark measures and prints is of the programs that were asked for."""
 
 import csv
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,53 @@ def test_refusals(arguments, why, refused, monkeypatch):
     monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
     monkeypatch.setattr(ap, "init_params", lambda *_: {})
     assert why in refused(tool, *arguments)
+
+
+def test_what_does_not_fit_is_a_line_with_the_remedy_below_what_did(given, monkeypatch, capsys):
+    """By the error that JAX really raises."""
+    forwards, took = tool.forwards, iter([0, 2**47])
+
+    def more_each_time(model, chosen, batch):
+        (program,) = forwards(model, chosen, batch)
+        size = next(took)
+        call = jax.jit(lambda: jnp.zeros(size, jnp.uint8))
+        return [dataclasses.replace(program, call=lambda: jax.block_until_ready(call()))]
+
+    monkeypatch.setattr(tool, "forwards", more_each_time)
+    arguments = ["--checkpoint", str(given / "small"), "--sub-networks", "4,8,1"]
+    with pytest.raises(SystemExit, match=r"full: give a smaller --batch, .*\(RESOURCE_EXHAUSTED"):
+        tool.main([*arguments, "--batch", "1", "2", "--repeats", "2"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[1:5] for row in rows if row[:1] == ["forward"]] == [["4", "8", "1", "1"]]
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 GiB.", True),
+        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", True),
+        ("INTERNAL: cuDNN refuses", False),
+    ],
+)
+def test_pytorchs_memory_counts_and_other_errors_stay_what_they_are(said, full):
+    def fails():
+        raise RuntimeError(said)
+
+    with pytest.raises(SystemExit if full else RuntimeError, match=re.escape(said)):
+        machine.enough_memory()(fails)()
+
+
+@pytest.mark.parametrize(
+    ("tunables", "said"),
+    [
+        ("", ", JAX"),
+        ("glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0", ", GLIBC_TUNABLES set, JAX"),
+        ("glibc.malloc.arena_max=1", ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX"),
+    ],
+)
+def test_a_table_says_whether_memory_is_kept(tunables, said, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert re.search(rf" cores of [^,]*{re.escape(said)} [\d.]+$", machine.described())
 
 
 def test_a_ceiling_is_positive():
