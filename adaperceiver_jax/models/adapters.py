@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.layers import FFN, LayerNorm, Linear, affine, torch_uniform
+from adaperceiver_jax.models.ffn import FFN
+from adaperceiver_jax.models.layers import LayerNorm, Linear, affine, torch_uniform
 
 
 def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> jax.Array:

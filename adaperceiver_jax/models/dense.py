@@ -21,7 +21,7 @@ from adaperceiver_jax.models.dense_heads import (
     MaskTransformer,
     SegmentationHead,
 )
-from adaperceiver_jax.models.layers import FFN
+from adaperceiver_jax.models.ffn import FFN
 from adaperceiver_jax.models.outputs import Encoded
 from adaperceiver_jax.models.upsample import resize_bilinear
 from adaperceiver_jax.models.vit import ViT, ViTConfig

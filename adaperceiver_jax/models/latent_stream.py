@@ -12,13 +12,8 @@ from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.attention import LatentAttention
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.layers import (
-    FFN,
-    KEEP_PRODUCTS,
-    LayerNorm,
-    LayerScale,
-    stochastic_depth,
-)
+from adaperceiver_jax.models.ffn import FFN
+from adaperceiver_jax.models.layers import KEEP_PRODUCTS, LayerNorm, LayerScale, stochastic_depth
 from adaperceiver_jax.models.masks import LatentMask
 from adaperceiver_jax.models.rope import Rope
 
@@ -70,6 +65,7 @@ class Block(nn.Module):
             act=c.act_layer,
             dropout=c.proj_drop,
             dtype=self.dtype,
+            bounds=tuple(sorted({c.hidden_units(width) for width in c.widths})),
             name="ffn",
         )
 

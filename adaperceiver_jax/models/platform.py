@@ -7,8 +7,10 @@ import contextvars
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.sharding import Mesh
 
 _without = contextvars.ContextVar("without", default=False)
+_alone = contextvars.ContextVar("alone", default=False)
 
 
 def by_platform(
@@ -30,3 +32,18 @@ def without_platforms() -> Iterator[None]:
         yield
     finally:
         _without.reset(token)
+
+
+@contextlib.contextmanager
+def traced_for(mesh: Mesh) -> Iterator[None]:
+    """What is traced inside runs on this mesh."""
+    token = _alone.set(mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def on_one_cpu() -> bool:
+    """Whether what is traced is known to run on one CPU, where no axis is split."""
+    return _alone.get()

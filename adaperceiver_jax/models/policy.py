@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-from adaperceiver_jax.models.layers import FFN, LayerNorm, Linear, activation
+from adaperceiver_jax.models.ffn import FFN
+from adaperceiver_jax.models.layers import LayerNorm, Linear, activation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

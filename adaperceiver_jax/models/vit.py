@@ -13,14 +13,8 @@ from jax.typing import DTypeLike
 from adaperceiver_jax.models.adapters import Patchify, resample_positions
 from adaperceiver_jax.models.attention import attend_to_all
 from adaperceiver_jax.models.config import check_images
-from adaperceiver_jax.models.layers import (
-    FFN,
-    KEEP_PRODUCTS,
-    LayerNorm,
-    LayerScale,
-    Linear,
-    normal_02,
-)
+from adaperceiver_jax.models.ffn import FFN
+from adaperceiver_jax.models.layers import KEEP_PRODUCTS, LayerNorm, LayerScale, Linear, normal_02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

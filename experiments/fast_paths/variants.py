@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.models.attention import LatentAttention
+from adaperceiver_jax.models.ffn import FFN
 from adaperceiver_jax.models.latent_stream import Block
-from adaperceiver_jax.models.layers import FFN, affine
+from adaperceiver_jax.models.layers import affine
 
 Logits = Callable[..., jax.Array]
 

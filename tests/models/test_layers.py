@@ -80,29 +80,6 @@ def test_linear_whole_and_cut(bias):
     np.testing.assert_allclose(y, x[:, :4] @ params["kernel"][:4] + add, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "swiglu"])
-@pytest.mark.parametrize("act", ["gelu", "silu"])
-def test_ffn_whole_cut_and_masked(kind, act):
-    x, module = normal(2, 5, 6), layers.FFN(6, 9, 4, kind, act)
-    params = filled(module, x)
-    state = {
-        f"{name}.{leaf.replace('kernel', 'weight')}": value.T if leaf == "kernel" else value
-        for name, layer in params.items()
-        for leaf, value in layer.items()
-    }
-
-    def want(x, hidden):
-        function = reference.gelu if act == "gelu" else reference.silu
-        return reference.ffn(x, reference.Weights(state), function, hidden)
-
-    variables = {"params": params}
-    np.testing.assert_allclose(module.apply(variables, x), want(x, None), **CLOSE)
-    np.testing.assert_allclose(module.apply(variables, x, 4), want(x, 4), **CLOSE)
-    y = module.apply(variables, x, None, np.array([3, 7]))
-    np.testing.assert_allclose(y[0], want(x[0], 3), **CLOSE)
-    np.testing.assert_allclose(y[1], want(x[1], 7), **CLOSE)
-
-
 @pytest.mark.usefixtures("of_each_platform")
 @pytest.mark.parametrize(
     ("dtype", "rtol", "atol"), [("float32", 0, 2e-6), ("bfloat16", 4e-3, 2e-2)]
