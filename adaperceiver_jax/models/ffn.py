@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from adaperceiver_jax.models.layers import PRODUCT, Linear, activation, affine
 from adaperceiver_jax.models.platform import on_one_cpu
 
-Weights = tuple[jax.Array, jax.Array | None, jax.Array]
+Weights = tuple[jax.Array, jax.Array, jax.Array]
 """fc1's kernel (D, n) and bias (n,), fc2's kernel (n, D): of some hidden units."""
 
 
@@ -37,8 +37,8 @@ class FFN(nn.Module):
     dtype: DTypeLike = jnp.float32
     out_dtype: DTypeLike | None = None
     bounds: tuple[int, ...] = ()
-    """Hidden units that samples of their own width mostly use, ascending: what is skipped on a CPU
-    is what lies between."""
+    """The hidden units of the widths that samples have, ascending: what lies between two is skipped
+    for samples that use none of it. Others than these are right too, and skip less."""
 
     def setup(self) -> None:
         self.fc1 = Linear(self.in_features, self.hidden, dtype=self.dtype)
@@ -61,10 +61,12 @@ class FFN(nn.Module):
         """
         plain = self.kind == "mlp" and not (train and self.dropout)
         if hidden_per_sample is not None and plain and on_one_cpu():
+            fc1: Any = self.fc1
+            fc2: Any = self.fc2
             return ffn_of_used_units(
                 x,
-                (self.fc1.kernel, self.fc1.bias, self.fc2.kernel),
-                self.fc2.bias,
+                (fc1.kernel, fc1.bias, fc2.kernel),
+                fc2.bias,
                 hidden_per_sample,
                 sorted({*self.bounds, self.hidden}),
                 self.act,
@@ -86,7 +88,7 @@ class FFN(nn.Module):
 def ffn_of_used_units(
     x: jax.Array,
     weights: Weights,
-    bias: jax.Array | None,
+    bias: jax.Array,
     used: jax.Array,
     bounds: Sequence[int],
     act: str,
@@ -106,7 +108,7 @@ def ffn_of_used_units(
     parts = zip(
         (0, *cuts),
         jnp.split(kernel1, cuts, axis=1),
-        [None] * len(bounds) if bias1 is None else jnp.split(bias1, cuts),
+        jnp.split(bias1, cuts),
         jnp.split(kernel2, cuts),
         strict=True,
     )
@@ -153,10 +155,10 @@ def _add_forward(x, y, weights, used, start, act, dtype):
 
     def add(i: jax.Array, so_far: tuple) -> tuple:
         y, kept = so_far
-        l = order[i]
-        before = affine(x[l], kernel1, bias1, dtype, dtype)
-        more = _second(before, kernel2, used[l], start, act, y.dtype)
-        return y.at[l].add(more), kept.at[i].set(before)
+        sample = order[i]
+        before = affine(x[sample], kernel1, bias1, dtype, dtype)
+        more = _second(before, kernel2, used[sample], start, act, y.dtype)
+        return y.at[sample].add(more), kept.at[i].set(before)
 
     kept = jnp.zeros((*x.shape[:2], kernel1.shape[1]), dtype)
     y, kept = jax.lax.fori_loop(0, count, add, (y, kept))
@@ -170,18 +172,18 @@ def _add_backward(start, act, dtype, residuals, grad):
 
     def add(i: jax.Array, so_far: tuple) -> tuple:
         to_x, to_weights = so_far
-        l = order[i]
+        sample = order[i]
 
         def second(before: jax.Array, kernel: jax.Array) -> jax.Array:
-            return _second(before, kernel, used[l], start, act, grad.dtype)
+            return _second(before, kernel, used[sample], start, act, grad.dtype)
 
-        def first(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        def first(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
             return affine(x, kernel, bias, dtype, dtype)
 
-        to_before, to_kernel2 = jax.vjp(second, kept[i], kernel2)[1](grad[l])
-        to_sample, *to_first = jax.vjp(first, x[l], kernel1, bias1)[1](to_before)
+        to_before, to_kernel2 = jax.vjp(second, kept[i], kernel2)[1](grad[sample])
+        to_sample, *to_first = jax.vjp(first, x[sample], kernel1, bias1)[1](to_before)
         to_weights = jax.tree.map(jnp.add, to_weights, (*to_first, to_kernel2))
-        return to_x.at[l].add(to_sample), to_weights
+        return to_x.at[sample].add(to_sample), to_weights
 
     zeros = jax.tree.map(jnp.zeros_like, (x, weights))
     to_x, to_weights = jax.lax.fori_loop(0, count, add, zeros)

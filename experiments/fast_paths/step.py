@@ -1,6 +1,7 @@
 """What a training step takes, and its program needs, computed in other ways.
 
 python -m experiments.fast_paths.step                          # some 10 minutes on 2 cores
+python -m experiments.fast_paths.step --only masked            # some 3
 python -m experiments.fast_paths.step --batch 256 --dtype bfloat16
 
 The step is the one from labels of configs/scratch.py, with AdamW, on all devices. Each other way
@@ -30,31 +31,37 @@ from adaperceiver_jax.train.settings import from_config
 from configs import scratch
 
 DEFAULT = "a loop"
-MASKED = "a loop, widths masked"
+MASKED = "masked"
+WAYS = {
+    "three": "three blocks a round",
+    "written": "written out",
+    "kept": "a loop, everything kept",
+    MASKED: "a loop, widths masked",
+}
+"""What the other ways are called."""
 
 
-def ways(depth: int) -> dict[str, str]:
-    """What other ways are called, and what each adds to the config's argument."""
+def argument_of(way: str, depth: int) -> str:
+    """What a way adds to the config's argument."""
     return {
-        "three blocks a round": "compute.unroll=3",
-        "written out": f"compute.unroll={depth}",
-        "a loop, everything kept": "compute.remat=False",
-        MASKED: "",
-    }
+        "three": "compute.unroll=3",
+        "written": f"compute.unroll={depth}",
+        "kept": "compute.remat=False",
+    }.get(way, "")
 
 
 def config_of(batch: int, dtype: str, way: str = "") -> RunConfig:
-    """configs/scratch.py computed in this way."""
+    """configs/scratch.py with this argument."""
     argument = f"batch_size={batch},compute.dtype={dtype},optimizer.name=adamw"
     argument += ",evaluation.sub_networks=()" + (f",{way}" if way else "")
     return from_config(RunConfig, scratch.get_config(argument).to_dict())
 
 
-def program_of(batch: int, dtype: str, name: str, way: str) -> Program:
+def program_of(batch: int, dtype: str, way: str, depth: int) -> Program:
     """The step of one way."""
     masked = mock.patch.object(ffn, "on_one_cpu", return_value=False)
-    with masked if name == MASKED else contextlib.nullcontext():
-        return step_program(config_of(batch, dtype, way))
+    with masked if way == MASKED else contextlib.nullcontext():
+        return step_program(config_of(batch, dtype, argument_of(way, depth)))
 
 
 @enough_memory()
@@ -63,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", nargs="+", choices=list(WAYS), default=list(WAYS), help="(all)")
     parser.add_argument("--batch", type=int, default=4, help="images a step (4)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=7, help="turns (7)")
@@ -81,9 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{'':25s}{'compile s':>9s}{'MiB':>8s}{'s':>9s}{'floor s':>9s}   "
         f"{'over the loop':25s}quickest"
     )
-    for name, way in ways(usual.model.depth).items():
+    for way in options.only:
+        name = WAYS[way]
         note(f"compiling {name}")
-        other = program_of(options.batch, options.dtype, name, way)
+        other = program_of(options.batch, options.dtype, way, usual.model.depth)
         turns = take_turns({DEFAULT: default.call, name: other.call}, options.repeats, note)
         ceiling = ceilings.measure()
         for each, program in ((DEFAULT, default), (name, other)):

@@ -10,6 +10,9 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate import machine
+from adaperceiver_jax.models import ffn
+from adaperceiver_jax.models.platform import traced_for
+from adaperceiver_jax.train.sharding import make_mesh
 from configs import scratch
 from experiments.axes import run as axes
 from experiments.fast_paths import run, step, tpu, variants
@@ -70,24 +73,36 @@ def test_every_kind_of_way_runs(kind):
 def test_the_ways_of_a_step_differ_as_their_names_say():
     usual = step.config_of(4, "float32")
     assert (usual.batch_size, usual.optimizer.name) == (4, "adamw")
-    for name, way in step.ways(usual.model.depth).items():
-        compute = step.config_of(4, "float32", way).compute
+    for way in step.WAYS:
+        argument = step.argument_of(way, usual.model.depth)
+        compute = step.config_of(4, "float32", argument).compute
         assert (usual.compute.unroll, usual.compute.remat) == (1, True)
-        rounds = {"three blocks a round": 3, "written out": usual.model.depth}.get(name, 1)
-        assert (compute.unroll, compute.remat) == (rounds, name != "a loop, everything kept")
+        rounds = {"three": 3, "written": usual.model.depth}.get(way, 1)
+        assert (compute.unroll, compute.remat) == (rounds, way != "kept")
+
+
+def test_one_way_of_a_step_masks_what_the_others_skip(monkeypatch):
+    def on_one_cpu(config):
+        with traced_for(make_mesh(config.mesh, jax.devices()[:1])):
+            return ffn.on_one_cpu()
+
+    monkeypatch.setattr(step, "step_program", on_one_cpu)
+    for way in step.WAYS:
+        assert step.program_of(4, "float32", way, 21) is (way != step.MASKED)
 
 
 @pytest.mark.slow
 def test_the_ways_of_a_step_are_timed(monkeypatch, capsys):
     whole = scratch.get_config
     monkeypatch.setattr(scratch, "get_config", lambda argument: whole(f"runlocal,{argument}"))
-    monkeypatch.setattr(step, "ways", lambda depth: {"written out": f"compute.unroll={depth}"})
     monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1e9, 1e9))
-    step.main(["--batch", "8", "--repeats", "1"])
-    *_, default, other = capsys.readouterr().out.splitlines()
+    step.main(["--batch", "8", "--repeats", "1", "--only", "written", "masked"])
+    *_, default, written, again, masked = capsys.readouterr().out.splitlines()
     assert default.startswith("a loop ")
-    assert other.startswith("written out ")
-    assert float(other.split()[-1]) > 0
+    assert again.startswith("a loop ")
+    for line, name in ((written, "written out "), (masked, "a loop, widths masked ")):
+        assert line.startswith(name)
+        assert float(line.split()[-1]) > 0
 
 
 def test_the_axes_of_the_papers_model():
