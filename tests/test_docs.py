@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -64,8 +65,8 @@ class Understood(Exception):  # noqa: N818
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
-    """(document, module, arguments) of the lines that call a tool or an experiment, in code blocks
-    of the README and docs and at the head of the scripts."""
+    """(document, module, arguments) of every line that begins with the call of a tool or an
+    experiment, in code blocks of the README and docs and at the head of the scripts."""
     start = r"^ *(?:[A-Z_]+=\S* )*python (?:tools/(\w+)\.py|-m (experiments\.[\w.]+\w))(?![$\w])"
     command = re.compile(start + r"((?:.*\\+\n)*.*)$", re.MULTILINE)
     shell = re.compile(r'```sh\n(.*?)```|\A"""(.*?)"""', re.DOTALL)
@@ -95,7 +96,7 @@ def outcome(name: str) -> argparse.Namespace | str:
 
 
 def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch):
-    """By the script's own parser, and by what checks its arguments together."""
+    """By the script's own parser; where a tool checks its arguments together, by that as well."""
     parse = argparse.ArgumentParser.parse_args
 
     def only_parse(parser, arguments=None, namespace=None):
@@ -117,8 +118,9 @@ def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch
         elif not options.endswith(NOT_INSTALLED):
             wrong.append(f"{document}: {name} {shlex.join(words)}: {options}")
     assert wrong == []
-    assert understood["docs/performance.md"] >= 8
-    assert sum(understood.values()) > 80
+    with_torch = find_spec("torch") is not None
+    assert understood["docs/performance.md"] >= (24 if with_torch else 11)
+    assert sum(understood.values()) > (140 if with_torch else 110)
 
 
 def test_every_config_key_that_documents_name_exists():

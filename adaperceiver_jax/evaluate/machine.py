@@ -66,8 +66,8 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
-    """Decorates a command line that takes --batch: where a device's memory does not suffice, it
-    ends with a line that says what to do."""
+    """Decorates a command line that takes --batch: where JAX or PyTorch says that a device's memory
+    is full, it ends with a line that says what to do. A CPU's system may end it before they do."""
     try:
         yield
     except RuntimeError as error:  # both libraries' errors are

@@ -1,14 +1,15 @@
 """The blocks' FFN, whose hidden units are the width: cut for a batch, or used in part by a sample.
 
-Where samples differ in width, as in training, the units that a sample does not use are masked. On
-one CPU alone most of them are not computed: its loops take one sample after another, as many as use
-a part of the units. Accelerators want all samples at once, and of samples that are split over
-devices a loop would have to fetch each.
+In training samples differ in width. The units that a sample does not use are masked; on one CPU
+most are not even computed: of the units between two of the model's widths, a loop computes those of
+one sample after another, of the samples that use them. Accelerators want all samples at once, and
+where samples are split over devices each round would have to fetch one.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from adaperceiver_jax.models.platform import on_one_cpu
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]
 """fc1's kernel (D, n) and bias (n,), fc2's kernel (n, D): of some hidden units."""
+LEAST_PRODUCT = 2**22
+"""Multiply-adds from which a sample's product is worth a round of a loop of its own."""
 
 
 class FFN(nn.Module):
@@ -37,8 +40,8 @@ class FFN(nn.Module):
     dtype: DTypeLike = jnp.float32
     out_dtype: DTypeLike | None = None
     bounds: tuple[int, ...] = ()
-    """The hidden units of the widths that samples have, ascending: what lies between two is skipped
-    for samples that use none of it. Others than these are right too, and skip less."""
+    """The hidden units of the widths that samples have, in any order. Samples may use any others:
+    of those between two bounds then more are computed than they use."""
 
     def setup(self) -> None:
         self.fc1 = Linear(self.in_features, self.hidden, dtype=self.dtype)
@@ -59,19 +62,16 @@ class FFN(nn.Module):
         `hidden` cuts the weights for the whole batch; `hidden_per_sample` (B,) masks, so that
         every sample of one compiled step may have its own width.
         """
-        plain = self.kind == "mlp" and not (train and self.dropout)
-        if hidden_per_sample is not None and plain and on_one_cpu():
+        cuts = []
+        if hidden_per_sample is not None and hidden is None and on_one_cpu():
+            cuts = self._cuts(x.shape[1] * self.in_features, train)
+        if cuts:
             fc1: Any = self.fc1
             fc2: Any = self.fc2
+            weights = fc1.kernel, fc1.bias, fc2.kernel
+            types = self.dtype, self.out_dtype or self.dtype
             return ffn_of_used_units(
-                x,
-                (fc1.kernel, fc1.bias, fc2.kernel),
-                fc2.bias,
-                hidden_per_sample,
-                sorted({*self.bounds, self.hidden}),
-                self.act,
-                self.dtype,
-                self.out_dtype or self.dtype,
+                x, weights, fc2.bias, jnp.asarray(hidden_per_sample), cuts, self.act, *types
             )
         y = self.fc1(x, columns=hidden)
         if self.kind == "swiglu":
@@ -84,59 +84,60 @@ class FFN(nn.Module):
         y = self.drop(y, deterministic=not train)
         return self.drop(self.fc2(y, rows=hidden), deterministic=not train)
 
+    @nn.nowrap
+    def _cuts(self, size: int, train: bool) -> list[int]:
+        """Where the units are cut into parts that are worth skipping for a sample of this size: at
+        some of the bounds, or nowhere. SwiGLU's and dropout's are masked."""
+        if self.kind != "mlp" or (train and self.dropout):
+            return []
+        cuts = sorted({bound for bound in self.bounds if 0 < bound < self.hidden})
+        parts = itertools.pairwise([*cuts, self.hidden])
+        return [start for start, end in parts if size * (end - start) >= LEAST_PRODUCT]
+
 
 def ffn_of_used_units(
     x: jax.Array,
     weights: Weights,
     bias: jax.Array,
     used: jax.Array,
-    bounds: Sequence[int],
+    cuts: Sequence[int],
     act: str,
     dtype: DTypeLike,
     out_dtype: DTypeLike,
 ) -> jax.Array:
     """fc2(act(fc1(x))) of each sample's first `used` (B,) hidden units: x (B, N, D) -> the same.
 
+    Differentiable once, backwards.
+
     Args:
+      weights: of all hidden units.
       bias: of fc2.
-      bounds: ascending, the last one all hidden units. Up to the first, units are computed for
-        every sample; between two, for those alone that use some of them.
+      cuts: ascending. Units up to the first are computed of every sample; those from one to the
+        next, of the samples that use any of them.
     """
-    x, used = jnp.asarray(x), jnp.asarray(used)  # a loop takes samples from no NumPy array
+    x = jnp.asarray(x)  # a loop takes samples from no NumPy array
     kernel1, bias1, kernel2 = weights
-    *cuts, _ = bounds
-    parts = zip(
-        (0, *cuts),
+    whole, *parts = zip(
         jnp.split(kernel1, cuts, axis=1),
         jnp.split(bias1, cuts),
         jnp.split(kernel2, cuts),
         strict=True,
     )
-    _, *first = next(parts)
-    before = checkpoint_name(affine(x, first[0], first[1], dtype, dtype), PRODUCT)
-    after = _masked(before, used[:, None, None], 0, act)
-    y = affine(after, first[2], bias, dtype, out_dtype)
-    for start, *part in parts:
-        y = _add(x, y, tuple(part), used, start, act, dtype)
+    before = checkpoint_name(affine(x, whole[0], whole[1], dtype, dtype), PRODUCT)
+    y = affine(_activated(before, used[:, None, None], 0, act), whole[2], bias, dtype, out_dtype)
+    for start, part in zip(cuts, parts, strict=True):
+        y = _add_part(x, y, part, used, start, act, dtype)
     return checkpoint_name(y, PRODUCT)
 
 
-def _masked(before: jax.Array, used: jax.Array, start: int, act: str) -> jax.Array:
-    """What fc2 is given of units from `start` on: (..., n) -> (..., n)."""
+def _activated(before: jax.Array, used: jax.Array, start: int, act: str) -> jax.Array:
+    """Of units from `start` on, what fc1 gives (..., n) -> what fc2 is given (..., n)."""
     units = start + jnp.arange(before.shape[-1])
     return jnp.where(units < used, activation(act, before), 0)
 
 
-def _second(
-    before: jax.Array, kernel: jax.Array, used: jax.Array, start: int, act: str, out_dtype: Any
-) -> jax.Array:
-    """One sample's (N, n) -> (N, D)."""
-    after = _masked(before, used, start, act)
-    return affine(after, kernel, None, before.dtype, out_dtype)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _add(
+def _add_part(
     x: jax.Array,
     y: jax.Array,
     weights: Weights,
@@ -145,55 +146,66 @@ def _add(
     act: str,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """y (B, N, D), with what the units from `start` on add for the samples that use any."""
-    return _add_forward(x, y, weights, used, start, act, dtype)[0]
+    """y (B, N, D) and what a part of the units, from `start` on, adds to it."""
+    return _add_part_forward(x, y, weights, used, start, act, dtype)[0]
 
 
-def _add_forward(x, y, weights, used, start, act, dtype):
-    kernel1, bias1, kernel2 = weights
-    order, count = _users(used, start)
-
-    def add(i: jax.Array, so_far: tuple) -> tuple:
-        y, kept = so_far
-        sample = order[i]
-        before = affine(x[sample], kernel1, bias1, dtype, dtype)
-        more = _second(before, kernel2, used[sample], start, act, y.dtype)
-        return y.at[sample].add(more), kept.at[i].set(before)
-
-    kept = jnp.zeros((*x.shape[:2], kernel1.shape[1]), dtype)
-    y, kept = jax.lax.fori_loop(0, count, add, (y, kept))
-    return y, (x, weights, used, checkpoint_name(kept, PRODUCT))
+def _fc1(x: jax.Array, kernel: jax.Array, bias: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """A sample's (N, D) -> (N, n)."""
+    return affine(x, kernel, bias, dtype, dtype)
 
 
-def _add_backward(start, act, dtype, residuals, grad):
-    x, weights, used, kept = residuals
-    kernel1, bias1, kernel2 = weights
-    order, count = _users(used, start)
-
-    def add(i: jax.Array, so_far: tuple) -> tuple:
-        to_x, to_weights = so_far
-        sample = order[i]
-
-        def second(before: jax.Array, kernel: jax.Array) -> jax.Array:
-            return _second(before, kernel, used[sample], start, act, grad.dtype)
-
-        def first(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            return affine(x, kernel, bias, dtype, dtype)
-
-        to_before, to_kernel2 = jax.vjp(second, kept[i], kernel2)[1](grad[sample])
-        to_sample, *to_first = jax.vjp(first, x[sample], kernel1, bias1)[1](to_before)
-        to_weights = jax.tree.map(jnp.add, to_weights, (*to_first, to_kernel2))
-        return to_x.at[sample].add(to_sample), to_weights
-
-    zeros = jax.tree.map(jnp.zeros_like, (x, weights))
-    to_x, to_weights = jax.lax.fori_loop(0, count, add, zeros)
-    return to_x, grad, to_weights, None
-
-
-_add.defvjp(_add_forward, _add_backward)
+def _fc2(
+    before: jax.Array,
+    kernel: jax.Array,
+    used: jax.Array,
+    start: int,
+    act: str,
+    out_dtype: DTypeLike,
+) -> jax.Array:
+    """A sample's (N, n), before the activation -> (N, D)."""
+    return affine(_activated(before, used, start, act), kernel, None, before.dtype, out_dtype)
 
 
 def _users(used: jax.Array, start: int) -> tuple[jax.Array, jax.Array]:
-    """The samples' indices (B,), those first that use the most, and how many use units from
-    `start` on."""
-    return jnp.argsort(-used), (used > start).sum()
+    """How many samples use units from `start` on, and all samples' indices (B,), theirs first."""
+    return (used > start).sum(), jnp.argsort(used <= start)
+
+
+def _add_part_forward(x, y, weights, used, start, act, dtype):
+    kernel1, bias1, kernel2 = weights
+    count, order = _users(used, start)
+
+    def one_more(i: jax.Array, state: tuple) -> tuple:
+        y, kept = state
+        sample = order[i]
+        before = _fc1(x[sample], kernel1, bias1, dtype)
+        more = _fc2(before, kernel2, used[sample], start, act, y.dtype)
+        return y.at[sample].add(more), kept.at[i].set(before)
+
+    kept = jnp.zeros((*x.shape[:2], kernel1.shape[1]), dtype)
+    y, kept = jax.lax.fori_loop(0, count, one_more, (y, kept))
+    return y, (x, weights, used, checkpoint_name(kept, PRODUCT))
+
+
+def _add_part_backward(start, act, dtype, residuals, grad):
+    x, weights, used, kept = residuals
+    kernel1, bias1, kernel2 = weights
+    count, order = _users(used, start)
+
+    def one_more(i: jax.Array, state: tuple) -> tuple:
+        to_x, to_weights = state
+        sample = order[i]
+        fc1 = functools.partial(_fc1, dtype=dtype)
+        fc2 = functools.partial(_fc2, used=used[sample], start=start, act=act, out_dtype=grad.dtype)
+        to_before, to_kernel2 = jax.vjp(fc2, kept[i], kernel2)[1](grad[sample])
+        to_sample, *to_fc1 = jax.vjp(fc1, x[sample], kernel1, bias1)[1](to_before)
+        to_weights = jax.tree.map(jnp.add, to_weights, (*to_fc1, to_kernel2))
+        return to_x.at[sample].add(to_sample), to_weights
+
+    zeros = jax.tree.map(jnp.zeros_like, (x, weights))
+    to_x, to_weights = jax.lax.fori_loop(0, count, one_more, zeros)
+    return to_x, grad, to_weights, None
+
+
+_add_part.defvjp(_add_part_forward, _add_part_backward)

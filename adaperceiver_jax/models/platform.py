@@ -36,7 +36,10 @@ def without_platforms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def traced_for(mesh: Mesh) -> Iterator[None]:
-    """What is traced inside runs on this mesh."""
+    """What is traced inside runs on this mesh.
+
+    A function that is jitted keeps what it was first traced for: give each mesh one of its own.
+    """
     token = _alone.set(mesh.size == 1 and mesh.devices.flat[0].platform == "cpu")
     try:
         yield

@@ -119,12 +119,15 @@ class OnceForAll(NoMemory):
         images, labels = mix(images, labels, self.mixing, mix_key)
         samples, shared = {"images": images, "labels": labels}, {}
         if self.settings.widths:
-            widths = jnp.array(c.widths)
-            samples["widths"] = jax.random.choice(width_key, widths, (images.shape[0],))
+            samples["widths"] = self.draw_widths(width_key, images.shape[0])
         if self.settings.depths:
             granularities = jnp.array(c.token_granularities)
             shared["readout_tokens"] = jax.random.choice(token_key, granularities, (c.depth,))
         return samples, shared
+
+    def draw_widths(self, key: jax.Array, count: int) -> jax.Array:
+        """(count,) of the trained widths, each as likely as the others."""
+        return jax.random.choice(key, jnp.array(self.model.config.widths), (count,))
 
     def loss(
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array

@@ -12,9 +12,10 @@ A step here is the loss and the gradients of all parameters of the paper's class
 FLOPs are XLA's own count, of models whose blocks are unrolled: it counts the body of a loop once.
 "As written" is the program it is given, "as compiled" what it makes of that: there, fusion repeats
 or saves elementwise work, which moves the count by more than the readouts do. Times are of the
-programs that are trained with, the blocks in a loop; plain and once for all run in turn, and a
-ratio is of neighbours. Exits with 1 if once for all costs more than 1.05 x the FLOPs, in either
-count, or 1.15 x the time of plain.
+blocks in a loop, as they are trained; plain and once for all run in turn, and a ratio is of
+neighbours. Widths are masked, as on accelerators; on one CPU the trainer skips most of what is
+masked. Exits with 1 if once for all costs more than 1.05 x the FLOPs, in either count, or 1.15 x
+the time of plain.
 """
 
 from __future__ import annotations

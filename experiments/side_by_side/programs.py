@@ -23,6 +23,7 @@ from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
+from experiments.fast_paths.variants import balanced_widths
 
 try:
     import torch
@@ -61,6 +62,9 @@ class GivenLogits(OnceForAll):
 
     def logit_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         return distillation_kl(logits, labels)
+
+    def draw_widths(self, key: jax.Array, count: int) -> jax.Array:
+        return jnp.array(balanced_widths(self.model.config.widths, count))
 
 
 def stage3(argument: str = "", dtype: str = "float32") -> RunConfig:
@@ -211,7 +215,7 @@ def steps(
 
         @waited_for
         def call() -> float:
-            widths = rng.choice(c.widths, batch_size).tolist()
+            widths = balanced_widths(c.widths, batch_size)
             readout_tokens = rng.choice(c.token_granularities, c.depth).tolist()
             return step.update(*given, widths, readout_tokens)
 

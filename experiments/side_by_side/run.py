@@ -13,9 +13,10 @@ takes of itself or a GPU, with the same made-up weights; they need PyTorch
   without the block mask, and with --masked or --compiled also with it, or through torch.compile.
 - train: the student's part of what main.py runs for configs/stage3_width.py, against the same step
   in PyTorch, written as the reference writes it (torch_step.py), and with --compiled also with its
-  blocks and readouts compiled. Both draw a width a sample and a granularity a block, learn 11,821
-  logits that are given, so without the teacher, of images without mixup, and clip, update and
-  average with AdamW in SOAP's place, PyTorch's fused.
+  blocks and readouts compiled. Both give each sample a width, all equally often (of a draw a step
+  of ours takes longer or shorter), and draw a granularity a block; they learn 11,821 logits that
+  are given, so without the teacher, of images without mixup, and clip, update and average with
+  AdamW in SOAP's place, PyTorch's fused.
 
 In bfloat16 PyTorch multiplies under autocast. The floor is our matrix products at the rate that
 this device reached in products of large matrices, JAX's or PyTorch's, measured between the rows;

@@ -93,6 +93,7 @@ def test_one_way_of_a_step_masks_what_the_others_skip(monkeypatch):
 
 @pytest.mark.slow
 def test_the_ways_of_a_step_are_timed(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
     whole = scratch.get_config
     monkeypatch.setattr(scratch, "get_config", lambda argument: whole(f"runlocal,{argument}"))
     monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1e9, 1e9))
