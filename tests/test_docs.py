@@ -104,7 +104,7 @@ def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
     understood: collections.Counter[str] = collections.Counter()
-    wrong = []
+    wrong, expected = [], set()
     for document, name, words in commands():
         if (name in NO_ARGUMENTS and not words) or name == "tools.benchmark_data":
             continue  # absl parses the latter's, by tests of its own
@@ -115,9 +115,12 @@ def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch
             monkeypatch.setattr(module, "have_torch", lambda: True, raising=False)
             getattr(module, "check_arguments", vars)(options)
             understood[document] += 1
+            if name == "tools.prepare_data":
+                expected.add(options.expect)
         elif not options.endswith(NOT_INSTALLED):
             wrong.append(f"{document}: {name} {shlex.join(words)}: {options}")
     assert wrong == []
+    assert {"imagenet12k", None} <= expected
     with_torch = find_spec("torch") is not None
     assert understood["docs/performance.md"] >= (24 if with_torch else 11)
     assert sum(understood.values()) > (140 if with_torch else 110)

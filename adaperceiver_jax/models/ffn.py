@@ -79,8 +79,7 @@ class FFN(nn.Module):
         else:
             y = activation(self.act, y)
         if hidden_per_sample is not None:
-            used = jnp.arange(y.shape[-1]) < hidden_per_sample[:, None, None]
-            y = jnp.where(used, y, 0)
+            y = _masked(y, hidden_per_sample[:, None, None])
         y = self.drop(y, deterministic=not train)
         return self.drop(self.fc2(y, rows=hidden), deterministic=not train)
 
@@ -124,16 +123,16 @@ def ffn_of_used_units(
         strict=True,
     )
     before = checkpoint_name(affine(x, whole[0], whole[1], dtype, dtype), PRODUCT)
-    y = affine(_activated(before, used[:, None, None], 0, act), whole[2], bias, dtype, out_dtype)
+    after = _masked(activation(act, before), used[:, None, None])
+    y = affine(after, whole[2], bias, dtype, out_dtype)
     for start, part in zip(cuts, parts, strict=True):
         y = _add_part(x, y, part, used, start, act, dtype)
     return checkpoint_name(y, PRODUCT)
 
 
-def _activated(before: jax.Array, used: jax.Array, start: int, act: str) -> jax.Array:
-    """Of units from `start` on, what fc1 gives (..., n) -> what fc2 is given (..., n)."""
-    units = start + jnp.arange(before.shape[-1])
-    return jnp.where(units < used, activation(act, before), 0)
+def _masked(y: jax.Array, used: jax.Array, start: int = 0) -> jax.Array:
+    """y (..., n) of the units from `start` on, 0 for those that are not used."""
+    return jnp.where(jnp.arange(start, start + y.shape[-1]) < used, y, 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -164,7 +163,8 @@ def _fc2(
     out_dtype: DTypeLike,
 ) -> jax.Array:
     """A sample's (N, n), before the activation -> (N, D)."""
-    return affine(_activated(before, used, start, act), kernel, None, before.dtype, out_dtype)
+    after = _masked(activation(act, before), used, start)
+    return affine(after, kernel, None, before.dtype, out_dtype)
 
 
 def _users(used: jax.Array, start: int) -> tuple[jax.Array, jax.Array]:
