@@ -1,5 +1,10 @@
 """SOAP against itself on parameters cut and stacked in other ways, and against NumPy."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +18,7 @@ from adaperceiver_jax.optim.layout import layout_of
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.soap import Soap, soap
 
+ROOT = Path(__file__).resolve().parents[2]
 CLOSE = dict(rtol=0, atol=2e-5)
 """Of directions, whose entries are about 1; eigenvectors come from sums in another order."""
 DEFAULTS = dict(precondition_frequency=2, start_preconditioning_step=6, max_preconditioner_dim=8)
@@ -301,3 +307,23 @@ def test_bad_parameters():
         Soap().init({"head": {"w": jnp.zeros((3, 0))}})
     with pytest.raises(ValueError, match=r"blocks/w: shape \(\) below 'blocks'"):
         Soap().init({"blocks": {"w": jnp.zeros(())}})
+
+
+LOCKS_UP = """
+import jax, adaperceiver_jax as ap
+_, params = ap.from_pretrained("experiments/colab/weights/classifier")
+gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params)
+often = dict(precondition_frequency=2, start_preconditioning_step=2)
+tx = ap.soap(1e-3, **often, max_preconditioner_dim=64)
+state, update = tx.init(params), jax.jit(tx.update)
+for _ in range(40):
+    updates, state = update(gradients, state, params)
+    jax.block_until_ready(updates)
+"""
+
+
+def test_eigenvectors_in_a_program_on_one_cpu_do_not_lock_up():
+    """Several calls of LAPACK at once waited for each other for ever, in most runs."""
+    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", LOCKS_UP]
+    subprocess.run(command, check=True, timeout=100, env=alone | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT)
