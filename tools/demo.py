@@ -3,8 +3,8 @@
 Stages 1 (tokens), 2 (and depth) and 3 (and width), each from the one before, then the same model
 for its full budget alone, with as many steps; then every sub-network is evaluated. Leaves in the
 folder: one run a stage, `results.md` (the claims, accuracy against FLOPs of every sub-network, of
-early exit and of the oracle), `results.csv` and `figures/accuracy_flops.png`. Called again, it goes
-on where it stopped.
+early exit and of the oracle), `results.csv`, and in `figures/` accuracy against FLOPs and along
+each axis. Called again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
-from adaperceiver_jax.evaluate.figures import plot_accuracy_flops
+from adaperceiver_jax.evaluate.figures import plot_accuracy_flops, plot_axes
 from adaperceiver_jax.evaluate.outcomes import Outcomes, join, make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import collect
@@ -237,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.workdir / "results.csv").write_text(csv_text(points))
     figure = options.workdir / "figures" / "accuracy_flops.png"
     plot_accuracy_flops(points, figure, "One set of weights, every sub-network", alone)
+    plot_axes(points, figure.with_name("tokens_width_depth.png"), "One set of weights")
     print("\n" + text)
     print(f"{options.workdir / 'results.md'}, {figure}")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adaperceiver_jax.evaluate.plotting import (
     MARKS,
     depth_size,
@@ -22,6 +24,8 @@ from adaperceiver_jax.evaluate.plotting import (
 from adaperceiver_jax.evaluate.points import Point, frontier
 
 COSTS = ("gflops", "latency_ms")
+LEVELS = ((1.0, "C0"), (0.5, "C1"), (0.0, "C3"))
+"""Where along the other two axes a line of `plot_axes` lies, and its colour."""
 ACCURACY = "top-1 accuracy (%)"
 
 
@@ -60,6 +64,38 @@ def plot_accuracy_flops(
         axes.scatter(alone.gflops, _accuracy(alone), **style)
     scale_costs(axes, [p.gflops for p in points])
     finish(figure, path)
+
+
+def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
+    """Accuracy over tokens, width and depth, a panel each, with the other two at their largest,
+    halfway and at their smallest. Token counts that were not trained are hollow."""
+    axes_of = {"num_tokens": "tokens", "width": "width", "depth": "depth"}
+    values = {name: sorted({getattr(p, name) for p in points}) for name in axes_of}
+    at = {(p.num_tokens, p.width, p.depth): p for p in points}
+    if len(at) < np.prod([len(v) for v in values.values()]):
+        raise ValueError(
+            "points: not every pair of their tokens, widths and depths is there; give a whole grid"
+        )
+    figure, panels = start("", "", title, panels=3, width=10, sharey=True)
+    panels[0].set_ylabel(ACCURACY)
+    for axes, (by, label) in zip(panels, axes_of.items(), strict=True):
+        axes.set_xlabel(label)
+        for share, colour in LEVELS:
+            fixed = {o: v[round(share * (len(v) - 1))] for o, v in values.items()}
+            line = [at[tuple((fixed | {by: v}).values())] for v in values[by]]
+            said = ", ".join(f"{axes_of[o]} {v}" for o, v in fixed.items() if o != by)
+            axes.plot(values[by], [_accuracy(p) for p in line], color=colour, lw=1.4, label=said)
+            for p in line:
+                filled = colour if p.tokens_are == "trained" else "white"
+                axes.plot(getattr(p, by), _accuracy(p), "o", ms=5, color=colour, mfc=filled)
+        axes.legend(loc="lower right", fontsize=8)
+        if by != "depth":
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(values[by], [f"{v}" for v in values[by]], fontsize=8)
+            axes.minorticks_off()
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low - 0.2 * (high - low), high)  # room for the legends
+    finish(figure, path, handles=[])
 
 
 def plot_tradeoff(points: Sequence[Point], by: str, x: str, path: Path, title: str = "") -> None:

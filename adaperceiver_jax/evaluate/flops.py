@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adaperceiver_jax.models.attention import IMPLEMENTATIONS, attention_spans
@@ -267,9 +267,12 @@ def _task_head(config: DenseConfig, height: int, width: int) -> float:
     full = (height * c.patch_size, width * c.patch_size)
     if isinstance(config, SegmentationConfig):
         resize = _taps((height, width), full, config.num_classes)
-        if config.head == "segmenter":
-            return _mask_transformer(config, height * width) + resize
-        return 2 * height * width * config.features * config.num_classes + resize
+        if config.head not in HEAD_FLOPS:
+            raise ValueError(
+                f"head={config.head!r}: its FLOPs are not known; add them to HEAD_FLOPS of "
+                "evaluate/flops.py"
+            )
+        return HEAD_FLOPS[config.head](config, height * width) + resize
     assert isinstance(config, DepthConfig)
     fine = (UPSAMPLE * height, UPSAMPLE * width)
     conv = 2 * fine[0] * fine[1] * 9 * config.features * config.bins
@@ -285,6 +288,13 @@ def _mask_transformer(c: SegmentationConfig, patches: int) -> float:
     return (
         2 * patches * c.features * d + blocks + 2 * tokens * d * d + 2 * patches * d * c.num_classes
     )
+
+
+HEAD_FLOPS: dict[str, Callable[[SegmentationConfig, int], float]] = {
+    "linear": lambda c, patches: 2 * patches * c.features * c.num_classes,
+    "segmenter": _mask_transformer,
+}
+"""Of one image's patches under each of SEGMENTATION_HEADS."""
 
 
 def _taps(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:

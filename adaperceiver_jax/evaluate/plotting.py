@@ -14,17 +14,18 @@ Number = Callable[[Any], float]
 
 
 def start(
-    xlabel: str, ylabel: str, title: str = "", panels: int = 1, width: float = 8
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    panels: int = 1,
+    width: float = 8,
+    sharey: bool = False,
 ) -> tuple[Any, Sequence[Any]]:
     """A figure and its axes, side by side."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, grid = plt.subplots(
-        1, panels, figsize=(width, 4.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    grid = figure.subplots(1, panels, squeeze=False, sharey=sharey)
     for axes in grid[0]:
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.3)
@@ -34,15 +35,10 @@ def start(
 
 def finish(figure: Any, path: Path, handles: Sequence[Any] | None = None) -> None:
     """Adds the legend of `handles` (None is all that is labelled) and writes the picture."""
-    import matplotlib.pyplot as plt
-
     some = {} if handles is None else {"handles": handles}
     figure.legend(loc="outside right upper", fontsize=8, frameon=False, **some)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=150)
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=150)
 
 
 def scale_costs(axes: Any, costs: Sequence[float], most: float = 5) -> None:
@@ -59,9 +55,9 @@ def scale_costs(axes: Any, costs: Sequence[float], most: float = 5) -> None:
 
 def token_colours(tokens: Sequence[int]) -> dict[int, Any]:
     """A colour a token count, few to many; none is like a colour of `KINDS`."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
 
-    plasma = plt.get_cmap("plasma")
+    plasma = colormaps["plasma"]
     return {t: plasma(0.75 * i / max(1, len(tokens) - 1)) for i, t in enumerate(tokens)}
 
 

@@ -28,7 +28,6 @@ from adaperceiver_jax.models.vit import ViT, ViTConfig
 
 T = TypeVar("T")
 MOST_CLASSES = 255
-SEGMENTATION_HEADS = ("linear", "segmenter")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +139,23 @@ class DepthOutput:
 
     depth: jax.Array
     """(B, H, W), metres"""
+
+
+def _linear(c: SegmentationConfig, dtype: DTypeLike, remat: bool) -> nn.Module:
+    return SegmentationHead(c.num_classes, c.head_drop, dtype)
+
+
+def _segmenter(c: SegmentationConfig, dtype: DTypeLike, remat: bool) -> nn.Module:
+    sizes = (c.num_classes, c.decoder_features, c.decoder_depth)
+    return MaskTransformer(*sizes, c.head_drop, dtype, remat)
+
+
+SEGMENTATION_HEADS: dict[str, Callable[[SegmentationConfig, DTypeLike, bool], nn.Module]] = {
+    "linear": _linear,
+    "segmenter": _segmenter,
+}
+"""Makes a head that takes feature maps (B, h, w, F) and `train`, and gives logits (B, h, w,
+classes): (config, dtype of matmuls, whether activations are computed again)."""
 
 
 class DenseModel(nn.Module):
@@ -304,19 +320,7 @@ class SegmentationModel(DenseModel):
 
     def setup(self) -> None:
         super().setup()
-        c = self.config
-        self.head: SegmentationHead | MaskTransformer
-        if c.head == "linear":
-            self.head = SegmentationHead(c.num_classes, c.head_drop, self.dtype)
-        else:
-            self.head = MaskTransformer(
-                c.num_classes,
-                c.decoder_features,
-                c.decoder_depth,
-                c.head_drop,
-                self.dtype,
-                self.remat,
-            )
+        self.head = SEGMENTATION_HEADS[self.config.head](self.config, self.dtype, self.remat)
 
     def output(self, maps: jax.Array) -> SegmentationOutput:
         return SegmentationOutput(maps)

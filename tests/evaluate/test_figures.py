@@ -1,10 +1,20 @@
 """What the figures of sweeps share."""
 
+import dataclasses
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from adaperceiver_jax.evaluate.figures import plot_accuracy_flops, plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate import figures
+from adaperceiver_jax.evaluate.figures import (
+    plot_accuracy_flops,
+    plot_axes,
+    plot_tokens,
+    plot_tradeoff,
+)
 from adaperceiver_jax.evaluate.plotting import check_values, pareto, tradeoff, whole
 from adaperceiver_jax.evaluate.points import Point, frontier
 
@@ -66,3 +76,44 @@ def test_all_sub_networks_and_one_trained_alone_share_a_picture(tmp_path):
     ]
     assert crimson[0] == 0
     assert crimson[1] > 50  # the cross
+
+
+def test_a_panel_for_each_axis_with_the_others_at_three_places(tmp_path, monkeypatch):
+    kept = []
+    finish = figures.finish
+    monkeypatch.setattr(figures, "finish", lambda *found, **more: kept.append(found[0]))
+    some = [dataclasses.replace(p, tokens_are="interpolated") if p.num_tokens == 4 else p
+            for p in POINTS]  # fmt: skip
+    plot_axes(some, tmp_path / "a.png")
+    tokens, width, depth = kept[0].axes
+    lines = {line.get_label(): line for line in tokens.lines if line.get_label()[0] != "_"}
+    assert set(lines) == {"width 6, depth 2", "width 3, depth 1"}  # halfway of two is the first
+    x, y = lines["width 6, depth 2"].get_data()
+    np.testing.assert_allclose(x, [2, 4, 8])
+    np.testing.assert_allclose(y, [100 * (0.2 + 0.06 + 0.001 * t) for t in (2, 4, 8)])
+    hollow = {tuple(line.get_xdata()) for line in tokens.lines if line.get_mfc() == "white"}
+    assert hollow == {(4,)}
+    assert [axes.get_xlabel() for axes in (tokens, width, depth)] == ["tokens", "width", "depth"]
+    monkeypatch.setattr(figures, "finish", finish)
+    plot_axes(some, tmp_path / "new" / "a.png")
+    assert (tmp_path / "new" / "a.png").stat().st_size > 10_000
+
+
+def test_axes_of_half_a_grid_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="points: not every pair of their tokens, widths and"):
+        plot_axes(POINTS[:-1], tmp_path / "a.png")
+
+
+def test_figures_leave_the_callers_pyplot_alone(tmp_path):
+    """As in a notebook, whose backend shows what is drawn."""
+    code = (
+        "import matplotlib; matplotlib.use('svg')\n"
+        "from pathlib import Path\n"
+        "from adaperceiver_jax.evaluate.figures import plot_tokens\n"
+        "from adaperceiver_jax.evaluate.points import Point\n"
+        "points = [Point(t, 1, 1, 0.1, t) for t in (1, 2)]\n"
+        f"plot_tokens(points, 'gflops', Path({str(tmp_path)!r}) / 'a.png')\n"
+        "import matplotlib.pyplot as plt\n"
+        "assert matplotlib.get_backend() == 'svg' and not plt.get_fignums()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,5 @@
 """Policies side by side: what a row says, and the table, the CSV file and the picture of them."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -156,7 +155,6 @@ def drawn(monkeypatch, tmp_path):
         monkeypatch.setattr(figure, "finish", lambda *found: kept.append(found[0]))
         figure.plot(rows, tmp_path / "policies.png")
         (found,) = kept
-        plt.close(found)
         return found.axes
 
     return draw
