@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # make TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all notebooks lint format clean
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
@@ -21,6 +21,10 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-others
 	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+# With PyTorch, which one of them is about.
+notebooks: .venv/installed-others
+	$(BIN)/python -m experiments.colab.run
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -47,12 +47,18 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],  # drivers before 580
         "torch": ["torch>=2.13,<3"],  # .pth files; conversions are checked against it
         "dev": [
+            "build>=1.3,<2",  # the wheel and the sdist that are tried
             "importlib_resources>=6,<8",  # TFDS misses it where it writes without TensorFlow
+            "ipykernel>=7.4,<8",  # notebooks, run headless
             "mypy>=2.4,<3",
+            "nbclient>=0.11,<0.12",
+            "nbformat>=5.11,<6",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",  # tests on all cores
+            "setuptools>=77",  # builds them
             "scikit-learn>=1.8,<2",  # its confusion matrix, to compare with
             "ruff>=0.17.5,<0.18",  # one minor version: formats differ between them
         ],

@@ -4,8 +4,11 @@ import ast
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -119,7 +122,8 @@ def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
         assert f"## Width {width}: accuracy (%) and MFLOPs an image" in text
     assert len(re.findall(r"^\| (2|4 \(untrained\)|6) \|", text, re.MULTILINE)) >= 9
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 3 * 3 * 2
-    assert (tmp_path / "figures" / "accuracy_flops.png").stat().st_size > 10_000
+    for name in ("accuracy_flops.png", "tokens_width_depth.png"):
+        assert (tmp_path / "figures" / name).stat().st_size > 10_000
     for stage in ("stage1", "stage2", "stage3", "alone"):
         assert (tmp_path / stage / "model" / "model.safetensors").exists()
     assert "parameters loaded" in done.stdout
@@ -128,3 +132,77 @@ def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
     assert re.sub(r"[\d.]+ minutes", "", (tmp_path / "results.md").read_text()) == re.sub(
         r"[\d.]+ minutes", "", text
     )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The wheel and the sdist of what git knows of this checkout."""
+    folder = tmp_path_factory.mktemp("built")
+    tree = folder / "tree"
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_the_wheel_is_the_package_and_the_sdist_all_that_is_needed(built):
+    wheel, sdist = built
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        (metadata,) = (name for name in names if name.endswith("METADATA"))
+        text = file.read(metadata).decode()
+    wanted = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*.py")}
+    assert {name for name in names if ".dist-info/" not in name} == {
+        *wanted,
+        "adaperceiver_jax/py.typed",
+    }
+    assert any(name.endswith("LICENSE") for name in names)
+    assert "# AdaPerceiver in JAX" in text
+    with tarfile.open(sdist) as file:
+        kept = {name.partition("/")[2] for name in file.getnames()}
+    assert {
+        *("main.py", "Makefile", "README.md", "LICENSE", "pyproject.toml", "docs/README.md"),
+        *("configs/scenes.py", "tools/demo.py", "tests/test_package.py"),
+        *("experiments/colab/quick_tour.ipynb", "docs/figures/accuracy_flops.png"),
+        "experiments/colab/weights/classifier/model.safetensors",
+    } <= kept
+
+
+def test_the_wheel_works_without_the_repository(built, tmp_path):
+    """Installed elsewhere, imported from elsewhere: quiet, and no more than twice as long as JAX,
+    Flax and Orbax take, of which it consists."""
+    wheel, _ = built
+    place = tmp_path / "site"
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", place, wheel]
+    subprocess.run([sys.executable, *pip], check=True, capture_output=True)
+    code = (
+        "import time; began = time.perf_counter()\n"
+        "import flax.linen, jax, optax, orbax.checkpoint, huggingface_hub\n"
+        "others = time.perf_counter() - began\n"
+        "import adaperceiver_jax as ap\n"
+        "both = time.perf_counter() - began\n"
+        f"assert ap.__file__.startswith({str(place)!r}), ap.__file__\n"
+        "assert both < 2 * others, (both, others)\n"
+        "config = ap.AdaPerceiverConfig(embed_dim=16, num_heads=2, depth=2, image_size=28,\n"
+        "    num_classes=3, max_latent_tokens=4, token_granularities=(2, 4), widths=(8, 16))\n"
+        "import jax\n"
+        "model = ap.AdaPerceiver(config)\n"
+        "params = ap.init_params(model, jax.random.key(0))\n"
+        "ap.save_pretrained(model, params, 'saved')\n"
+        "assert ap.from_pretrained('saved')[0] == model\n"
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    alone |= {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=alone
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,159 @@
+"""The notebooks of experiments/colab, but for running them, which `make notebooks` does."""
+
+import importlib.metadata
+import json
+import re
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.data.scenes import Scenes
+from adaperceiver_jax.evaluate.sweep import sweep
+from experiments.colab import run, setup
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "experiments" / "colab"
+
+
+def notebook(name: str):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def test_every_notebook_is_run():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(run.names())
+
+
+@pytest.mark.parametrize("name", run.names())
+def test_a_notebook_begins_with_a_title_and_the_one_setup_cell(name):
+    nbformat.validate(notebook(name))
+    first, second, *rest = notebook(name).cells
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    assert second.source == notebook("quick_tour").cells[1].source
+    assert not any("set_up(" in cell.source for cell in rest)
+
+
+@pytest.mark.parametrize("name", run.names())
+def test_what_is_kept_in_a_notebook_is_whole_and_of_no_machine(name):
+    book = notebook(name)
+    assert sum(kinds.count("picture") for kinds in run.kinds(book)) >= 2
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+            said = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            assert not re.search(r"/(?:work|home|root|tmp|usr)/", said), said
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 1_000_000
+
+
+def test_the_table_of_the_readme_is_what_the_kept_weights_give():
+    model, params = ap.from_pretrained(FOLDER / "weights" / "classifier")
+    scenes = Scenes(4096, 32, "validation", difficulty=0.15)
+    samples = [scenes[i] for i in range(len(scenes))]
+    images = (np.stack([s["image"] for s in samples]).astype(np.float32) / 255 - 0.5) / 0.25
+    labels = np.array([s["label"] for s in samples])
+    batches = [(images[i : i + 512], labels[i : i + 512]) for i in range(0, len(images), 512)]
+    tokens, depths = (2, 4, 8, 32), (1, 2, 4, 6)
+    points = sweep(model, params, batches, tokens, (64,), depths)
+    found = {(p.num_tokens, p.depth): (100 * p.accuracy, 1e3 * p.gflops) for p in points}
+    text = (ROOT / "README.md").read_text()
+    for t in tokens:
+        (row,) = re.findall(rf"^\| {t} \| (.*) \|$", text, re.MULTILINE)
+        for l, cell in zip(depths, row.split(" | "), strict=True):
+            accuracy, mflops = map(float, re.fullmatch(r"([\d.]+) \(([\d.]+)\)", cell).groups())
+            assert accuracy == pytest.approx(found[t, l][0], abs=0.11)  # rounding may turn a few
+            assert mflops == pytest.approx(found[t, l][1], abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("nvidia", "tpu", "extra"),
+    [
+        ("", False, ""),
+        ("", True, "tpu"),
+        ("| NVIDIA-SMI 550.54  Driver Version: 550.54  CUDA Version: 12.4 |", False, "cuda12"),
+        ("| NVIDIA-SMI 580.65  Driver Version: 580.65  CUDA Version: 13.0 |", False, "cuda"),
+    ],
+)
+def test_setup_takes_the_extra_of_the_device(nvidia, tpu, extra):
+    assert setup.extra_for(nvidia, tpu) == extra
+    extras = importlib.metadata.metadata("adaperceiver_jax").get_all("Provides-Extra")
+    assert extra in ("", *extras)
+
+
+def test_setup_installs_only_where_the_package_is_not(monkeypatch, capsys):
+    installed = []
+    monkeypatch.setattr(setup, "install", installed.append)
+    setup.set_up()
+    assert installed == []
+    assert re.fullmatch(r"JAX [\d.]+ on \d+ x .+\n", capsys.readouterr().out)
+    monkeypatch.setattr(setup, "NAME", "adaperceiver_of_nobody")
+    monkeypatch.setattr(setup, "nvidia_smi", lambda: "CUDA Version: 12.2")
+    monkeypatch.setattr(setup, "has_tpu", lambda: False)
+    setup.set_up()
+    assert installed == ["cuda12"]
+
+
+def test_setup_says_what_pip_could_not_do(monkeypatch):
+    monkeypatch.setattr(setup, "ROOT", Path("/nowhere/at/all"))
+    with pytest.raises(RuntimeError, match=r"(?s)pip install .*nowhere/at/all\[tpu\]:.*"):
+        setup.install("tpu")
+
+
+def test_setup_asks_for_a_restart_where_an_older_module_is_loaded(monkeypatch):
+    old = types.ModuleType("PIL")
+    old.__version__ = "1.0"
+    assert setup.outdated([old, sys]) == ["pillow"]
+    monkeypatch.setitem(sys.modules, "PIL", old)
+    with pytest.raises(RuntimeError, match=r"pillow: this session has loaded an older .* restart"):
+        setup.set_up()
+
+
+def written(folder: Path, *sources: str) -> None:
+    cells = [new_markdown_cell("# A title"), *(new_code_cell(source) for source in sources)]
+    nbformat.write(new_notebook(cells=cells), folder / "tried.ipynb")
+
+
+@pytest.fixture
+def tried(tmp_path, monkeypatch):
+    """Runs cells as a notebook of this folder; gives what it left."""
+    monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "names", lambda: ["tried"])
+    return lambda *arguments: run.main(["tried", "--out", str(tmp_path / "out"), *arguments])
+
+
+@pytest.mark.slow
+def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, tmp_path, capsys):
+    written(tmp_path, "import sys\nprint(1)\nprint(2, file=sys.stderr)", "print(3)")
+    with pytest.raises(SystemExit, match=r"cell 1 gave \['text'\], kept in it is \[\]; if that is"):
+        tried()
+    tried("--write")
+    kept = json.loads((tmp_path / "tried.ipynb").read_text())["cells"]
+    assert [output["text"] for output in kept[1]["outputs"]] == [["1\n"]]
+    tried()
+    assert re.search(r"tried: \d+ s, 0 cells with pictures", capsys.readouterr().out)
+    assert (tmp_path / "out" / "tried.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_or_takes_too_long_is_said(tried, tmp_path, monkeypatch):
+    written(tmp_path, "raise ValueError('no such thing')")
+    with pytest.raises(SystemExit, match="ValueError: no such thing"):
+        tried()
+    monkeypatch.setattr(run, "SECONDS", 3)
+    written(tmp_path, "import time\ntime.sleep(60)")
+    with pytest.raises(SystemExit, match="takes more than 3 seconds"):
+        tried()
+
+
+def test_a_notebook_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["nothing"])
+    assert "NAME=nothing: must be one of quick_tour, adaptivity" in capsys.readouterr().err
