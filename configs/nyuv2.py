@@ -4,8 +4,8 @@ python main.py --config=configs/nyuv2.py --workdir=runs/nyuv2 \
     --config.init_from=runs/features --config.data.dir=DIR
 python main.py --config=configs/nyuv2.py:runlocal --workdir=/tmp/nyuv2   # three minutes
 
-Hardware, hours, RMSE: not run at full size yet; a step takes 14.5 of a v5e chip's 16 GiB
-(docs/dense_memory.md). Evaluation, all else: docs/dense.md.
+Not run at full size: v5e-16, 0.38 to 0.39 hours of steps, reckoned (docs/pods.md); no RMSE. A step
+takes 14.5 of one v5e chip's 16 GiB (docs/dense_memory.md). Evaluation, all else: docs/dense.md.
 """
 
 from configs import common, dense

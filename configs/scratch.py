@@ -5,7 +5,7 @@ python main.py --config=configs/scratch.py:runlocal --workdir=/tmp/scratch   # a
 
 The paper always distils and leaves open whether this works. The numbers of the update are those
 of its stage 1, the augmentation that of its fine-tuning: guesses, not a tuned recipe.
-Hardware, hours, accuracy: not run at full size yet.
+Not run at full size, nor compiled for a slice: no hours, no accuracy.
 """
 
 from configs import common

@@ -3,7 +3,7 @@
 python main.py --config=configs/stage1_tokens.py --workdir=runs/stage1 --config.data.dir=DIR
 python main.py --config=configs/stage1_tokens.py:runlocal --workdir=/tmp/stage1   # a minute
 
-Hardware, hours, accuracy: not run at full size yet.
+Not run at full size: v5e-256, 2.7 to 3.5 hours of steps, reckoned (docs/pods.md); no accuracy.
 """
 
 from configs import common

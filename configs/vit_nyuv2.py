@@ -8,7 +8,7 @@ vit: 'b' (B/16), 'l' (L/14) or 'h' (H/14, the default). As the reference has the
 tokens, the class token joined to each patch; without them: --config.dense.mlp=False
 --config.dense.class_token=False. A patch of 16 divides 608, not 602.
 
-Hardware, hours, RMSE: not run at full size yet.
+Not run at full size, nor compiled for a slice: no hours, no RMSE.
 """
 
 from configs import common, dense

@@ -1,63 +1,27 @@
-"""What the README says to type is typed."""
+"""Every command that a page, a config or a script shows is one."""
 
 import argparse
+import ast
 import collections
+import dataclasses
 import importlib
 import itertools
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import jax
-from PIL import Image
-
-import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.points import csv_text
+from adaperceiver_jax.tasks.config_file import read_config
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.settings import from_config, with_key
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("experiments/*/README.md")])
 NOT_INSTALLED = ("needs timm", "needs torch", "needs torchvision", "pip install -e '.[torch]'")
 NO_ARGUMENTS = {"experiments.data_throughput.run", "experiments.dense_flops.run"}
-
-
-def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
-    def from_pretrained(name):  # the paper's model, with made-up weights
-        assert re.fullmatch(r"[\w-]+/[\w.-]+", name)
-        model = ap.AdaPerceiver(ap.AdaPerceiverConfig())
-        return model, ap.init_params(model, jax.random.key(0))
-
-    monkeypatch.setattr(ap, "from_pretrained", from_pretrained)
-    monkeypatch.chdir(tmp_path)
-    points = [ap.Point(t, 624, 2, 0.5 + t / 1000, float(t)) for t in (8, 16, 32)]
-    Path("sweep.csv").write_text(csv_text(points))
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    names: dict = {}
-    exec(first, names)
-    assert capsys.readouterr().out.startswith("(2, 1000) ")
-    assert names["left"].depth.tolist() == [21, 21]
-    exec(second, names)
-    assert names["best"] == points[1]
-    assert capsys.readouterr().out.startswith("(2, 1000) [21 21] ")
-    assert sorted(p.name for p in (tmp_path / "my-small-adaperceiver").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
-
-
-def test_the_five_lines_from_pytorch_to_a_prediction_run(tmp_path, monkeypatch, capsys):
-    def from_pretrained(name):
-        model = ap.AdaPerceiver(ap.AdaPerceiverConfig(depth=1))
-        return model, ap.init_params(model, jax.random.key(0))
-
-    monkeypatch.setattr(ap, "from_pretrained", from_pretrained)
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (640, 480), (200, 30, 30)).save("cat.jpg")
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/weights.md").read_text(), re.DOTALL)[0]
-    assert len([line for line in code.splitlines() if line]) == 5
-    exec(code, {})
-    assert 0 <= int(capsys.readouterr().out) < 1000
 
 
 class Understood(Exception):  # noqa: N818
@@ -72,7 +36,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     shell = re.compile(r'```sh\n(.*?)```|\A"""(.*?)"""', re.DOTALL)
     scripts = (*(ROOT / "tools").glob("*.py"), *(ROOT / "experiments").glob("*/*.py"))
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(scripts)):
+    for path in (*PAGES, *sorted(scripts)):
         for blocks in shell.findall(path.read_text()):
             for tool, experiment, rest in command.findall("".join(blocks)):
                 words = shlex.split(re.sub(r"\\+\n", " ", rest), comments=True)
@@ -126,28 +90,66 @@ def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch
     assert sum(understood.values()) > (140 if with_torch else 110)
 
 
-def test_every_config_key_that_documents_name_exists():
-    from adaperceiver_jax.tasks.make import RunConfig
-    from adaperceiver_jax.train.settings import check_key
-
-    names = set()
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        names |= set(
-            re.findall(r"\bconfig\.([a-z][a-z0-9_.]*[a-z0-9])\b(?!\()", document.read_text())
-        )
-    names -= {"json", "py"}  # files
-    assert len(names) > 15
-    for name in sorted(names):
-        check_key(RunConfig, name)
+def blocks() -> list[tuple[str, str]]:
+    """(document, shell) of every block that a page shows."""
+    return [
+        (str(page.relative_to(ROOT)), block)
+        for page in PAGES
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
 
 
-def test_every_call_the_readme_names_exists():
-    for document in ("README.md", "docs/weights.md"):
-        for name in re.findall(r"\bap\.(\w+)", (ROOT / document).read_text()):
-            assert hasattr(ap, name), name
+def test_shell_is_shell():
+    assert len(blocks()) > 50
+    for document, block in blocks():
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, (document, block, done.stderr)
 
 
-def test_links_between_documents_lead_somewhere():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
-            assert (document.parent / link).exists(), (document.name, link)
+def test_every_make_target_that_documents_name_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set()
+    for page in (
+        ROOT / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("experiments/*/README.md"),
+    ):
+        named |= set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
+    assert {"demo", "test", "test-all", "notebooks", "lint"} <= named <= targets
+
+
+def configs() -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """(document, config, changes) of every command line with a config, `main.py`'s and tools', in
+    shell blocks and at the head of configs and scripts; of `main.py`'s, the changes behind it."""
+    heads = (*ROOT.glob("configs/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("experiments/*/*.py"))
+    texts = blocks() + [
+        (str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or "")
+        for path in sorted(heads)
+    ]
+    found = []
+    for document, text in texts:
+        text = re.sub(r"\\+\n", " ", text)
+        for line in text.splitlines():
+            named = re.findall(r"--config[= ](configs/[\w.]+(?::[^\s'\"]*)?)", line)
+            changes = re.findall(r"--config\.([\w.]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", line)
+            found += [(document, config, changes) for config in named]
+    return found
+
+
+def test_every_config_that_a_command_names_can_be_run_as_it_says():
+    """With its argument and changes; folders and files need not be there."""
+    seen = collections.Counter()
+    for _, config, changes in configs():
+        values = dataclasses.asdict(read_config(config))
+        for key, text in changes:
+            values = with_key(RunConfig, values, key, text.strip("'\""))
+        from_config(RunConfig, values)
+        seen[config.partition(":")[0]] += 1
+    assert set(seen) == {f"configs/{name}.py" for name in config_names()}
+    assert sum(seen.values()) > 50
+
+
+def config_names() -> set[str]:
+    """Of all configs that can be run."""
+    files = ROOT.glob("configs/*.py")
+    return {path.stem for path in files if "def get_config" in path.read_text()}

@@ -1,0 +1,214 @@
+"""What pages say is so: their Python runs, their links lead somewhere, what they name is there."""
+
+import ast
+import importlib
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+from PIL import Image
+
+import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate.points import csv_text
+from adaperceiver_jax.tasks.config_file import read_config
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.plan import make_plan
+from adaperceiver_jax.train.settings import check_key
+from tests.test_commands import PAGES, config_names
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(ROOT.glob("experiments/colab/*.ipynb"))
+IMAGES = {"imagenet12k": 12_129_687, "imagenet2012": 1_281_167}
+"""To train on, as published."""
+
+
+def python_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def texts() -> list[tuple[Path, str]]:
+    """Every page, and the prose of every notebook."""
+    found = [(page, page.read_text()) for page in PAGES]
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text())["cells"]
+        prose = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        found.append((path, "\n\n".join(prose)))
+    return found
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """The hub's models are the paper's, with made-up weights; one block where that is enough."""
+
+    def of(**changes):
+        def from_pretrained(name):
+            assert re.fullmatch(r"[\w-]+/[\w.-]+", name)
+            model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**changes))
+            return model, ap.init_params(model, jax.random.key(0))
+
+        monkeypatch.setattr(ap, "from_pretrained", from_pretrained)
+        monkeypatch.chdir(tmp_path)
+
+    return of
+
+
+def test_the_five_lines_of_the_readme_run(made_up, capsys):
+    made_up()
+    (code,) = python_of("README.md")
+    assert len([line for line in code.splitlines() if line]) == 5
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("(2, 1000) ")
+
+
+def test_the_python_about_adaptivity_runs(made_up, tmp_path, capsys):
+    made_up()
+    points = [ap.Point(t, 624, 2, 0.5 + t / 1000, float(t)) for t in (8, 16, 32)]
+    Path("sweep.csv").write_text(csv_text(points))
+    names: dict = {}
+    for code in python_of("docs/adaptivity.md"):
+        exec(code, names)
+    assert names["left"].depth.tolist() == [21, 21]
+    assert names["best"] == points[1]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(2, 1000) [21 21] ")
+    assert sorted(p.name for p in (tmp_path / "my-small-adaperceiver").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_the_five_lines_from_pytorch_to_a_prediction_run(made_up, capsys):
+    made_up(depth=1)
+    Image.new("RGB", (640, 480), (200, 30, 30)).save("cat.jpg")
+    code = python_of("docs/weights.md")[0]
+    assert len([line for line in code.splitlines() if line]) == 5
+    exec(code, {})
+    assert 0 <= int(capsys.readouterr().out) < 1000
+
+
+def test_the_python_of_the_quick_start_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (code,) = python_of("docs/quickstart.md")
+    exec(code, {})
+    *said, truth = capsys.readouterr().out.splitlines()
+    assert [line.split(", ")[2].split(": ")[1] for line in said] == ["ring"] * 3
+    assert truth == "it is a ring"
+
+
+def test_python_of_all_pages_names_what_is_there():
+    """Also of blocks that no test runs: it parses, and imports, and `ap` has what it calls."""
+    elsewhere = ("hub.networks",)  # the reference's
+    for page in PAGES:
+        for code in python_of(str(page.relative_to(ROOT))):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and not node.module.startswith(elsewhere):
+                    module = importlib.import_module(node.module)
+                    for alias in node.names:
+                        if not hasattr(module, alias.name):
+                            importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_every_call_that_a_page_names_exists():
+    found = set()
+    for path, text in texts():
+        for name in re.findall(r"\bap\.((?:policies\.)?\w+)", text):
+            place = ap.policies if name.startswith("policies.") else ap
+            assert hasattr(place, name.rpartition(".")[2]), (path.name, name)
+            found.add(name)
+    public = set(ap.__all__) - {"policies"}
+    kinds = {"Flops", "Output", "Readouts", "EarlyExit", "Point", "TimmModel"}  # what calls give
+    settings = {name for name in public if name.endswith("Config")}
+    assert public - kinds - settings - found <= {"extract_config"}, "said on no page"
+
+
+def test_every_config_key_that_a_page_names_exists():
+    names = set()
+    for _, text in texts():
+        names |= set(re.findall(r"\bconfig\.([a-z][a-z0-9_.]*[a-z0-9])\b(?!\()", text))
+    names -= {"json", "py", "key"}  # files; any key
+    assert len(names) > 15
+    for name in sorted(names):
+        check_key(RunConfig, name)
+
+
+def test_every_file_that_a_page_names_exists():
+    places = r"(?:adaperceiver_jax|configs|docs|experiments|tests|tools)"
+    made = ("docs/contributing.md",)  # names files that its reader would make
+    count = 0
+    for path, text in texts():
+        for name in re.findall(rf"`({places}/[\w./-]*\w)[/`:]", text):
+            if str(path.relative_to(ROOT)) in made and not (ROOT / name).exists():
+                assert name.endswith(("npz.py", "stage4_more_tokens.py")), name
+                continue
+            assert (ROOT / name).exists(), (path.name, name)
+            count += 1
+    assert count > 60
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's titles, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", title)) for title in titles)
+    return {title.strip().lower().replace(" ", "-") for title in plain}
+
+
+def test_links_between_pages_lead_somewhere():
+    for path, text in texts():
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        for link, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", text):
+            target = path.parent / link if link else path
+            assert target.exists(), (path.name, link)
+            if anchor:
+                assert anchor in anchors(target), (path.name, link, anchor)
+
+
+def test_every_page_is_reached_from_the_first():
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop().resolve()
+        if page in reached:
+            continue
+        reached.add(page)
+        if page.suffix == ".md":
+            links = re.findall(r"\]\((?!http)([^)#\s]+)", page.read_text())
+            waiting += [page.parent / link for link in links if link.endswith((".md", ".ipynb"))]
+    assert {page.resolve() for page in (*PAGES, *NOTEBOOKS)} <= reached
+    index = (ROOT / "docs/README.md").read_text()
+    for page in ROOT.glob("docs/*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+def rows_of(page: str, start: str) -> dict[str, list[str]]:
+    """A table's rows, by their first cell, of the table that begins with `start`."""
+    table = (ROOT / page).read_text().partition(start)[2].partition("\n\n")[0]
+    cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:])
+    return {first: rest for first, *rest in cells}
+
+
+def test_the_readme_names_every_config():
+    named = {
+        name for cell in rows_of("README.md", "| config |") for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert named == config_names()
+
+
+def test_hours_are_steps_times_what_a_step_takes():
+    """docs/pods.md: of the config's own length and its row of steps; README.md: the same hours."""
+    steps_of = rows_of("docs/pods.md", "| config | topology |")
+    readme = rows_of("README.md", "| config | what is trained |")
+    runs = rows_of("docs/pods.md", "| config | slice |")
+    assert len(runs) == 7
+    for name, (chips, _, steps, milliseconds, hours) in runs.items():
+        plain, _, changes = name.partition(":")
+        config = read_config(f"configs/{plain}.py:{changes}")
+        images = IMAGES[config.data.source.partition(":")[2]] if "epochs" in config.length else 0
+        count = make_plan(config, images).last if images else int(config.length.split()[0])
+        assert steps == f"{count:,}", name
+        assert milliseconds == steps_of[name][6], name
+        low, high = (count * float(ms) / 3.6e6 for ms in milliseconds.split(" to "))
+        said = " to ".join(f"{h:.1f}" if h >= 1 else f"{h:.2f}" for h in (low, high))
+        assert hours == said, name
+        assert readme[f"`{plain}`"][2] == f"{chips}: {said}", name
+        head = (ROOT / f"configs/{plain}.py").read_text()
+        assert f"{chips}, {said} hours of steps, reckoned" in head, name
