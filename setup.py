@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 # The tests passed at the lower ends on Python 3.11 (jax 0.8.0, flax 0.12.0, numpy 2.0.2, ...), with
-# jax 0.10.2 on Python 3.11, and with jax 0.12.0 and flax 0.12.12 on 3.12 and 3.13.
+# jax 0.10.2 on Python 3.11, and with jax 0.12.0 and flax 0.12.12 on 3.12 and 3.13. With Pillow 11.3
+# and matplotlib 3.10.0, which a notebook's kernel may have loaded, those of data and of pictures.
 RUNTIME = [
     "jax>=0.8,<0.13",  # arrays, compilation, sharding
     "flax>=0.12,<0.13",  # linen modules
@@ -21,7 +22,7 @@ RUNTIME = [
     "flatbuffers>=25.12,<26",  # jax.export's files: JAX needs it and does not bring it
     "huggingface_hub>=0.34,<3",  # fetching weights by their hub id
     "ml_dtypes>=0.5,<1",  # bfloat16 in NumPy
-    "pillow>=13,<14",  # images, decoded and augmented
+    "pillow>=11.3,<14",  # images, decoded and augmented
     # Resizing, three times as fast as Pillow's; without it Pillow's is used.
     "cykooz-resizer>=4,<5; platform_machine == 'x86_64' and sys_platform == 'linux'",
     "array_record>=0.8,<0.9",  # data sets as tools/prepare_data.py writes them
@@ -29,7 +30,7 @@ RUNTIME = [
     "tensorboardX>=2.6.5,<2.7",  # TensorBoard events without TensorFlow
     "tqdm>=4.67,<5",  # progress bars of the tools
     "threadpoolctl>=3.6,<4",  # SOAP: one LAPACK thread a matrix
-    "matplotlib>=3.11,<4",  # figures
+    "matplotlib>=3.10,<4",  # figures
 ]
 
 setup(
