@@ -33,12 +33,14 @@ RUNTIME = [
     "matplotlib>=3.10,<4",  # figures
 ]
 
+README = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+
 setup(
     name="adaperceiver_jax",
     version="0.1.0",
     description="AdaPerceiver (arXiv 2511.18105) in JAX and Flax: a vision transformer whose "
     "tokens, depth and width are chosen at run time",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=README.partition("![")[0],  # then it links to files that are not in the wheel
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

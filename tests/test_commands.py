@@ -5,7 +5,10 @@ import ast
 import collections
 import dataclasses
 import importlib
+import importlib.metadata
+import inspect
 import itertools
+import json
 import re
 import runpy
 import shlex
@@ -14,6 +17,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import adaperceiver_jax as ap
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.train.settings import from_config, with_key
@@ -90,12 +94,31 @@ def test_every_command_that_documents_and_scripts_give_is_understood(monkeypatch
     assert sum(understood.values()) > (140 if with_torch else 110)
 
 
+def texts() -> list[tuple[str, str]]:
+    """(document, text) of every page, and of the prose of every notebook."""
+    found = [(str(page.relative_to(ROOT)), page.read_text()) for page in PAGES]
+    for path in sorted(ROOT.glob("experiments/colab/*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        prose = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        found.append((str(path.relative_to(ROOT)), "\n\n".join(prose)))
+    return found
+
+
 def blocks() -> list[tuple[str, str]]:
     """(document, shell) of every block that a page shows."""
     return [
-        (str(page.relative_to(ROOT)), block)
-        for page in PAGES
-        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text(), re.DOTALL)
+        (document, block)
+        for document, text in texts()
+        for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL)
+    ]
+
+
+def spans() -> list[tuple[str, str]]:
+    """(document, code) of what stands between backticks within a line."""
+    return [
+        (document, span)
+        for document, text in texts()
+        for span in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     ]
 
 
@@ -108,31 +131,110 @@ def test_shell_is_shell():
 
 def test_every_make_target_that_documents_name_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set()
-    for page in (
-        ROOT / "README.md",
-        *ROOT.glob("docs/*.md"),
-        *ROOT.glob("experiments/*/README.md"),
-    ):
-        named |= set(re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE))
-    assert {"demo", "test", "test-all", "notebooks", "lint"} <= named <= targets
+    code = [code for _, code in blocks() + spans()]
+    make = re.compile(r"(?:^|; )make ([\w-]+)", re.MULTILINE)
+    named = {name for text in code for name in make.findall(text)}
+    assert {"demo", "test", "test-all", "notebooks", "lint", "format"} <= named <= targets
+
+
+def test_every_extra_that_documents_name_exists():
+    extras = set(importlib.metadata.metadata("adaperceiver_jax").get_all("Provides-Extra"))
+    named = {
+        extra for _, text in texts() for found in re.findall(r"\.\[([\w,]+)\]", text)
+        for extra in found.split(",")
+    }  # fmt: skip
+    assert {"tpu", "cuda", "cuda12", "torch", "dev"} <= named <= extras
+
+
+def test_tools_and_their_options_between_backticks_are_there(monkeypatch):
+    """Tables and sentences leave out values, so that only names are looked at."""
+
+    def tell(parser, *_):
+        raise Understood(argparse.Namespace(options=set(parser._option_string_actions)))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", tell)
+    known: dict[str, set[str]] = {}
+    seen = 0
+    for document, span in spans():
+        for tool in re.findall(r"\btools/(\w+)\.py", span):
+            assert (ROOT / "tools" / f"{tool}.py").is_file(), (document, span)
+        found = re.fullmatch(r"(?:python )?tools/(\w+)\.py (.*)", span)
+        if found is None or found[1] == "benchmark_data":
+            continue
+        tool, rest = found.groups()
+        if tool not in known:
+            monkeypatch.setattr(sys, "argv", [tool])
+            known[tool] = outcome(f"tools.{tool}").options
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
+            assert option in known[tool], (document, span, option)
+            seen += 1
+    assert seen >= 10
+
+
+def test_main_is_given_flags_that_it_has():
+    lines = [
+        line
+        for _, text in blocks() + spans() + heads()
+        for line in re.sub(r"\\+\n", " ", text).splitlines()
+        if "main.py" in line
+    ]
+    assert len(lines) > 50
+    for line in lines:
+        flags = re.findall(r"(?<!\S)--([A-Za-z][\w-]*)", line.partition("main.py")[2])
+        assert set(flags) <= {"config", "workdir", "distributed"}, line
+
+
+def test_python_in_shell_names_what_is_there():
+    found = [
+        code for _, block in blocks() for code in re.findall(r'python -c "(.*?)"', block, re.S)
+    ]
+    assert len(found) >= 3
+    for code in found:
+        check_imports(code)
+        check_calls(code)
+
+
+def check_imports(code: str) -> None:
+    """It parses, and what it imports is there, but for the reference's own."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith("hub.networks"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def check_calls(text: str) -> None:
+    """`ap` has what is called, with the keywords that it is given."""
+    for name, arguments in re.findall(r"\bap\.((?:policies\.)?\w+)\(([^()]*)", text):
+        place = ap.policies if name.startswith("policies.") else ap
+        called = getattr(place, name.rpartition(".")[2])
+        parameters = inspect.signature(called).parameters
+        for keyword in re.findall(r"(\w+)=(?!=)", arguments):
+            assert keyword in parameters, (name, keyword)
+
+
+def heads() -> list[tuple[str, str]]:
+    """(file, what stands at its head) of configs and scripts."""
+    files = (*ROOT.glob("configs/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("experiments/*/*.py"))
+    return [
+        (str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or "")
+        for path in sorted(files)
+    ]
 
 
 def configs() -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(document, config, changes) of every command line with a config, `main.py`'s and tools', in
-    shell blocks and at the head of configs and scripts; of `main.py`'s, the changes behind it."""
-    heads = (*ROOT.glob("configs/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("experiments/*/*.py"))
-    texts = blocks() + [
-        (str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or "")
-        for path in sorted(heads)
-    ]
+    shell blocks and at the head of configs and scripts, and of every config between backticks."""
     found = []
-    for document, text in texts:
-        text = re.sub(r"\\+\n", " ", text)
-        for line in text.splitlines():
+    for document, text in blocks() + heads():
+        for line in re.sub(r"\\+\n", " ", text).splitlines():
             named = re.findall(r"--config[= ](configs/[\w.]+(?::[^\s'\"]*)?)", line)
             changes = re.findall(r"--config\.([\w.]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", line)
             found += [(document, config, changes) for config in named]
+    for document, span in spans():
+        plain = span.partition(" --")[0]
+        found += [(document, config, []) for config in re.findall(r"configs/\w+\.py:.*", plain)]
     return found
 
 

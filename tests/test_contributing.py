@@ -1,7 +1,11 @@
-"""The worked examples of docs/contributing.md, taken from that page and used as it says."""
+"""The worked examples of docs/contributing.md, put where that page says and used as it says."""
 
-import dataclasses
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -10,89 +14,121 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.data import sources
-from adaperceiver_jax.evaluate import flops
 from adaperceiver_jax.evaluate.outcomes import join, make_grid
 from adaperceiver_jax.evaluate.sweep import collect
-from adaperceiver_jax.models import dense
+from adaperceiver_jax.models import dense, dense_heads
 from adaperceiver_jax.policies.compare import compare
 from adaperceiver_jax.policies.fixed import EarlyExit
-from adaperceiver_jax.tasks.make import RunConfig, make_task
-from adaperceiver_jax.train.loop import train
+from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.train.settings import from_config
-from configs import ade20k, scratch
+from configs import ade20k
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "contributing.md"
 SHORT = "length=2 steps,evaluation.every=100%,batch_size=8,data.validation_count=8"
 
 
-def example(title: str) -> str:
-    """The Python of a section."""
+def example(title: str) -> list[tuple[str, str, bool]]:
+    """(file, code, whether it goes to the end of a file that is there) of a section's blocks."""
     (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S)
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.S)
-    return code
+    found = []
+    for prose, code in re.findall(r"(.*?)```python\n(.*?)```", section, re.S):
+        files = re.findall(r"`((?:adaperceiver_jax|configs)/[\w/]+\.py)`", prose)
+        name = files[-1] if files else ""
+        end = re.findall(r"at the end of\s+`([\w/.]+)`", prose, re.I)
+        found.append((name, code, end == [name]))
+    return found
 
 
-def run(title: str) -> dict:
-    """What the example defines."""
-    names: dict = {"__name__": "example"}
-    exec(example(title), names)
-    return names
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the repository that an example was put into, and its `main.py`."""
+    copy = tmp_path / "tree"
+    for name in ("adaperceiver_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "main.py", copy / "main.py")
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env |= {"PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
 
+    def put(title: str):
+        for name, code, end in example(title):
+            path = copy / name
+            assert path.exists() == end, name
+            path.write_text(f"{path.read_text()}\n\n{code}" if end else code)
 
-def trained(config, workdir):
-    """The model and weights that a run leaves."""
-    settings = from_config(RunConfig, config.to_dict())
-    assert train(settings, make_task(settings), workdir).finished
-    return ap.from_pretrained(workdir / "model")
+    def main(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "main.py", *arguments]
+        return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True)
+
+    def python(code: str) -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, cwd=copy, env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    return types.SimpleNamespace(put=put, main=main, python=python, path=copy)
 
 
 @pytest.mark.parametrize("title", ["A data set", "A head", "A policy", "A stage"])
 def test_each_example_has_fewer_than_fifty_lines(title):
-    assert len(example(title).splitlines()) < 50
+    blocks = example(title)
+    assert sum(len(code.splitlines()) for _, code, _ in blocks) < 50
+    assert [name for name, _, _ in blocks if not name] == [""] * (title == "A policy")
 
 
 @pytest.mark.slow
-def test_the_data_set_is_trained_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "KINDS", dict(sources.KINDS))
-    opened = run("A data set")
-    monkeypatch.setitem(sources.KINDS, "npz", opened["open_npz"])
+def test_the_data_set_is_trained_on(tree):
     rng = np.random.default_rng(0)
     arrays = {}
     for split, count in (("train", 24), ("validation", 8)):
         arrays[f"{split}_images"] = rng.integers(0, 256, (count, 40, 36, 3), np.uint8)
         arrays[f"{split}_labels"] = np.arange(count) % 10
-    np.savez(tmp_path / "flowers.npz", **arrays)
-    config = scratch.get_config(
-        f"runlocal,{SHORT},data.source=npz:flowers.npz,data.dir={tmp_path},data.train_count=0"
+    np.savez(tree.path / "flowers.npz", **arrays)
+    command = (
+        f"--config=configs/scratch.py:runlocal,{SHORT},data.train_count=0",
+        "--config.data.source=npz:flowers.npz",
+        f"--workdir={tree.path / 'run'}",
     )
-    model, _ = trained(config, tmp_path / "run")
-    assert model.config.num_classes == 10
+    assert "must be 'scenes', or one of 'tfds:...'" in tree.main(*command).stderr
+    tree.put("A data set")
+    done = tree.main(*command)
+    assert done.returncode == 0, done.stderr
+    assert (tree.path / "run" / "model" / "model.safetensors").exists()
     arrays["train_images"] = arrays["train_images"].astype(np.float32)
-    np.savez(tmp_path / "flowers.npz", **arrays)
-    with pytest.raises(ValueError, match=r"source='npz:flowers.npz': train_images: must be"):
-        sources.open_source("npz:flowers.npz", str(tmp_path))
+    np.savez(tree.path / "flowers.npz", **arrays)
+    done = tree.main(*command[:2], "--workdir=other")
+    assert "config.data.source='npz:flowers.npz': train_images: must be images" in done.stderr
 
 
 @pytest.mark.slow
-def test_the_head_is_trained_saved_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(dense, "SEGMENTATION_HEADS", dict(dense.SEGMENTATION_HEADS))
-    monkeypatch.setattr(flops, "HEAD_FLOPS", dict(flops.HEAD_FLOPS))
-    head = run("A head")
-    config = ade20k.get_config(f"runlocal,{SHORT},dense.head=mlp")
-    model, params = trained(config, tmp_path / "run")
-    assert model.config.head == "mlp"
-    features, classes = model.config.features, model.config.num_classes
-    assert params["head"]["hidden"]["kernel"].shape == (1, 1, features, features)
-    linear = dataclasses.replace(model.config, head="linear")
-    more = ap.flops(model.config).head - ap.flops(linear).head
-    assert more == 2 * 64 * features**2
-    module, maps = head["MlpHead"](classes), jax.ShapeDtypeStruct((1, 8, 8, 512), np.float32)
+def test_the_head_is_trained_saved_and_counted(tree):
+    tree.put("A head")
+    run = tree.path / "run"
+    config = f"--config=configs/ade20k.py:runlocal,{SHORT},dense.head=mlp"
+    done = tree.main(config, f"--workdir={run}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "model" / "config.json").read_text())["head"] == "mlp"
+    code = f"""
+import dataclasses, adaperceiver_jax as ap
+model, params = ap.from_pretrained({str(run / "model")!r})
+features = model.config.features
+assert params["head"]["hidden"]["kernel"].shape == (1, 1, features, features)
+linear = dataclasses.replace(model.config, head="linear")
+assert ap.flops(model.config).head - ap.flops(linear).head == 2 * 64 * features**2
+"""
+    assert tree.python(code) == ""
+
+
+def test_the_heads_flops_are_what_xla_counts():
+    names: dict = {**vars(dense_heads), "HEAD_FLOPS": {}, "SegmentationConfig": object}
+    for name, code, _ in example("A head"):
+        if not name.endswith("dense.py"):
+            exec(code, names)
+    module, maps = names["MlpHead"](11), jax.ShapeDtypeStruct((1, 8, 8, 512), np.float32)
     weights = jax.eval_shape(module.init, jax.random.key(0), maps)
     counted = jax.jit(module.apply).lower(weights, maps).compile().cost_analysis()["flops"]
-    wide = types.SimpleNamespace(features=512, num_classes=classes)
-    products = head["mlp_head_flops"](wide, 64)
+    wide = types.SimpleNamespace(features=512, num_classes=11)
+    products = names["HEAD_FLOPS"]["mlp"](wide, 64)
     assert products <= counted <= 1.1 * products  # XLA counts norm, GELU and biases as well
 
 
@@ -106,10 +142,12 @@ def test_a_head_whose_flops_are_not_known_is_not_counted_as_another(monkeypatch)
 
 def test_the_policy_is_compared_and_served():
     model, params = ap.from_pretrained(ROOT / "experiments/colab/weights/classifier")
-    by_contrast = run("A policy")["ByContrast"]
+    names: dict = {"__name__": "example"}
+    ((_, code, _),) = example("A policy")
+    exec(code, names)
     images = np.random.default_rng(0).standard_normal((6, 32, 32, 3), np.float32)
     images[:3] *= 0.1
-    policy = by_contrast(model.config, few=2, many=8, limit=0.5)
+    policy = names["ByContrast"](model.config, few=2, many=8, limit=0.5)
     assert policy(images).num_tokens.tolist() == [8, 8, 8, 2, 2, 2]
     grid = make_grid(model.config, tokens=(2, 8))
     outcomes = join(list(collect(model, params, [(images, np.zeros(6, np.int32))], grid)))
@@ -122,10 +160,16 @@ def test_the_policy_is_compared_and_served():
 
 
 @pytest.mark.slow
-def test_the_stage_is_a_config_and_trains(tmp_path):
-    get_config = run("A stage")["get_config"]
-    whole = from_config(RunConfig, get_config().to_dict())
-    assert whole.model.token_granularities[-1] == whole.model.max_latent_tokens == 512
-    assert whole.init_from == "runs/stage3"
-    model, _ = trained(get_config(f"runlocal,{SHORT}"), tmp_path / "run")
-    assert model.config.max_latent_tokens == 32
+def test_the_stage_is_a_config_and_trains(tree):
+    tree.put("A stage")
+    config = "--config=configs/stage4_more_tokens.py"
+    done = tree.main(f"{config}:runlocal,{SHORT}", f"--workdir={tree.path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    trained = json.loads((tree.path / "run" / "model" / "config.json").read_text())
+    assert trained["max_latent_tokens"] == 32
+    whole = tree.python(
+        "from adaperceiver_jax.tasks.config_file import read_config\n"
+        "c = read_config('configs/stage4_more_tokens.py')\n"
+        "print(c.model.token_granularities[-1], c.model.max_latent_tokens, c.init_from)"
+    )
+    assert whole.split() == ["512", "512", "runs/stage3"]

@@ -2,11 +2,15 @@
 
 import importlib.metadata
 import json
+import os
 import re
+import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
+import jax
 import nbformat
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
+from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
 from adaperceiver_jax.evaluate.sweep import sweep
 from experiments.colab import run, setup
 
@@ -88,17 +93,58 @@ def test_setup_takes_the_extra_of_the_device(nvidia, tpu, extra):
     assert extra in ("", *extras)
 
 
-def test_setup_installs_only_where_the_package_is_not(monkeypatch, capsys):
+def test_setup_installs_only_what_is_not_met(monkeypatch, capsys):
     installed = []
     monkeypatch.setattr(setup, "install", installed.append)
     setup.set_up()
     assert installed == []
     assert re.fullmatch(r"JAX [\d.]+ on \d+ x .+\n", capsys.readouterr().out)
-    monkeypatch.setattr(setup, "NAME", "adaperceiver_of_nobody")
+    assert len(setup.requirements()) > 15
+    some = ["jax>=0.8", "jax<0.1", "nothing_of_the_kind>=1", "odd>=1; sys_platform == 'plan9'"]
+    assert setup.unmet(some) == some[1:3]
+    monkeypatch.setattr(setup, "requirements", lambda: some)
     monkeypatch.setattr(setup, "nvidia_smi", lambda: "CUDA Version: 12.2")
     monkeypatch.setattr(setup, "has_tpu", lambda: False)
     setup.set_up()
     assert installed == ["cuda12"]
+
+
+@pytest.mark.slow
+def test_the_first_cell_fetches_and_installs_where_nothing_is(tmp_path):
+    """As in Colab: an empty folder, a Python without the package, an uploaded archive."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    with zipfile.ZipFile(tmp_path / "uploaded.zip", "w") as archive:
+        for name in filter(None, files.stdout.decode().split("\0")):
+            archive.write(ROOT / name, f"adaperceiver_jax/{name}")
+    (tmp_path / "away").mkdir()
+    python = tmp_path / "away" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "away"], check=True)
+    cell = notebook("quick_tour").cells[1].source
+
+    def first_cell(source: str):
+        code = cell.replace('SOURCE = ""', f"SOURCE = {source!r}")
+        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        return subprocess.run(
+            [python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+
+    assert "ValueError: SOURCE='': no repository here; give" in first_cell("").stderr
+    assert "no file here, nor can git clone it" in first_cell("not/there.zip").stderr
+    done = first_cell("uploaded.zip")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"JAX [\d.]+ on 1 x .+\n", done.stdout)
+
+
+def test_the_kept_segmentation_model_segments():
+    """mIoU of docs/dense_scenes.md: 36.9% of 512 validation images."""
+    model, params = ap.from_pretrained(FOLDER / "weights" / "segmentation")
+    scenes = Scenes(512, 32, "validation", difficulty=0.15)
+    samples = [scenes[i] for i in range(512)]
+    images = (np.stack([s["image"] for s in samples]).astype(np.float32) / 255 - 0.5) / 0.25
+    labels = np.stack([s["segmentation"] for s in samples])
+    said = np.asarray(jax.jit(model.apply)({"params": params}, images).logits).argmax(-1)
+    matrix = np.bincount((labels * 11 + said).ravel(), minlength=121).reshape(11, 11)
+    assert segmentation_scores(matrix)["miou"] == pytest.approx(0.369, abs=0.002)
 
 
 def test_setup_says_what_pip_could_not_do(monkeypatch):
@@ -125,6 +171,7 @@ def written(folder: Path, *sources: str) -> None:
 def tried(tmp_path, monkeypatch):
     """Runs cells as a notebook of this folder; gives what it left."""
     monkeypatch.setattr(run, "FOLDER", tmp_path)
+    monkeypatch.setattr(run, "LEFT", tmp_path / "left")
     monkeypatch.setattr(run, "names", lambda: ["tried"])
     return lambda *arguments: run.main(["tried", "--out", str(tmp_path / "out"), *arguments])
 
@@ -140,6 +187,10 @@ def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, t
     tried()
     assert re.search(r"tried: \d+ s, 0 cells with pictures", capsys.readouterr().out)
     assert (tmp_path / "out" / "tried.ipynb").exists()
+    left = tmp_path / "left" / "tried" / "checkpoint"
+    left.mkdir(parents=True)
+    tried()
+    assert not left.exists()
 
 
 @pytest.mark.slow

@@ -116,10 +116,10 @@ def open_split(name: str, folder: str, split: str, key: str = "source") -> Split
     """
     kind, colon, where = name.partition(":")
     if kind not in KINDS or not colon or not where:
+        kinds = ", ".join(f"'{kind}:...'" for kind in KINDS)
         raise ValueError(
-            f"config.data.{key}={name!r}: must be 'scenes', 'tfds:NAME', 'array_record:FILES', "
-            "'folder:PATH' or 'wds:SHARDS' (docs/data.md). With ':runlocal' behind its name, any "
-            "config trains on scenes"
+            f"config.data.{key}={name!r}: must be 'scenes', or one of {kinds} (docs/data.md). With "
+            "':runlocal' behind its name, any config trains on scenes"
         )
     try:
         found = KINDS[kind](where, folder, split)

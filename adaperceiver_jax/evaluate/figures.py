@@ -68,7 +68,10 @@ def plot_accuracy_flops(
 
 def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
     """Accuracy over tokens, width and depth, a panel each, with the other two at their largest,
-    halfway and at their smallest. Token counts that were not trained are hollow."""
+    halfway and at their smallest, where they have so many. Token counts that were not trained are
+    hollow."""
+    from matplotlib.ticker import MaxNLocator
+
     axes_of = {"num_tokens": "tokens", "width": "width", "depth": "depth"}
     values = {name: sorted({getattr(p, name) for p in points}) for name in axes_of}
     at = {(p.num_tokens, p.width, p.depth): p for p in points}
@@ -80,10 +83,14 @@ def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
     panels[0].set_ylabel(ACCURACY)
     for axes, (by, label) in zip(panels, axes_of.items(), strict=True):
         axes.set_xlabel(label)
+        drawn = set()
         for share, colour in LEVELS:
-            fixed = {o: v[round(share * (len(v) - 1))] for o, v in values.items()}
-            line = [at[tuple((fixed | {by: v}).values())] for v in values[by]]
-            said = ", ".join(f"{axes_of[o]} {v}" for o, v in fixed.items() if o != by)
+            fixed = {o: v[round(share * (len(v) - 1))] for o, v in values.items() if o != by}
+            if tuple(fixed.values()) in drawn:  # too few values for one halfway
+                continue
+            drawn.add(tuple(fixed.values()))
+            line = [at[tuple({**fixed, by: v}[o] for o in values)] for v in values[by]]
+            said = ", ".join(f"{axes_of[o]} {v}" for o, v in fixed.items())
             axes.plot(values[by], [_accuracy(p) for p in line], color=colour, lw=1.4, label=said)
             for p in line:
                 filled = colour if p.tokens_are == "trained" else "white"
@@ -93,6 +100,8 @@ def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
             axes.set_xscale("log", base=2)
             axes.set_xticks(values[by], [f"{v}" for v in values[by]], fontsize=8)
             axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = panels[0].get_ylim()
     panels[0].set_ylim(low - 0.2 * (high - low), high)  # room for the legends
     finish(figure, path, handles=[])

@@ -35,7 +35,9 @@ def eigenvectors_in_graph(factors: Factors, scale: jax.Array, stacks: list[Stack
     """Eigenvectors of factors / scale, (slots, m, m), in ascending order of eigenvalues.
 
     One stack after the other: LAPACK under XLA on a CPU locks up where it is called for several at
-    once.
+    once. Each takes a 0 that is made of the one before, since a CPU's program keeps no
+    `optimization_barrier`. Decompositions elsewhere in a program, of a second `soap` say, are not
+    waited for.
     """
     before = jnp.zeros(())
 

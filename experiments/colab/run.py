@@ -1,16 +1,18 @@
-"""Runs the notebooks of this folder from their first cell to their last, as Colab would.
+"""Runs the notebooks of this folder from their first cell to their last, in this checkout.
 
 python -m experiments.colab.run                      # all; what they gave goes to runs/colab
 python -m experiments.colab.run quick_tour --write   # one; what it gave is kept in the notebook
 
-Fails where a cell fails, a notebook takes more than five minutes, or its cells give another kind of
-output than those kept in it: a text or a picture more or less.
+What an earlier run of a notebook left in runs/colab is deleted first. Fails where a cell fails
+(cells assert what is the same on every machine), a notebook takes more than five minutes, or its
+cells give another kind of output than those kept in it: a text or a picture more or less.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +25,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
+LEFT = ROOT / "runs" / "colab"
+"""Where notebooks write, each below its name."""
 SECONDS = 300
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 """Of a traceback in a terminal."""
@@ -85,6 +89,7 @@ def run(name: str, write: bool, out: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     before = kinds(notebook)
     print(f"{name} ...", flush=True)
+    shutil.rmtree(LEFT / name, ignore_errors=True)  # else training would go on, and be at its end
     try:
         seconds = execute(notebook, SECONDS)
     except CellTimeoutError as error:
@@ -113,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", default=names(), help="(all)")
     write = "keeps what cells gave in the notebooks themselves"
     parser.add_argument("--write", action="store_true", help=write)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "colab", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=LEFT, metavar="DIR")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in names():

@@ -5,6 +5,7 @@ Each notebook's first cell finds or fetches the repository and calls `set_up`.
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import os
 import re
@@ -17,16 +18,13 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME = "adaperceiver_jax"
 LOADED_EARLY = {"PIL": "pillow", "matplotlib": "matplotlib", "numpy": "numpy"}
 """Modules that a notebook's kernel may have loaded before anything was installed."""
 
 
 def set_up() -> None:
-    """Installs the package if it is not there, and says what will compute."""
-    try:
-        importlib.metadata.version(NAME)
-    except importlib.metadata.PackageNotFoundError:
+    """Installs what the package needs where it is not there, and says what will compute."""
+    if unmet(requirements()):
         install(extra_for(nvidia_smi(), has_tpu()))
     if stale := outdated(sys.modules.values()):
         raise RuntimeError(
@@ -42,6 +40,36 @@ def set_up() -> None:
     print(f"JAX {jax.__version__} on {jax.device_count()} x {device.device_kind}")
 
 
+def requirements() -> list[str]:
+    """Those of a plain install, as setup.py has them: the package itself may be on the path without
+    being installed, and what it needs may be there in another version."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RUNTIME":
+            return ast.literal_eval(node.value)
+    raise RuntimeError(f"{ROOT / 'setup.py'}: has no RUNTIME")
+
+
+def unmet(lines: Iterable[str]) -> list[str]:
+    """The requirements that are not met here; all of them where nothing can tell."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return [*lines]
+    found = []
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            found.append(line)
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            found.append(line)
+    return found
+
+
 def install(extra: str) -> None:
     """By pip, from the repository that this file lies in."""
     what = f"{ROOT}[{extra}]" if extra else str(ROOT)
@@ -55,10 +83,10 @@ def extra_for(nvidia: str, tpu: bool) -> str:
     """The extra of setup.py for a device: nvidia is what `nvidia-smi` prints, '' without one."""
     if tpu:
         return "tpu"
-    version = re.search(r"CUDA Version: (\d+)", nvidia)
-    if version is None:
+    if not nvidia:
         return ""
-    return "cuda" if int(version[1]) >= 13 else "cuda12"
+    version = re.search(r"CUDA Version: (\d+)", nvidia)
+    return "cuda12" if version and int(version[1]) < 13 else "cuda"
 
 
 def nvidia_smi() -> str:
@@ -71,7 +99,8 @@ def nvidia_smi() -> str:
 
 def has_tpu() -> bool:
     """Whether this machine is a TPU's host."""
-    return "TPU_ACCELERATOR_TYPE" in os.environ or any(Path("/dev").glob("accel[0-9]*"))
+    devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return "TPU_ACCELERATOR_TYPE" in os.environ or (bool(devices) and not nvidia_smi())
 
 
 def outdated(modules: Iterable[ModuleType]) -> list[str]:

@@ -22,7 +22,7 @@ def refused(message, *arguments, **more):
 
 @pytest.mark.parametrize("name", ["imagenet1k", "folder", "folder:", "zip:x", ""])
 def test_no_such_kind(name):
-    refused(rf"config.data.source='{name}': must be 'scenes', 'tfds:NAME'", name)
+    refused(rf"config.data.source='{name}': must be 'scenes', or one of 'tfds:...'", name)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_tars_become_records_and_the_next_command_is_said(tmp_path):
     ("arguments", "message"),
     [
         (["scenes", "out"], "there is nothing to prepare"),
-        (["zip:x", "out"], "must be 'scenes', 'tfds:NAME'"),
+        (["zip:x", "out"], "must be 'scenes', or one of 'tfds:...'"),
         (["folder:no/where", "out"], "no/where: there is no such folder"),
         (["folder:x", "out", "--per-shard", "0"], "--per-shard=0: must be at least 1"),
         (["folder:x", "out", "--workers", "-1"], "--workers=-1: must be at least 0"),

@@ -215,7 +215,10 @@ def test_a_batch_in_two_parts_gives_the_same_step(name):
         ({"evaluation.batch_size": 4}, "config.evaluation.batch_size=4: cannot be split over 8"),
         ({"mesh.fsdp": 3}, "fsdp=3: must multiply to the 8 devices"),
         ({"data.dir": "not/there"}, "config.data.dir='not/there': there is no such folder"),
-        ({"data.source": "imagenet1k"}, "config.data.source='imagenet1k': must be 'scenes', 'tfds"),
+        (
+            {"data.source": "imagenet1k"},
+            "config.data.source='imagenet1k': must be 'scenes'",
+        ),
         ({"task": "distill", "teacher.path": ""}, "config.teacher.path='': distillation needs a"),
         ({"task": "distill", "teacher.path": "not/there"}, "not/there"),
         ({"length": "soon"}, "config.length='soon': must read like"),
