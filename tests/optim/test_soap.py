@@ -322,6 +322,7 @@ for _ in range(40):
 """
 
 
+@pytest.mark.slow
 def test_eigenvectors_in_a_program_on_one_cpu_do_not_lock_up():
     """Several calls of LAPACK at once waited for each other for ever, in most runs."""
     alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
