@@ -58,11 +58,11 @@ def test_the_python_about_adaptivity_runs(monkeypatch, tmp_path, capsys):
     names: dict = {}
     for code in python_of("docs/adaptivity.md"):
         exec(code, names)
-    assert names["left"].depth.shape == (2,)
+    assert names["left"].depth.tolist() == [6, 6]  # of a blank image nothing is sure
     assert names["best"] == points[1]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("(2, 10) 5.7")
-    assert lines[-1].startswith("(2, 10) [")
+    assert lines[-1].startswith("(2, 10) [6 6] ")
     assert sorted(p.name for p in (tmp_path / "my-small-adaperceiver").iterdir()) == [
         "config.json",
         "model.safetensors",

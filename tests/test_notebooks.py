@@ -31,10 +31,10 @@ def notebook(name: str):
 
 
 def test_every_notebook_is_run():
-    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(run.names())
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(run.NAMES)
 
 
-@pytest.mark.parametrize("name", run.names())
+@pytest.mark.parametrize("name", run.NAMES)
 def test_a_notebook_begins_with_a_title_and_the_one_setup_cell(name):
     nbformat.validate(notebook(name))
     first, second, *rest = notebook(name).cells
@@ -44,7 +44,7 @@ def test_a_notebook_begins_with_a_title_and_the_one_setup_cell(name):
     assert not any("set_up(" in cell.source for cell in rest)
 
 
-@pytest.mark.parametrize("name", run.names())
+@pytest.mark.parametrize("name", run.NAMES)
 def test_what_is_kept_in_a_notebook_is_whole_and_of_no_machine(name):
     book = notebook(name)
     assert sum(kinds.count("picture") for kinds in run.kinds(book)) >= 2
@@ -172,7 +172,7 @@ def tried(tmp_path, monkeypatch):
     """Runs cells as a notebook of this folder; gives what it left."""
     monkeypatch.setattr(run, "FOLDER", tmp_path)
     monkeypatch.setattr(run, "LEFT", tmp_path / "left")
-    monkeypatch.setattr(run, "names", lambda: ["tried"])
+    monkeypatch.setattr(run, "NAMES", ("tried",))
     return lambda *arguments: run.main(["tried", "--out", str(tmp_path / "out"), *arguments])
 
 

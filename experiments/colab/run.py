@@ -25,16 +25,13 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
+NAMES = ("quick_tour", "adaptivity", "training", "pytorch", "components")
+"""Of all notebooks, in the order they are meant to be read."""
 LEFT = ROOT / "runs" / "colab"
 """Where notebooks write, each below its name."""
 SECONDS = 300
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 """Of a traceback in a terminal."""
-
-
-def names() -> list[str]:
-    """Of all notebooks, in the order they are meant to be read."""
-    return ["quick_tour", "adaptivity", "training", "pytorch", "components"]
 
 
 def execute(notebook: Any, seconds: float) -> float:
@@ -115,14 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", default=names(), help="(all)")
+    parser.add_argument("names", metavar="NAME", nargs="*", default=NAMES, help="(all)")
     write = "keeps what cells gave in the notebooks themselves"
     parser.add_argument("--write", action="store_true", help=write)
     parser.add_argument("--out", type=Path, default=LEFT, metavar="DIR")
     options = parser.parse_args(arguments)
     for name in options.names:
-        if name not in names():
-            parser.error(f"NAME={name}: must be one of {', '.join(names())}")
+        if name not in NAMES:
+            parser.error(f"NAME={name}: must be one of {', '.join(NAMES)}")
     for name in options.names:
         run(name, options.write, options.out)
 
