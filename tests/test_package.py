@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaperceiver_jax"
 ROOMS = {  # what each room may import
-    "aot": {"aot"},
+    "aot": {"aot", "train"},
     "models": {"models"},
     "losses": {"losses"},
     "convert": {"convert", "models", "data"},
@@ -25,7 +25,7 @@ ROOMS = {  # what each room may import
     "policies": {"policies", "evaluate", "models", "losses", "data"},
     "optim": {"optim"},
     "data": {"data"},
-    "train": {"train", "aot", "evaluate", "models", "losses", "optim", "data", "convert"},
+    "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
     "tasks": {
         *("tasks", "aot", "policies", "train", "evaluate"),
         *("models", "losses", "optim", "data", "convert"),

@@ -12,24 +12,11 @@ from pathlib import Path
 import jax
 import tensorboardX
 
-from adaperceiver_jax.aot.chips import CHIPS
+from adaperceiver_jax.train.chips import peak_flops
 
 CSV = "metrics.csv"
 BAD_IMAGES = "bad_images"
 """The metric that counts images that did not decode."""
-
-PEAK_FLOPS = {  # a chip's bfloat16 matmuls a second, by the beginning of its device_kind
-    **{kind: chip.flops for chip in CHIPS.values() for kind in chip.kinds},
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """FLOPs a second of the device's bfloat16 matmuls; None where it is not known."""
-    kinds = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
-    return PEAK_FLOPS[max(kinds, key=len)] if kinds else None
 
 
 class MetricsFile:

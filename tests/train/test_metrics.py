@@ -1,8 +1,11 @@
 """metrics.csv that goes on where a run goes on, and the line on the screen."""
 
+import types
+
 import pytest
 
 from adaperceiver_jax.train import metrics
+from adaperceiver_jax.train.chips import CHIPS, peak_flops
 from adaperceiver_jax.train.metrics import MetricsFile, Progress, clock, sub_network_name
 
 
@@ -94,3 +97,19 @@ def test_progress_says_how_long_steps_waited_for_eigenvectors(monkeypatch, capsy
     assert spans == pytest.approx([0, 0.05, 0, 0.1])
     said = ["eigenvectors waited for" in line for line in capsys.readouterr().out.splitlines()]
     assert said == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [
+        ("TPU v5 lite", CHIPS["v5e"].flops),
+        ("TPU v5", CHIPS["v5p"].flops),
+        ("TPU v5p", CHIPS["v5p"].flops),
+        ("TPU v4", CHIPS["v4"].flops),
+        ("TPU v6 lite", CHIPS["v6e"].flops),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_mfu_is_of_the_chips_own_peak(kind, flops):
+    assert peak_flops(types.SimpleNamespace(device_kind=kind)) == flops
