@@ -11,16 +11,26 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # make TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-all notebooks lint format clean
+.PHONY: demo quick test test-all nightly notebooks lint format clean
+
+# Tests of one file run in one worker, which builds what they share once.
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py
 
+quick: .venv/installed-dev
+	$(PYTEST) -m quick
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 test-all: .venv/installed-others
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(PYTEST) -m "not nightly"
+
+# Expensive tests and notebooks whose files changed since they last passed.
+nightly: .venv/installed-others
+	$(BIN)/python -m tests.nightly
 
 # With PyTorch, which one of them is about.
 notebooks: .venv/installed-others

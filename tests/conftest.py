@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +14,15 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
 # collectives of a program that do not depend on each other are entered in either order; with no
 # thread left to enter the other, all wait until XLA ends the process after 40 seconds.
 os.environ.setdefault("PJRT_NPROC", "32")
+# Tests run small programs once or twice: compiling takes longer than running. So XLA optimises
+# little, and each program is compiled once for all workers, the processes that tests start, and
+# later runs. `make clean` empties the folder.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+PROGRAMS = Path(__file__).resolve().parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+MOST = 4 * 2**30
+"""Bytes of programs from which the folder is emptied first."""
 
 import jax
 import pytest
@@ -33,12 +43,20 @@ def goldens() -> Path:
     return GOLDENS
 
 
+def pytest_sessionstart(session):
+    """Empties a folder of programs that has become large; before any worker reads it."""
+    if not hasattr(session.config, "workerinput"):
+        files = list(PROGRAMS.glob("*"))
+        if sum(file.stat().st_size for file in files) > MOST:
+            shutil.rmtree(PROGRAMS)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _little_optimisation(request):
-    """Many small programs run once or twice: compiling them well takes longer than running them."""
-    unoptimised = request.path.parent.name in ("models", "convert", "tools", "policies")
+def _optimisation(request):
+    """Full optimisation for modules that count FLOPs, bytes or bits."""
+    marked = request.node.get_closest_marker("optimised") is not None
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", unoptimised or before)
+    jax.config.update("jax_disable_most_optimizations", before and not marked)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
