@@ -140,6 +140,7 @@ def test_a_head_whose_flops_are_not_known_is_not_counted_as_another(monkeypatch)
         ap.flops(odd)
 
 
+@pytest.mark.slow
 def test_the_policy_is_compared_and_served():
     model, params = ap.from_pretrained(ROOT / "experiments/colab/weights/classifier")
     names: dict = {"__name__": "example"}

@@ -41,6 +41,7 @@ def made_up(tmp_path, monkeypatch):
     return of
 
 
+@pytest.mark.slow
 def test_the_five_lines_of_the_readme_run(made_up, capsys):
     made_up()
     (code,) = python_of("README.md")
@@ -69,6 +70,7 @@ def test_the_python_about_adaptivity_runs(monkeypatch, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_the_five_lines_from_pytorch_to_a_prediction_run(made_up, capsys):
     made_up(depth=1)
     Image.new("RGB", (640, 480), (200, 30, 30)).save("cat.jpg")
@@ -78,6 +80,7 @@ def test_the_five_lines_from_pytorch_to_a_prediction_run(made_up, capsys):
     assert 0 <= int(capsys.readouterr().out) < 1000
 
 
+@pytest.mark.slow
 def test_the_python_of_the_quick_start_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     (code,) = python_of("docs/quickstart.md")

@@ -1,5 +1,7 @@
 """main.py as it is called: what is wrong is one readable line and a status that is not 0."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,64 +14,73 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = "--config=configs/scratch.py:runlocal"
 
 
-def call(*arguments) -> tuple[int, list[str]]:
-    done = subprocess.run(
-        [sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    return done.returncode, done.stderr.splitlines()
+MISTAKES = [
+    (
+        [SCRATCH, "--config.optimizr.lr=3"],
+        r"config\.optimizr\.lr: there is no such key; did you mean config\.optimizer\.lr\?",
+    ),
+    (
+        ["--config=configs/scratch.py:runlocal,optimizr.lr=3"],
+        r"argument 'optimizr\.lr': there is no such key; did you mean 'optimizer\.lr'\?",
+    ),
+    ([SCRATCH, "--config.batch_size=abc"], r"--config\.batch_size=abc: invalid literal for int"),
+    ([SCRATCH, "--config.length=soon"], r"config\.length='soon': must read like '50 epochs'"),
+    (["--config=configs/not_there.py"], r"No such file or directory: 'configs/not_there\.py'"),
+    ([SCRATCH, "--config.data.dir=not/there"], r"config\.data\.dir='not/there': there is no such"),
+    ([SCRATCH, "--config.task=distill", "--config.teacher.path="], "distillation needs a teach"),
+    (
+        ["--config=FOLDER/mine.py"],
+        r"there is no such key.*config\.(bach_size|optimizer\.lerning_rate)|"
+        r"config\.(bach_size|optimizer\.lerning_rate).*there is no such key",
+    ),
+]
+MINE = """
+from configs import common
+def get_config():
+    config = common.base()
+    config.optimizer.lerning_rate = 1.0
+    config.bach_size = 8
+    return config
+"""
+# Importing takes longer than refusing, so one process imports and has a child for each call.
+CALLS = """
+import json, os, runpy, sys
+import adaperceiver_jax.tasks.make, adaperceiver_jax.train.loop
+for i, arguments in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(f"{sys.argv[2]}/{i}", os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv[:] = ["main.py", *arguments]
+        runpy.run_path("main.py", run_name="__main__")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            [SCRATCH, "--config.optimizr.lr=3"],
-            "config.optimizr.lr: there is no such key; did you mean config.optimizer.lr?",
-        ),
-        (
-            ["--config=configs/scratch.py:runlocal,optimizr.lr=3"],
-            "argument 'optimizr.lr': there is no such key; did you mean 'optimizer.lr'?",
-        ),
-        (
-            [SCRATCH, "--config.batch_size=abc"],
-            "--config.batch_size=abc: invalid literal for int()",
-        ),
-        ([SCRATCH, "--config.length=soon"], "config.length='soon': must read like '50 epochs'"),
-        (["--config=configs/not_there.py"], "No such file or directory: 'configs/not_there.py'"),
-        ([SCRATCH, "--config.data.dir=not/there"], "config.data.dir='not/there': there is no such"),
-        (
-            [SCRATCH, "--config.task=distill", "--config.teacher.path="],
-            "distillation needs a teach",
-        ),
-    ],
-)
-def test_a_mistake_is_one_readable_line(tmp_path, arguments, message):
-    code, lines = call(*arguments, f"--workdir={tmp_path / 'run'}")
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory):
+    """(exit status, lines of stderr) of each mistake and, last, of a call without a folder."""
+    folder = tmp_path_factory.mktemp("calls")
+    (folder / "mine.py").write_text(MINE)
+    workdir = f"--workdir={folder / 'run'}"
+    lists = [[*arguments, workdir] for arguments, _ in MISTAKES] + [[SCRATCH]]
+    given = json.dumps(lists).replace("FOLDER", str(folder))
+    command = [sys.executable, "-W", "ignore", "-c", CALLS, given, folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not (folder / "run").exists()
+    codes = [int(line) for line in done.stdout.split()]
+    return [(code, (folder / str(i)).read_text().splitlines()) for i, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize("i", range(len(MISTAKES)), ids=lambda i: MISTAKES[i][0][-1])
+def test_a_mistake_is_one_readable_line_and_makes_no_folder(calls, i):
+    code, lines = calls[i]
     assert code == 1
     assert len(lines) == 1, lines
-    assert message in lines[0]
-    assert not (tmp_path / "run").exists()
+    assert re.search(MISTAKES[i][1], lines[0])
 
 
-def test_a_key_mistyped_in_a_file_is_named(tmp_path):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from configs import common\n"
-        "def get_config():\n"
-        "    config = common.base()\n"
-        "    config.optimizer.lerning_rate = 1.0\n"
-        "    config.bach_size = 8\n"
-        "    return config\n"
-    )
-    code, lines = call(f"--config={file}", f"--workdir={tmp_path / 'run'}")
-    assert code == 1
-    assert len(lines) == 1, lines
-    assert "there is no such key" in lines[0]
-    assert "config.bach_size" in lines[0] or "config.optimizer.lerning_rate" in lines[0]
-
-
-def test_without_a_folder_it_says_which_flag_is_missing():
-    code, lines = call(SCRATCH)
+def test_without_a_folder_it_says_which_flag_is_missing(calls):
+    code, lines = calls[-1]
     assert code == 1
     assert "--workdir" in lines[0]
     assert len(lines) == 1, lines

@@ -59,6 +59,7 @@ def test_what_is_kept_in_a_notebook_is_whole_and_of_no_machine(name):
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme_is_what_the_kept_weights_give():
     model, params = ap.from_pretrained(FOLDER / "weights" / "classifier")
     scenes = Scenes(4096, 32, "validation", difficulty=0.15)
@@ -135,6 +136,7 @@ def test_the_first_cell_fetches_and_installs_where_nothing_is(tmp_path):
     assert re.fullmatch(r"JAX [\d.]+ on 1 x .+\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_kept_segmentation_model_segments():
     """mIoU of docs/dense_scenes.md: 36.9% of 512 validation images."""
     model, params = ap.from_pretrained(FOLDER / "weights" / "segmentation")

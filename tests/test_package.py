@@ -154,6 +154,7 @@ def built(tmp_path_factory):
     return wheel, sdist
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_package_and_the_sdist_all_that_is_needed(built):
     wheel, sdist = built
     with zipfile.ZipFile(wheel) as file:
@@ -177,6 +178,7 @@ def test_the_wheel_is_the_package_and_the_sdist_all_that_is_needed(built):
     } <= kept
 
 
+@pytest.mark.slow
 def test_the_wheel_works_without_the_repository(built, tmp_path):
     """Installed elsewhere, imported from elsewhere: quiet, and no more than twice as long as JAX,
     Flax and Orbax take, of which it consists."""
