@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaperceiver_jax"
 ROOMS = {  # what each room may import
-    "aot": {"aot", "train"},
     "models": {"models"},
     "losses": {"losses"},
     "convert": {"convert", "models", "data"},
@@ -27,7 +26,7 @@ ROOMS = {  # what each room may import
     "data": {"data"},
     "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
     "tasks": {
-        *("tasks", "aot", "policies", "train", "evaluate"),
+        *("tasks", "policies", "train", "evaluate"),
         *("models", "losses", "optim", "data", "convert"),
     },
 }

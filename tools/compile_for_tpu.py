@@ -24,24 +24,27 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from absl import logging
 
-from adaperceiver_jax.aot.chips import CHIPS, Topology, find_topology, layout
-from adaperceiver_jax.aot.pages import ASSUMPTIONS, page, table
-from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
-from adaperceiver_jax.aot.report import Report, replicated
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import Step, make_step
+from adaperceiver_jax.train.chips import CHIPS
 from adaperceiver_jax.train.loop import LAG
 from adaperceiver_jax.train.sharding import WHOLE, held, way_of
+from tools.pod_report.pages import ASSUMPTIONS, page, table
+from tools.pod_report.program import DoesNotFitError, compile_program
+from tools.pod_report.report import Report, replicated
+from tools.pod_report.topology import Topology, find_topology, layout
 
 AHEAD = 2 + LAG
 """Batches on the chips beside the one that is used: those of the LAG steps that the loop has begun

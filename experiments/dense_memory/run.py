@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import jax
 
-from adaperceiver_jax.aot.chips import GIB, find_topology, layout
-from adaperceiver_jax.aot.program import DoesNotFitError, compile_program
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.settings import from_config
+from tools.pod_report.program import DoesNotFitError, compile_program
+from tools.pod_report.topology import GIB, find_topology, layout
 
 CHIP = "v5e:1x1"
 RUNS = {

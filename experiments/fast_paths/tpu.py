@@ -36,13 +36,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.aot.chips import Topology, find_topology, layout
-from adaperceiver_jax.aot.program import Program, compile_program
 from adaperceiver_jax.models.attention import LatentAttention
 from adaperceiver_jax.models.ffn import FFN
 from adaperceiver_jax.models.masks import LatentMask, make_mask
 from adaperceiver_jax.models.rope import Rope, apply_rope, make_rope
 from experiments.fast_paths import variants
+from tools.pod_report.program import Program, compile_program
+from tools.pod_report.topology import Topology, find_topology, layout
 
 BATCH, DTYPE = 16, jnp.bfloat16
 TILE = 128

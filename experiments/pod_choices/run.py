@@ -29,14 +29,14 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from adaperceiver_jax.aot.chips import GIB, find_topology, layout
-from adaperceiver_jax.aot.program import DoesNotFitError, Program, compile_program
 from adaperceiver_jax.models import latent_stream
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.attention import attend
 from adaperceiver_jax.tasks import make
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
+from tools.pod_report.program import DoesNotFitError, Program, compile_program
+from tools.pod_report.topology import GIB, find_topology, layout
 
 TOPOLOGY = "v5e:16x16"
 

@@ -1,6 +1,7 @@
-"""The table of docs/pods.md against today's code, most of it without compiling."""
+"""The tables of docs/pods.md against today's code, most of it without compiling."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import re
@@ -9,15 +10,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from adaperceiver_jax.aot.chips import GIB, find_topology
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import held
 from tests.tools.test_compile_for_tpu import compiled
+from tools.pod_report.topology import GIB, find_topology
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pods.md").read_text()
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
 
 
 def table(pattern: str, columns: int) -> list[list[str]]:
@@ -42,46 +44,51 @@ def config_of(text: str):
     return read_config(f"{ROOT}/configs/{name}.py:{argument}")
 
 
-def test_every_stage_is_there_for_every_slice():
+@functools.cache
+def model_flops(config) -> float:
+    """The model's FLOPs per image; the mesh changes nothing in them."""
+    step = make_step(config, jax.devices()[:1])
+    return step.task.train_flops(step.apply[1])
+
+
+def test_the_models_flops_are_todays_of_every_stage_on_every_slice():
     there = {(row[0].partition(":")[0], row[1]) for row in TABLE}
     assert {(stage, place) for stage in STAGES for place in SLICES} <= there
     assert {"ade20k", "nyuv2"} <= {stage for stage, _ in there}
+    for row in TABLE:
+        config = config_of(row[0])
+        assert row[3] == f"{config.batch_size:,}", row
+        chips = math.prod(map(int, row[1].partition(":")[2].split("x")))
+        data, fsdp = map(int, row[2].split(" x "))
+        assert (data * fsdp, config.mesh.fsdp) == (chips, fsdp), row
+        alone = dataclasses.replace(config, mesh=MeshSettings(), accumulate=1)
+        flops = model_flops(alone) * config.batch_size / chips
+        assert float(row[5].split(",")[0]) == pytest.approx(flops / 1e12, rel=5e-3), row
 
 
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row[0]}-{row[1]}")
-def test_the_models_flops_are_todays(row):
-    config = config_of(row[0])
-    assert row[3] == f"{config.batch_size:,}"
-    chips = math.prod(map(int, row[1].partition(":")[2].split("x")))
-    data, fsdp = map(int, row[2].split(" x "))
-    assert data * fsdp == chips
-    assert config.mesh.fsdp == fsdp
-    alone = dataclasses.replace(config, mesh=MeshSettings(), accumulate=1)
-    step = make_step(alone, jax.devices()[:1])
-    flops = step.task.train_flops(step.apply[1]) * config.batch_size / chips
-    assert float(row[5].split(",")[0]) == pytest.approx(flops / 1e12, rel=5e-3)
+@needs_libtpu
+def test_a_chip_holds_what_the_page_says_and_takes_its_command():
+    """The bytes of a program's arguments to 5%: the compiler pads."""
+    devices = find_topology("v5e:16x16").devices
+    for name, *amounts in HELD:
+        step = make_step(config_of(name), devices)
+        state = step.apply[0]
+        parts = state.params, state.ema, state.opt_state, step.constants
+        assert amounts == [f"{held(part) / 2**20:,.1f}" for part in parts], name
+        (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
+        said = float(row[4].split(",")[0])
+        assert said == pytest.approx(held(step.gradients) / GIB, rel=0.05), name
+    (command,) = re.findall(r"main\.py --distributed.*?&'", PAGE, flags=re.DOTALL)
+    keys = dict(re.findall(r"--config\.([\w.]+)=(\S+)", command))
+    assert {"mesh.fsdp", "optimizer.overlap", "optimizer.max_preconditioner_dim"} <= keys.keys()
+    argument = ",".join(f"{k}={v}" for k, v in keys.items() if "/" not in v)
+    assert [row[1] for row in TABLE if row[0] == f"stage1_tokens:{argument}"] == ["v5e:16x16"]
+    for stage in STAGES - {"finetune_in1k"}:
+        assert make_step(config_of(f"{stage}:{argument}"), devices)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize("name", ["stage3_width", "stage3_width:mesh.fsdp=16", "features"])
-def test_what_a_chip_holds_is_todays(name):
-    """To 5%: the compiler pads."""
-    (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
-    step = make_step(config_of(name), find_topology("v5e:16x16").devices)
-    assert float(row[4].split(",")[0]) == pytest.approx(held(step.gradients) / GIB, rel=0.05)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize("row", HELD, ids=lambda row: row[0])
-def test_what_is_held_between_steps_is_todays(row):
-    step = make_step(config_of(row[0]), find_topology("v5e:16x16").devices)
-    state = step.apply[0]
-    parts = state.params, state.ema, state.opt_state, step.constants
-    assert row[1:] == [f"{held(part) / 2**20:,.1f}" for part in parts]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.nightly("pods")
+@needs_libtpu
 def test_a_row_is_what_the_tool_says_today():
     """All of it, of a step of SOAP at full size for 256 chips, with the compiler of the page."""
     (row,) = [row for row in TABLE if row[:2] == ["finetune_in1k:mesh.fsdp=16", "v5e:16x16"]]
@@ -94,17 +101,6 @@ def test_a_row_is_what_the_tool_says_today():
         pytest.skip(f"the page is not of {versions[0]}: make it anew")
     (said,) = re.findall(r"^\| \S+ \| (v5e:16x16 .*) \|$", done.stdout, re.MULTILINE)
     assert said.replace(" of 15.75", "") == " | ".join(row[1:])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-@pytest.mark.parametrize("stage", ["stage1_tokens", "stage2_depth", "stage3_width", "features"])
-def test_the_command_that_starts_a_run_is_one_that_the_slice_takes(stage):
-    (command,) = re.findall(r"main\.py --distributed.*?&'", PAGE, flags=re.DOTALL)
-    keys = dict(re.findall(r"--config\.([\w.]+)=(\S+)", command))
-    assert {"mesh.fsdp", "optimizer.overlap", "optimizer.max_preconditioner_dim"} <= keys.keys()
-    argument = ",".join(f"{k}={v}" for k, v in keys.items() if "/" not in v)
-    assert [row[1] for row in TABLE if row[0] == f"stage1_tokens:{argument}"] == ["v5e:16x16"]
-    assert make_step(config_of(f"{stage}:{argument}"), find_topology("v5e:16x16").devices)
 
 
 def test_the_page_sets_up_the_jax_that_its_numbers_are_of():

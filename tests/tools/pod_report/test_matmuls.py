@@ -1,13 +1,10 @@
 """FLOPs of matrix products, counted in compiled programs."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from adaperceiver_jax.aot.hlo import parse
-from adaperceiver_jax.aot.loops import visits
-from adaperceiver_jax.aot.matmuls import Product, product
-from tests.aot.texts import entry
+from tests.tools.pod_report.texts import entry
+from tools.pod_report.hlo import parse
+from tools.pod_report.matmuls import Product, product
 
 
 def convolution(left: str, right: str, out: str, attributes: str) -> Product:
@@ -69,7 +66,7 @@ def convolution(left: str, right: str, out: str, attributes: str) -> Product:
 def test_a_product_is_seen_through_its_disguise(left, right, out, attributes, expected):
     found = convolution(left, right, out, attributes)
     groups, rows, inner, columns = expected
-    assert found.flops == pytest.approx(2 * groups * rows * inner * columns, rel=1e-12)
+    assert found.flops == pytest.approx(2 * groups * rows * inner * columns)
     assert found.groups == groups
     assert {found.rows, found.columns} == {rows, columns}
     assert found.inner == pytest.approx(inner)
@@ -86,13 +83,8 @@ def test_a_product_is_seen_through_its_disguise(left, right, out, attributes, ex
     ],
 )
 def test_float32_passes_the_unit_as_often_as_its_precision_asks(left, right, precision, passes):
-    found = convolution(
-        f"{left}[4,8]{{1,0}}",
-        f"{right}[8,2]{{1,0}}",
-        "f32[4,2]{1,0}",
-        f"dim_labels=bf_io->bf{precision}",
-    )
-    assert found.passes == passes
+    arrays = f"{left}[4,8]{{1,0}}", f"{right}[8,2]{{1,0}}", "f32[4,2]{1,0}"
+    assert convolution(*arrays, f"dim_labels=bf_io->bf{precision}").passes == passes
 
 
 @pytest.mark.parametrize(
@@ -107,24 +99,3 @@ def test_float32_passes_the_unit_as_often_as_its_precision_asks(left, right, pre
 def test_the_unit_is_filled_up_the_better_way_round(shape, mxu, padded):
     rows, inner, columns = shape
     assert Product(3, rows, inner, columns, 6).padded_flops(mxu) == 2 * 3 * padded
-
-
-def test_it_counts_what_xla_counts_where_there_is_no_loop():
-    def f(x, w):
-        y = jax.nn.relu(x @ w)
-        return (jnp.einsum("bnd,bmd->bnm", y, y) ** 2).sum()
-
-    compiled = jax.jit(jax.grad(f)).lower(jnp.ones((2, 16, 32)), jnp.ones((32, 24))).compile()
-    module = parse(compiled.as_text())
-    total = sum(
-        p.flops
-        for visit in visits(module)
-        for where, inner in [
-            (visit.computation, visit.instruction),
-            *module.inside(visit.instruction),
-        ]
-        if (p := product(where, inner)) is not None
-    )
-    assert total == 2 * 2 * 16 * (32 * 24 * 2 + 16 * 24 * 3)
-    # What else XLA counts are the element-wise operations.
-    assert compiled.cost_analysis()["flops"] == pytest.approx(total, rel=0.1)

@@ -1,17 +1,16 @@
-"""What a step compiled to, for a person to read: a row of a table, a page."""
+"""Reports of compiled steps as Markdown: a page for one, a table for several."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 
-from adaperceiver_jax.aot.chips import GIB
-from adaperceiver_jax.aot.program import Program, Sent
-from adaperceiver_jax.aot.report import Report
-from adaperceiver_jax.aot.verdict import checks
+from tools.pod_report.program import Program, Sent
+from tools.pod_report.report import Report, checks
+from tools.pod_report.topology import GIB
 
 LISTED = 8
-"""Of a long list."""
+"""Entries shown of a long list."""
 ASSUMPTIONS = """\
 A step is its two programs; what the hosts do between them (SOAP's refresh) is not in it. Nothing
 was run: FLOPs, bytes and collectives are read from the compiled programs, loops taken as often as
@@ -29,17 +28,17 @@ SOAP's new eigenvectors beside the old."""
 
 
 def _number(value: float) -> str:
-    """Three digits, however large."""
+    """A number with three digits, more before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(reports: Sequence[Report | tuple[str, str, str]]) -> str:
-    """A Markdown row a report; of a step that was refused (config, topology, why)."""
+    """A Markdown row per report; a refused step is given as (config, topology, why)."""
     lines = [
         "| config | topology | data x fsdp | batch | HBM a chip (GiB): arguments, temporaries, "
         "needed | TFLOPs a chip: model, compiled, as run | HBM traffic, collectives (GB) | "
         "step (ms) | MFU | not lean |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|" + "---|" * 10,
     ]
     for report in reports:
         if not isinstance(report, Report):
@@ -82,23 +81,24 @@ def page(report: Report) -> str:
         "|---|---|---|",
     ]
 
-    def row(what: str, values: Sequence[str]) -> None:
-        lines.append(f"| {what} | {' | '.join(values)} |")
-
     programs = report.programs
-    row("arguments (GiB)", [_number(p.memory.arguments / GIB) for p in programs])
-    row("of them padding", [_number(p.padding / GIB) for p in programs])
-    row("temporaries", [_number(p.memory.temporaries / GIB) for p in programs])
-    row("results in new memory", [_number(p.memory.results / GIB) for p in programs])
-    row("held beside", [_number(amount / GIB) for amount in report.beside])
-    row("TFLOPs of matrix products", [_number(p.work.flops / 1e12) for p in programs])
-    row("with whole tiles", [_number(p.work.tiled / 1e12) for p in programs])
-    row("and float32 in passes", [_number(p.work.passes / 1e12) for p in programs])
-    row("HBM traffic (GB)", [_number(p.work.hbm / 1e9) for p in programs])
-    row("ms of all but collectives", [_number(1e3 * p.work.seconds) for p in programs])
-    row("ms of collectives", [_number(1e3 * report.sending(p)) for p in programs])
-    row("loops of unknown length", [str(len(p.unknown)) for p in programs])
-    row("compiled in (s)", [f"{p.seconds:.0f}" for p in programs])
+    amounts = {
+        "arguments (GiB)": [p.memory.arguments / GIB for p in programs],
+        "of them padding": [p.padding / GIB for p in programs],
+        "temporaries": [p.memory.temporaries / GIB for p in programs],
+        "results in new memory": [p.memory.results / GIB for p in programs],
+        "held beside": [amount / GIB for amount in report.beside],
+        "TFLOPs of matrix products": [p.work.flops / 1e12 for p in programs],
+        "with whole tiles": [p.work.tiled / 1e12 for p in programs],
+        "and float32 in passes": [p.work.passes / 1e12 for p in programs],
+        "HBM traffic (GB)": [p.work.hbm / 1e9 for p in programs],
+        "ms of all but collectives": [1e3 * p.work.seconds for p in programs],
+        "ms of collectives": [1e3 * report.sending(p) for p in programs],
+        "loops of unknown length": [len(p.unknown) for p in programs],
+        "compiled in (s)": [round(p.seconds) for p in programs],
+    }
+    for what, values in amounts.items():
+        lines.append(f"| {what} | {' | '.join(map(_number, values))} |")
     short, long = report.seconds
     lines += [
         "",
@@ -141,7 +141,7 @@ def page(report: Report) -> str:
 
 
 def _collectives(program: Program) -> list[str]:
-    """A row a kind, axes, dtype and what it is of, the longest first."""
+    """A row per kind, axes, dtype and kind of array, the longest first."""
     rows: dict[tuple[str, str, str, str], list[Sent]] = defaultdict(list)
     for sent in program.sent:
         c = sent.collective
@@ -165,7 +165,7 @@ def _collectives(program: Program) -> list[str]:
 
 
 def _short(op_name: str) -> str:
-    """The last names of a path, which say most, and whether it is done again or backward."""
+    """The last names of a path, which say most, after "again" or "backward" where it is so."""
     before = "backward " * ("transpose(" in op_name)
     if "rematted_computation" in op_name:
         before = "again "

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from adaperceiver_jax.aot.hlo import HOST, Array, Computation, Instruction, Module
-from adaperceiver_jax.aot.loops import Visit
+from tools.pod_report.hlo import HOST, Array, Computation, Instruction, Module
+from tools.pod_report.loops import Visit
+from tools.pod_report.values import takers
 
-FREE = frozenset(
-    (
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "while",
-        "call",
-        "conditional",
-        "opt-barrier",
-        "copy-done",
-        "slice-done",
-        "async-done",
-        "async-update",
-        "all-gather-done",
-        "all-reduce-done",
-        "collective-permute-done",
-    )
+FREE = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
+    *("partition-id", "replica-id", "while", "call", "conditional", "after-all", "async-update"),
+    *("copy-done", "slice-done", "async-done"),
+    *("all-gather-done", "all-reduce-done", "collective-permute-done"),
 )
-"""Moves nothing, or what was counted at its start, or within."""
+"""Operations that move nothing, or whose bytes are counted at their start or within."""
 ONLY_NAMES = ("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding")
 SLICES = ("dynamic-slice", "slice", "gather")
 LOOKS_THROUGH = ("bitcast", "convert", "reshape", "copy", "transpose")
 TO_HOST = ("infeed", "outfeed", "send", "recv", "send-done", "recv-done")
 HOST_CALLS = ("MoveToHost", "MoveToDevice", "callback", "HostExecute", "PinToHost")
+SPILLED = 2**20
+"""Bytes, each time, from which the scores of a softmax count as spilled."""
+UNCHANGED = ("convert", "bitcast", "copy", "copy-start", "copy-done", "reshape", "transpose")
 
 
 def hbm_bytes(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """Read and written by an instruction that is run on its own.
+    """Bytes read and written by an instruction that is run on its own.
 
-    What lies on the chip itself is free; of an array that is only cut up the parts count, of one
-    that is updated in place the update.
+    Arrays on the chip itself are free; of an array that is only cut up the parts count, of one that
+    is updated in place the update.
     """
     opcode, arrays = instruction.opcode, instruction.arrays
     operands = computation.operands(instruction)
@@ -101,7 +89,7 @@ def _passed_on(instruction: Instruction) -> frozenset[int]:
 
 
 def _read(module: Module, fused: Computation, parameter: Instruction, given: Array) -> float:
-    """Of one operand of a fusion."""
+    """Bytes read of one operand of a fusion."""
     if not given.hbm_bytes:
         return 0.0
     total = 0.0
@@ -124,7 +112,7 @@ def _read(module: Module, fused: Computation, parameter: Instruction, given: Arr
 
 
 def _written(module: Module, fused: Computation, root: Instruction, result: Array) -> float:
-    """Of one result of a fusion."""
+    """Bytes written of one result of a fusion."""
     if not result.hbm_bytes:
         return 0.0
     while root.opcode in ("bitcast", "convert", "copy") and root.operands:
@@ -139,18 +127,72 @@ def _written(module: Module, fused: Computation, root: Instruction, result: Arra
 
 
 def host_transfers(visits: Sequence[Visit], module: Module) -> list[Visit]:
-    """What stops for the host: transfers, calls, arrays in its memory."""
+    """Instructions that stop for the host: transfers, calls, arrays in its memory."""
     return [
         visit
         for visit in visits
         if visit.instruction.opcode in TO_HOST
         or any(array.space == HOST for array in visit.instruction.arrays)
-        or any(
-            calls_host(inner)
-            for inner in (visit.instruction, *(i for _, i in module.inside(visit.instruction)))
-        )
+        or any(calls_host(inner) for _, inner in visit.parts(module))
     ]
 
 
 def calls_host(instruction: Instruction) -> bool:
     return any(name in instruction.attribute("custom_call_target") for name in HOST_CALLS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """An exponential of scores that go through the chip's large memory."""
+
+    dims: tuple[int, ...]
+    op_name: str
+    bytes: float
+    """Bytes read and written, over all executions."""
+
+
+def softmaxes(module: Module, run: Sequence[Visit]) -> tuple[int, list[Softmax]]:
+    """Number of softmaxes, and those whose scores spill."""
+    count, spilled = 0, []
+    for visit in run:
+        exponentials = {
+            inner.arrays[0].dims: inner.op_name
+            for where, inner in visit.parts(module)
+            if inner.opcode == "exponential" and _is_summed(module, where, inner)
+        }
+        count += bool(exponentials)
+        operands = visit.computation.operands(visit.instruction)
+        touched = [array for i in (visit.instruction, *operands) for array in i.arrays]
+        for dims, op_name in exponentials.items():
+            moved = _sum([array for array in touched if array.dims == dims])
+            if moved >= SPILLED:
+                spilled.append(Softmax(dims, op_name, moved * visit.times))
+    return count, spilled
+
+
+def _is_summed(module: Module, computation: Computation, exponential: Instruction) -> bool:
+    """True if the exponential itself, but for a mask, is added up, here or by a later instruction,
+    as in a softmax."""
+
+    def passes(where: Computation, user: Instruction, value: Instruction) -> bool:
+        if user.opcode == "multiply":
+            return any(_is_mask(module, where, o) for o in where.operands(user) if o is not value)
+        return user.opcode in UNCHANGED or user.opcode == "select"
+
+    return any(user.opcode == "reduce" for user in takers(module, computation, exponential, passes))
+
+
+def _is_mask(module: Module, computation: Computation, value: Instruction) -> bool:
+    """True if an array is made of true and false."""
+    while value.arrays and value.arrays[0].dtype != "pred":
+        if value.opcode == "parameter" and computation.name in module.callers:
+            inner = computation
+            computation, caller = module.callers[inner.name]
+            if module.fused(caller) is not inner:
+                return False
+            value = computation.operands(caller)[int(value.literal)]
+        elif value.opcode in UNCHANGED or value.opcode == "broadcast":
+            value = computation.operands(value)[0]
+        else:
+            return False
+    return bool(value.arrays)

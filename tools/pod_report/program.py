@@ -1,4 +1,4 @@
-"""A compiled program, counted: memory, FLOPs, traffic, collectives, and how long it might take."""
+"""A compiled program, counted: memory, FLOPs, traffic, collectives, and the time it might take."""
 
 from __future__ import annotations
 
@@ -10,31 +10,38 @@ from typing import Any
 
 import jax
 
-from adaperceiver_jax.aot.chips import Chip, Layout
-from adaperceiver_jax.aot.collectives import Collective, collectives
-from adaperceiver_jax.aot.hlo import Instruction, Module, parse
-from adaperceiver_jax.aot.loops import Visit, unknown_loops, visits
-from adaperceiver_jax.aot.matmuls import product
-from adaperceiver_jax.aot.provenance import argument
-from adaperceiver_jax.aot.softmaxes import Softmax, softmaxes
-from adaperceiver_jax.aot.traffic import ONLY_NAMES, calls_host, hbm_bytes, host_transfers
+from adaperceiver_jax.train.chips import Chip
+from tools.pod_report.collectives import Collective, collectives
+from tools.pod_report.hlo import Instruction, Module, parse
+from tools.pod_report.loops import Visit, visits
+from tools.pod_report.matmuls import product
+from tools.pod_report.topology import Layout
+from tools.pod_report.traffic import (
+    ONLY_NAMES,
+    Softmax,
+    calls_host,
+    hbm_bytes,
+    host_transfers,
+    softmaxes,
+)
+from tools.pod_report.values import argument
 
 PREFETCHES = ("copy-start", "slice-start")
 ASYNC = ("AsyncCollectiveStart", "AsyncCollectiveDone")
 RECOMPUTED = "rematted_computation"
-"""In the names of operations that are done again."""
+"""Part of the names of operations that are computed again in the backward pass."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes a chip, as the compiler allots them."""
+    """Bytes per chip, as the compiler allots them."""
 
     arguments: int
     temporaries: int
     results: int
-    """Without those that take an argument's place."""
+    """Bytes of results in new memory."""
     reused: int
-    """Bytes of results that do."""
+    """Bytes of results that take an argument's place."""
 
     @property
     def total(self) -> int:
@@ -48,9 +55,9 @@ class Sent:
     collective: Collective
     axes: str
     what: str
-    """The argument of the program that is moved as it is; '' for what is computed."""
+    """The argument of the program that is moved as it is; '' for computed arrays."""
     seconds: float
-    """Of all its times."""
+    """Total over all executions."""
 
     @property
     def bytes(self) -> float:
@@ -59,20 +66,20 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A chip's, for one call of a program."""
+    """A chip's work in one call of a program."""
 
     flops: float
-    """Of matrix products."""
+    """FLOPs of matrix products."""
     tiled: float
     """The same, filled up to the matrix unit's tiles."""
     passes: float
-    """The same, and float32 as often as it passes the unit: what its time is reckoned from."""
+    """The same, float32 counted once per pass through the unit: the time is estimated from it."""
     hbm: float
-    """Bytes."""
+    """Bytes moved to and from the large memory."""
     seconds: float
-    """Of all but collectives."""
+    """Time of everything but collectives."""
     again: float = 0.0
-    """FLOPs that are done again in the backward pass, instead of keeping what they give."""
+    """FLOPs that are computed again in the backward pass instead of keeping their results."""
 
     def __add__(self, other: Work) -> Work:
         mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
@@ -81,7 +88,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of all operations of one name."""
+    """Time of all operations of one name."""
 
     op_name: str
     seconds: float
@@ -91,7 +98,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is known of a compiled program."""
+    """Counts of a compiled program."""
 
     name: str
     memory: Memory
@@ -100,7 +107,7 @@ class Program:
     """The longest operations first."""
     sent: tuple[Sent, ...]
     host: tuple[Visit, ...]
-    """What stops for the host."""
+    """Instructions that stop for the host."""
     unknown: tuple[Instruction, ...]
     """Loops whose rounds depend on data; counted as one."""
     waiting: tuple[str, ...]
@@ -109,15 +116,15 @@ class Program:
     """Calls of kernels, whose FLOPs are not counted: Pallas', or XLA's own for attention."""
     softmaxes: int
     spilled: tuple[Softmax, ...]
-    """Of them those whose scores go through the large memory, a MiB or more each time."""
+    """Softmaxes whose scores go through the large memory, a MiB or more each time."""
     kept: tuple[tuple[str, float], ...]
     """Donated arguments whose place no result takes, and their bytes."""
     donated: int
-    """Donated arguments."""
+    """Number of donated arguments."""
     padding: float
     """Bytes that the arguments take beyond their own, in whole tiles."""
     seconds: float
-    """That compilation took; 0 where a text was read."""
+    """Seconds of compilation; 0 where a text was read."""
 
 
 class DoesNotFitError(ValueError):
@@ -130,9 +137,9 @@ def compile_program(
     """Compiles a jitted program for chips that need not be there.
 
     Args:
-      arguments: `jax.ShapeDtypeStruct`s, their shardings over a mesh of the chips.
-      donated: the name of the program's argument that is.
-      layout: of that mesh.
+      arguments: `jax.ShapeDtypeStruct`s with shardings over a mesh of the chips.
+      donated: name of the program's donated argument.
+      layout: places of that mesh.
     """
     began = time.perf_counter()
     lowered = program.lower(*arguments)
@@ -157,7 +164,7 @@ def compile_program(
 
 
 def _needed(said: str) -> float | None:
-    """GiB that a program needs, from what the compiler says when there are not as many."""
+    """GiB that a program needs, from the compiler's error where the chip has less."""
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", said)
     found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+G hbm", said)
     return float(found[1]) * 2.0 ** (10 * ("KMGT".index(found[2]) - 2)) if found else None
@@ -177,7 +184,7 @@ def read_program(
     run = list(visits(module))
     work, costs = _work(module, run, chip)
     count, spilled = softmaxes(module, run)
-    given = [p for p in module.entry.parameters if _is_of(p.op_name, donated)]
+    given = [p for p in module.entry.parameters if re.match(rf"{donated}(\W|$)", p.op_name)]
     return Program(
         name=name,
         memory=memory,
@@ -185,7 +192,7 @@ def read_program(
         costs=tuple(costs),
         sent=tuple(_sent(module, c, layout, chip) for c in collectives(module, run, layout.size)),
         host=tuple(host_transfers(run, module)),
-        unknown=tuple(unknown_loops(module)),
+        unknown=tuple(visit.instruction for visit in run if visit.endless),
         waiting=tuple(_waiting(module, run)),
         opaque=tuple(_opaque(module, run)),
         softmaxes=count,
@@ -205,18 +212,13 @@ def read_program(
     )
 
 
-def _is_of(op_name: str, donated: str) -> bool:
-    return re.match(rf"{donated}(\W|$)", op_name) is not None
-
-
 def _work(module: Module, run: Sequence[Visit], chip: Chip) -> tuple[Work, list[Cost]]:
     """Prefetches into the chip's own memory use the bandwidth that the rest leaves over."""
     work, costs = Work(0, 0, 0, 0, 0), dict[str, Cost]()
     for visit in run:
-        found = [(visit.computation, visit.instruction), *module.inside(visit.instruction)]
         products = [
             (inner.op_name or visit.instruction.op_name, p)
-            for where, inner in found
+            for where, inner in visit.parts(module)
             if (p := product(where, inner)) is not None
         ]
         passes = sum(p.padded_flops(chip.mxu) * p.passes for _, p in products)
@@ -250,10 +252,10 @@ def _sent(module: Module, collective: Collective, layout: Layout, chip: Chip) ->
 
 
 def _bandwidth(collective: Collective, layout: Layout, chip: Chip) -> float:
-    """Bytes a second, along the torus' axes that a group spans.
+    """Bytes per second along the torus' axes that a group spans.
 
-    What is exchanged passes several links, and of a permutation, which takes one direction, several
-    parts may pass one.
+    Exchanged parts pass several links each. A permutation takes one direction of a link, and
+    several of its parts may share one.
     """
     axis = chip.ici_bandwidth / chip.torus
     group = collective.groups[0]
@@ -266,14 +268,13 @@ def _bandwidth(collective: Collective, layout: Layout, chip: Chip) -> float:
 
 def _waiting(module: Module, run: Sequence[Visit]) -> Iterator[str]:
     for visit in run:
-        found = [(visit.computation, visit.instruction), *module.inside(visit.instruction)]
-        if visit.waits and any(product(where, inner) for where, inner in found):
+        if visit.waits and any(product(*part) for part in visit.parts(module)):
             yield visit.instruction.op_name or visit.instruction.name
 
 
 def _opaque(module: Module, run: Sequence[Visit]) -> Iterator[str]:
     for visit in run:
-        for inner in (visit.instruction, *(inner for _, inner in module.inside(visit.instruction))):
+        for _, inner in visit.parts(module):
             target = inner.attribute("custom_call_target").strip('"')
             if target and target not in (*ONLY_NAMES, *ASYNC) and not calls_host(inner):
                 yield f"{target} {inner.op_name}".strip()

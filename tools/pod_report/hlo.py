@@ -1,4 +1,4 @@
-"""Compiled programs as text (`compiled.as_text()`), read: computations, instructions, arrays."""
+"""The text of a compiled program (`compiled.as_text()`) as computations, instructions, arrays."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        """Without padding."""
+        """Bytes without padding."""
         return self.size * _width(self.dtype)
 
     @property
     def padded_bytes(self) -> float:
-        """As it lies in memory: its last axes are filled up to whole tiles."""
+        """Bytes in memory, where the last axes are filled up to whole tiles."""
         lengths = [self.dims[axis] for axis in reversed(self.minor_to_major)]
         tile = self.tile[-len(lengths) :] if lengths else ()
         for place, side in enumerate(reversed(tile), 1):
@@ -50,7 +50,7 @@ class Array:
 
     @property
     def hbm_bytes(self) -> float:
-        """Of the chip's large memory; 0 for what is held on the chip itself."""
+        """Bytes of the chip's large memory; 0 for an array that is held on the chip itself."""
         return self.padded_bytes if self.space == HBM else 0.0
 
 
@@ -67,17 +67,11 @@ def parse_arrays(text: str) -> tuple[Array, ...]:
     found = []
     for dtype, dims, order, layout in _ARRAY.findall(text):
         lengths = _numbers(dims)
+        minor_to_major = _numbers(order) or tuple(reversed(range(len(lengths))))
         tile = re.search(r"T\(([\d,]+)\)", layout)
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(
-            Array(
-                dtype,
-                lengths,
-                _numbers(order) or tuple(reversed(range(len(lengths)))),
-                _numbers(tile[1]) if tile else (),
-                int(space[1]) if space else HBM,
-            )
-        )
+        tiles, where = _numbers(tile[1]) if tile else (), int(space[1]) if space else HBM
+        found.append(Array(dtype, lengths, minor_to_major, tiles, where))
     return tuple(found)
 
 
@@ -94,7 +88,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     literal: str
-    """What stands in the parentheses: of a constant its value, of a parameter its number."""
+    """Text in the parentheses: a constant's value, a parameter's number."""
     attributes: str
     root: bool
 
@@ -109,7 +103,7 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """Where in the JAX program it comes from."""
+        """Place in the JAX program that it comes from."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
         return found[1].replace("\\'", "'") if found else ""
 
@@ -127,7 +121,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> tuple[Instruction, ...]:
-        """In the order of their numbers."""
+        """Parameters in the order of their numbers."""
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return tuple(sorted(found, key=lambda i: int(i.literal)))
 
@@ -155,7 +149,7 @@ class Module:
 
     @functools.cached_property
     def callers(self) -> dict[str, tuple[Computation, Instruction]]:
-        """Of each computation an instruction that runs it, and where that stands."""
+        """An instruction that runs each computation, and the computation in which it stands."""
         return {
             name: (computation, instruction)
             for computation in self.computations.values()
@@ -165,7 +159,7 @@ class Module:
         }
 
     def fused(self, instruction: Instruction) -> Computation | None:
-        """What a fusion, or an asynchronous start, computes."""
+        """The computation of a fusion or of an asynchronous start; None for other instructions."""
         if instruction.opcode in ("fusion", "async-start"):
             return self.computations[instruction.called("calls")]
         return None
@@ -195,10 +189,8 @@ def parse(text: str) -> Module:
             if _TAIL.match(line):
                 current = None
             elif found := _LINE.match(line):
-                instruction = _instruction(
-                    found[2], _uncommented(line[found.end() :]), bool(found[1])
-                )
-                current[instruction.name] = instruction
+                rest = re.sub(r"/\*.*?\*/", "", line[found.end() :])
+                current[found[2]] = _instruction(found[2], rest, bool(found[1]))
         elif head := _HEAD.match(line):
             current = {}
             computations[head[2]] = Computation(head[2], current)
@@ -212,23 +204,18 @@ def parse(text: str) -> Module:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Lines, those of one instruction as one: what a Pallas kernel says of itself takes several."""
-    held: list[str] = []
+    """Lines, those of one instruction joined: a Pallas kernel's own description takes several."""
+    held = ""
     for line in text.splitlines():
-        if held and not (_LINE.match(line) or _TAIL.match(line)):
-            held.append(line)
+        begins = _LINE.match(line)
+        if held and not begins and not _TAIL.match(line):
+            held += f" {line}"
             continue
         if held:
-            yield " ".join(held)
-            held = []
-        if _LINE.match(line):
-            held = [line]
-        else:
+            yield held
+        held = line if begins else ""
+        if not begins:
             yield line
-
-
-def _uncommented(line: str) -> str:
-    return re.sub(r"/\*.*?\*/", "", line) if "/*" in line else line
 
 
 def _instruction(name: str, line: str, root: bool) -> Instruction:
@@ -242,14 +229,14 @@ def _instruction(name: str, line: str, root: bool) -> Instruction:
 
 
 def _names(text: str) -> list[str]:
-    """Operands, with or without their types and %."""
+    """Names of operands, written with or without their types and %."""
     if "%" in text:
         return re.findall(r"%([\w.\-]+)", text)
     return [part.split()[-1] for part in text.split(", ") if part]
 
 
 def _closed(text: str, start: int) -> int:
-    """Just behind the parenthesis that closes the one at `start`."""
+    """Place behind the parenthesis that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += (text[place] == "(") - (text[place] == ")")

@@ -1,4 +1,4 @@
-"""What the chips of a compiled program send to each other: how much, along which axes, of what."""
+"""Collectives of a compiled program: what its chips send to each other, and along which axes."""
 
 from __future__ import annotations
 
@@ -9,50 +9,41 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from adaperceiver_jax.aot.flow import takers
-from adaperceiver_jax.aot.hlo import Array, Computation, Instruction, Module
-from adaperceiver_jax.aot.loops import Visit
+from tools.pod_report.hlo import Array, Computation, Instruction, Module
+from tools.pod_report.loops import Visit
+from tools.pod_report.values import takers
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
-MOVES = frozenset(
-    (
-        "convert",
-        "bitcast",
-        "copy",
-        "copy-start",
-        "copy-done",
-        "reshape",
-        "transpose",
-        "select",
-        "collective-permute-done",
-    )
+MOVES = (
+    *("convert", "bitcast", "copy", "copy-start", "copy-done", "reshape", "transpose", "select"),
+    "collective-permute-done",
 )
-"""What may stand between a permutation and the addition to what it moved."""
+"""Operations that may stand between a permutation and the addition to what it moved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One, as it stands in the program."""
+    """One collective, as it stands in the program."""
 
     kind: str
     arrays: tuple[Array, ...]
-    """Whole: what is gathered, reduced, or held by a chip and exchanged."""
+    """Whole arrays: gathered, reduced, or held by a chip and exchanged."""
     groups: tuple[tuple[int, ...], ...]
-    """Chips that take part together, by their place in the mesh; of a permutation the pairs."""
+    """Chips that take part together, by their place in the mesh; pairs of a permutation."""
     times: int
     computation: Computation
-    """Where it is started."""
+    """Computation in which it is started."""
     operand: Instruction
     """Its first operand, there."""
     op_name: str
     filled: int = 0
-    """Numbers of the arrays that only fill them up, so that they can be cut into equal parts."""
+    """Count of numbers that only fill the arrays up, so that they can be cut into equal parts."""
     adds: bool = False
-    """Whether it is a permutation to whose outcome is added: a part of a sum on its way around the
-    chips, as products are summed while they are computed."""
+    """True for a permutation to whose result the next chip adds: a part of a sum on its way around
+    the chips, as products are summed while they are computed."""
     waits: bool = False
-    """Whether it is in a loop whose rounds depend on data."""
+    """True in a loop whose number of rounds depends on data."""
 
     @property
     def reduces(self) -> bool:
@@ -60,8 +51,8 @@ class Collective:
 
     @property
     def share(self) -> float:
-        """Of what it moves, what counts as reduced: an array's n parts go around a ring of n chips
-        in n + 1 permutations, in two directions, the first two of them of zeros."""
+        """The part of its numbers that counts as reduced: an array's n parts go around a ring of n
+        chips in n + 1 permutations, in two directions, the first two of them of zeros."""
         if not self.adds:
             return 1.0
         following, ring = {pair[0]: pair[1] for pair in self.groups}, 1
@@ -72,12 +63,12 @@ class Collective:
 
     @property
     def numbers(self) -> float:
-        """In the arrays, once; of a sum on its way those that come to be summed."""
+        """Count of numbers in the arrays, once; of a sum on its way those that are summed."""
         return self.share * (sum(array.size for array in self.arrays) - self.filled)
 
     @property
     def bytes(self) -> float:
-        """Of the whole arrays, once."""
+        """Bytes of the whole arrays, once."""
         return sum(array.bytes for array in self.arrays)
 
     @property
@@ -86,7 +77,7 @@ class Collective:
 
     @property
     def size(self) -> int:
-        """Chips that take part together."""
+        """Number of chips that take part together."""
         return len(self.groups[0]) if self.kind != "collective-permute" else 2
 
     def axes(self, mesh: Sequence[tuple[str, int]]) -> str:
@@ -109,32 +100,25 @@ class Collective:
         """Bytes a chip sends, once.
 
         Around a ring in both directions gathering passes on all of the array but one part, reducing
-        does it twice (a half of it is scattering). What is exchanged or permuted is sent whole; how
-        far it has to go is the layout's affair.
+        does it twice (scattering is half of that). An array that is exchanged or permuted is sent
+        whole; the layout knows how far.
         """
-        n, whole = self.size, self.bytes
-        return {
-            "all-to-all": whole,
-            "all-gather": whole * (n - 1) / n,
-            "reduce-scatter": whole * (n - 1) / n,
-            "all-reduce": 2 * whole * (n - 1) / n,
-            "collective-permute": whole,
-        }[self.kind]
+        if self.kind in ("all-to-all", "collective-permute"):
+            return self.bytes
+        return (1 + (self.kind == "all-reduce")) * self.bytes * (self.size - 1) / self.size
 
 
 def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator[Collective]:
-    """All of them; one that runs beside other work counts where it is started."""
+    """All collectives; one that runs beside other work counts where it is started."""
     started = set()
     for visit in visits:
         for where, inner in module.inside(visit.instruction):
-            if inner.attribute("custom_call_target") == '"AsyncCollectiveStart"':
+            if _starts(inner):
                 started |= {i.attribute("channel_id") for i in where.operands(inner)}
     for visit in visits:
         instruction = visit.instruction
-        found = [(visit.computation, instruction), *module.inside(instruction)]
-        begins = any(
-            inner.attribute("custom_call_target") == '"AsyncCollectiveStart"' for _, inner in found
-        )
+        found = list(visit.parts(module))
+        begins = any(_starts(inner) for _, inner in found)
         scatters = instruction.opcode == "fusion" and any(
             inner.opcode in ("dynamic-slice", "slice") for _, inner in found
         )
@@ -161,9 +145,13 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
             )
 
 
+def _starts(instruction: Instruction) -> bool:
+    return instruction.attribute("custom_call_target") == '"AsyncCollectiveStart"'
+
+
 def _is_added_to(module: Module, computation: Computation, permutation: Instruction) -> bool:
-    """What is gathered goes into products, and what is only moved into arrays; to a sum the next
-    chip adds its part."""
+    """True if a permutation moves a part of a sum: the next chip adds to it. A gathered array goes
+    into products instead, and one that is only moved into other arrays."""
     found = takers(module, computation, permutation, lambda _, user, __: user.opcode in MOVES)
     return any(user.opcode == "add" for user in found)
 

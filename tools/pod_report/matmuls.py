@@ -1,4 +1,4 @@
-"""FLOPs of matrix products in a compiled program, in which they are mostly called convolutions."""
+"""FLOPs of a compiled program's matrix products, which XLA mostly writes as convolutions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from adaperceiver_jax.aot.hlo import Array, Computation, Instruction
+from tools.pod_report.hlo import Array, Computation, Instruction
 
 PASSES = {"highest": 6, "high": 3}
 """Products of bfloat16 parts that one of float32 takes on a matrix unit, by its precision; those at
@@ -21,10 +21,10 @@ class Product:
     groups: int
     rows: int
     inner: float
-    """Of a convolution that is none in disguise: the mean over its results."""
+    """Mean over the results, for a convolution that is more than a product in disguise."""
     columns: int
     passes: int
-    """Through the matrix unit."""
+    """Times that it goes through the matrix unit."""
 
     @property
     def flops(self) -> float:
@@ -32,15 +32,12 @@ class Product:
         return 2 * self.groups * self.rows * self.inner * self.columns
 
     def padded_flops(self, mxu: int) -> float:
-        """With the matrix unit's tiles filled up, the better way round; one pass.
+        """FLOPs of one pass with the matrix unit's tiles filled up, the better way round.
 
         The unit holds a (mxu, mxu) tile of one matrix; rows of the other stream by, eight at once.
         """
-        held, streamed = self.columns, self.rows
-        best = min(
-            _up(streamed, 8) * _up(held, mxu),
-            _up(held, 8) * _up(streamed, mxu),
-        )
+        rows, columns = self.rows, self.columns
+        best = min(_up(rows, 8) * _up(columns, mxu), _up(columns, 8) * _up(rows, mxu))
         return 2 * self.groups * best * _up(self.inner, mxu)
 
 
@@ -49,14 +46,12 @@ def _up(length: float, unit: int) -> int:
 
 
 def product(computation: Computation, instruction: Instruction) -> Product | None:
-    """Of a `dot` or `convolution`; None for anything else."""
+    """The product that a `dot` or `convolution` is; None for anything else."""
     if instruction.opcode not in ("dot", "convolution"):
         return None
     left, right = (operand.arrays[0] for operand in computation.operands(instruction))
-    passes = _passes(instruction, (left, right))
-    if instruction.opcode == "dot":
-        return _dot(instruction, left, right, passes)
-    return _convolution(instruction, left, right, passes)
+    made = _dot if instruction.opcode == "dot" else _convolution
+    return made(instruction, left, right, _passes(instruction, (left, right)))
 
 
 def _passes(instruction: Instruction, operands: Sequence[Array]) -> int:
@@ -71,11 +66,11 @@ def _passes(instruction: Instruction, operands: Sequence[Array]) -> int:
 def _dot(instruction: Instruction, left: Array, right: Array, passes: int) -> Product:
     def lengths(side: str, array: Array) -> tuple[int, int, int]:
         batch, inner = (
-            math.prod(array.dims[int(axis)] for axis in re.findall(r"\d+", text))
-            for text in (
-                instruction.attribute(f"{side}_batch_dims"),
-                instruction.attribute(f"{side}_contracting_dims"),
+            math.prod(
+                array.dims[int(axis)]
+                for axis in re.findall(r"\d+", instruction.attribute(f"{side}_{kind}_dims"))
             )
+            for kind in ("batch", "contracting")
         )
         return batch, inner, array.size // max(1, batch * inner)
 
@@ -92,12 +87,11 @@ def _convolution(instruction: Instruction, left: Array, right: Array, passes: in
         **_places("kernel_", labels[2], right),
         **_places("out_", labels[3], out),
     }
-    groups, rows, inner, columns = 1, at["out_b"], float(at["kernel_i"]), at["out_f"]
-    split = max(
+    groups = max(
         int(instruction.attribute(name) or 1)
         for name in ("feature_group_count", "batch_group_count")
     )
-    groups, columns = groups * split, columns // split
+    rows, inner, columns = at["out_b"], float(at["kernel_i"]), at["out_f"] // groups
     for axis, window in enumerate(_windows(instruction, len(labels[1]) - 2)):
         entering, leaving = at[f"in_{axis}"], at[f"out_{axis}"]
         met = window.pairs(entering, leaving)
@@ -116,7 +110,7 @@ def _places(prefix: str, labels: str, array: Array) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a convolution looks along one axis."""
+    """A convolution's window along one axis."""
 
     size: int = 1
     stride: int = 1
@@ -144,14 +138,8 @@ def _windows(instruction: Instruction, axes: int) -> list[Window]:
     def numbers(name: str, default: str) -> list[str]:
         return given[name].split("x") if name in given else [default] * axes
 
+    names = dict(size="1", stride="1", pad="0_0", lhs_dilate="1", rhs_dilate="1")
+    columns = (numbers(name, default) for name, default in names.items())
     return [
-        Window(int(size), int(stride), int(pad.split("_")[0]), int(spread), int(kernel))
-        for size, stride, pad, spread, kernel in zip(
-            numbers("size", "1"),
-            numbers("stride", "1"),
-            numbers("pad", "0_0"),
-            numbers("lhs_dilate", "1"),
-            numbers("rhs_dilate", "1"),
-            strict=True,
-        )
+        Window(*(int(number.split("_")[0]) for number in row)) for row in zip(*columns, strict=True)
     ]

@@ -1,9 +1,8 @@
-"""Topologies of TPU chips that nobody needs to own, and a mesh's places in them."""
+"""TPU topologies by name, and the places of a mesh's chips in their torus."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import math
 import os
@@ -19,12 +18,10 @@ from jax.sharding import Mesh
 from adaperceiver_jax.train.chips import CHIPS, Chip
 
 GIB = 2**30
-
-
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
 LAYOUTS = {2: FLAT, 3: DEEP}
-"""Of the slices that are named by how large they are, by axes of the torus."""
+"""Layouts of the slices that are named by their size, by axes of the torus."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Topology:
     name: str
     chip: Chip
     devices: tuple[Any, ...]
-    """Such as `jax.devices()` gives, to compile for; nothing runs on them."""
+    """Devices such as `jax.devices()` gives, to compile for; nothing runs on them."""
 
     @property
     def hosts(self) -> int:
@@ -46,7 +43,7 @@ class Topology:
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     """'v5e:16x16' -> the chip and (16, 16); ValueError says what there is."""
     kind, _, text = name.partition(":")
-    if meant := _of_slice(name):
+    if meant := _layout_of_slice(name):
         raise ValueError(f"topology {name!r}: is a slice; say {meant}, which is its layout")
     if kind not in CHIPS:
         raise ValueError(
@@ -55,11 +52,9 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
         )
     chip = CHIPS[kind]
     sides = _sides(text) if re.fullmatch(r"\d+(x\d+)*", text) else ()
-    one, few = set(sides) == {1}, all(side % 2 == 0 for side in sides[:2]) and all(sides)
-    small = math.prod(sides) <= math.prod(chip.largest) and max(sides, default=0) <= max(
-        chip.largest
-    )
-    if len(sides) != chip.torus or not (one or few) or not small:
+    even = set(sides) == {1} or (all(side % 2 == 0 for side in sides[:2]) and all(sides))
+    small = math.prod(sides) <= math.prod(chip.largest)
+    if len(sides) != chip.torus or not even or not small or max(sides) > max(chip.largest):
         raise ValueError(
             f"topology {name!r}: {kind} takes {chip.torus} sides up to "
             f"{'x'.join(map(str, chip.largest))}, the first two even, or "
@@ -68,16 +63,15 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, sides
 
 
-def _of_slice(name: str) -> str:
-    """'v5e-256', 'v5litepod-256' -> 'v5e:16x16'; '' for what is no slice's name."""
-    kind, _, text = name.replace("v5litepod-", "v5e-").partition("-")
-    if kind not in CHIPS or not text.isdecimal():
+def _layout_of_slice(name: str) -> str:
+    """'v5e-256' or 'v5litepod-256' -> 'v5e:16x16'; '' for a name that is no slice's."""
+    kind, _, size = name.replace("v5litepod-", "v5e-").partition("-")
+    if kind not in CHIPS:
         return ""
     torus = CHIPS[kind].torus
-    for sides in LAYOUTS[torus]:
-        if math.prod(_sides(sides)) * (2 if torus == 3 else 1) == int(text):  # cores, not chips
-            return f"{kind}:{sides}"
-    return ""
+    cores = 2 if torus == 3 else 1  # slices of these chips are named by cores
+    sizes = {str(cores * math.prod(_sides(text))): text for text in LAYOUTS[torus]}
+    return f"{kind}:{sizes[size]}" if size in sizes else ""
 
 
 def _sides(text: str) -> tuple[int, ...]:
@@ -111,27 +105,26 @@ class Layout:
     """A mesh over chips, by their numbers in it."""
 
     axes: tuple[tuple[str, int], ...]
-    """('data', 16), ('fsdp', 16)"""
+    """Names and sizes: ('data', 16), ('fsdp', 16)."""
     coordinates: tuple[tuple[int, ...], ...]
-    """Of each chip in the torus."""
+    """Place of each chip in the torus."""
 
     @property
     def size(self) -> int:
         return len(self.coordinates)
 
     def links(self, group: Sequence[int], chip: Chip) -> float:
-        """The torus' axes that a group of chips spans, by the links they give: 1 for a ring, 1/2
-        for a row, which has no way back but the one it came."""
+        """Links along the torus' axes that a group of chips spans: 1 for a ring, 1/2 for a row,
+        which has no way back but the one it came."""
         return sum(links for _, links in self._spanned(group, chip))
 
     def way(self, group: Sequence[int], chip: Chip) -> float:
-        """Links that what a group exchanges has to pass, in the mean, along the axis where that
-        takes longest: a quarter of a ring, and on a row, with half of a ring's links, twice that.
-        """
+        """Links that exchanged data passes, in the mean, along the axis where that takes longest: a
+        quarter of a ring, and twice that on a row, which has half of a ring's links."""
         return max((side / 4 / links for side, links in self._spanned(group, chip)), default=0.0)
 
     def _spanned(self, group: Sequence[int], chip: Chip) -> list[tuple[int, float]]:
-        """Of each axis that a group spans, its chips along it and the links."""
+        """(chips along it, links) of each axis that a group spans."""
         mine = [len(set(p)) for p in zip(*(self.coordinates[n] for n in group), strict=True)]
         return [
             (spanned, 1.0 if ring and spanned == side else 0.5)
@@ -144,14 +137,13 @@ class Layout:
         return [len(set(places)) for places in zip(*self.coordinates, strict=True)]
 
     def _rings(self, chip: Chip) -> list[bool]:
-        """Whether the torus' axes close."""
+        """True for each of the torus' axes that closes in a ring."""
         rings = [side % chip.ring == 0 for side in self._sides]
         return [all(rings)] * 3 if chip.torus == 3 else rings
 
-    @functools.cache  # noqa: B019
-    def crowd(self, pairs: tuple[tuple[int, ...], ...], chip: Chip) -> int:
-        """The most pairs of a permutation that share a link, one direction of it, when each goes
-        the short way, axis by axis."""
+    def crowd(self, pairs: Sequence[Sequence[int]], chip: Chip) -> int:
+        """The most pairs of a permutation that share one direction of a link, when each goes the
+        short way, axis by axis."""
         sides, rings = self._sides, self._rings(chip)
         taken: Counter[tuple[tuple[int, ...], int, int]] = Counter()
         for source, target in pairs:
@@ -168,6 +160,6 @@ class Layout:
 
 
 def layout(mesh: Mesh) -> Layout:
-    """Of a mesh over a topology's devices."""
+    """Places of a mesh over a topology's devices."""
     coordinates = tuple(tuple(device.coords) for device in mesh.devices.reshape(-1))
     return Layout(tuple(mesh.shape.items()), coordinates)

@@ -1,28 +1,18 @@
-"""Compiled programs' text, read."""
+"""The text of compiled programs, read."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from adaperceiver_jax.aot.hlo import Array, parse, parse_arrays
-from tests.aot.texts import LOOP, entry
-
-
-def only(text: str) -> Array:
-    (array,) = parse_arrays(text)
-    return array
+from tests.tools.pod_report.texts import LOOP, entry
+from tools.pod_report.hlo import parse, parse_arrays
 
 
 def test_a_type_is_read_with_its_layout():
-    array = only("bf16[16,257,1280]{1,2,0:T(8,128)(2,1)S(1)}")
+    (array,) = parse_arrays("bf16[16,257,1280]{1,2,0:T(8,128)(2,1)S(1)}")
     assert (array.dtype, array.dims, array.minor_to_major) == ("bf16", (16, 257, 1280), (1, 2, 0))
     assert (array.tile, array.space) == ((8, 128), 1)
-    assert array.bytes == 2 * 16 * 257 * 1280
-    assert [a.dtype for a in parse_arrays("((f32[2]{0}, s32[]), u32[]{:S(2)})")] == [
-        "f32",
-        "s32",
-        "u32",
-    ]
+    assert (array.bytes, array.hbm_bytes) == (2 * 16 * 257 * 1280, 0)  # it is held on the chip
+    found = parse_arrays("((f32[2]{0}, s32[]), u32[]{:S(2)})")
+    assert [a.dtype for a in found] == ["f32", "s32", "u32"]
 
 
 @pytest.mark.parametrize(
@@ -37,29 +27,25 @@ def test_a_type_is_read_with_its_layout():
     ],
 )
 def test_memory_is_taken_in_whole_tiles(text, padded):
-    assert only(text).padded_bytes == padded
-    assert only(text).hbm_bytes == padded
-
-
-def test_what_is_held_on_the_chip_takes_none_of_the_large_memory():
-    assert only("f32[8,128]{1,0:T(8,128)S(1)}").hbm_bytes == 0
+    (array,) = parse_arrays(text)
+    assert array.padded_bytes == array.hbm_bytes == padded
 
 
 def test_a_program_is_read_with_what_calls_what():
     module = parse(LOOP)
     assert list(module.computations) == ["cond", "body", "main"]
-    assert module.entry.name == "main"
-    assert module.aliased == {1}
+    assert (module.entry.name, module.aliased, module.entry.root.name) == ("main", {1}, "out")
     assert [p.op_name for p in module.entry.parameters] == ["params['w']", "state.params['w']"]
     loop = module.entry.instructions["loop"]
     assert (loop.opcode, loop.operands) == ("while", ("start",))
     assert (loop.called("body"), loop.called("condition")) == ("body", "cond")
     assert module.callers["body"] == (module.entry, loop)
-    assert module.entry.root.name == "out"
     assert module.entry.users["weights"] == [module.entry.instructions["start"]]
+    with pytest.raises(ValueError, match="no ENTRY"):
+        parse("module @jit_f {}")
 
 
-def test_what_stands_in_a_fusion_is_found_however_deep():
+def test_instructions_of_a_fusion_are_found_however_deep():
     inner = """\
 %deep (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
@@ -71,30 +57,14 @@ def test_what_stands_in_a_fusion_is_found_however_deep():
   ROOT %f = f32[4]{0} fusion(%b), kind=kLoop, calls=%deep
 }
 """
-    text = entry(
-        "%x = f32[4]{0} parameter(0)",
-        "%g = f32[4]{0} fusion(%x), kind=kLoop, calls=%shallow",
-        before=inner,
-    )
-    module = parse(text)
+    outer = "%x = f32[4]{0} parameter(0)", "%g = f32[4]{0} fusion(%x), kind=kLoop, calls=%shallow"
+    module = parse(entry(*outer, before=inner))
     found = [i.opcode for _, i in module.inside(module.entry.root)]
     assert found == ["parameter", "fusion", "parameter", "exponential"]
 
 
-def test_what_this_jax_compiles_is_read():
-    compiled = jax.jit(lambda x: jnp.tanh(x) @ x.T).lower(jnp.ones((4, 6))).compile()
-    module = parse(compiled.as_text())
-    assert [a.dims for a in module.entry.root.arrays] == [(4, 4)]
-    assert [p.arrays[0].dims for p in module.entry.parameters] == [(4, 6)]
-
-
-def test_other_text_is_refused():
-    with pytest.raises(ValueError, match="no ENTRY"):
-        parse("module @jit_f {}")
-
-
 def test_an_instruction_may_take_several_lines():
-    """As a Pallas kernel's does, whose own description holds line ends and braces."""
+    """A Pallas kernel's own description holds line ends and braces."""
     text = entry(
         "%x = f32[8]{0} parameter(0)",
         '%k = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", '

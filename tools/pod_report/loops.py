@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from adaperceiver_jax.aot.hlo import Computation, Instruction, Module
+from tools.pod_report.hlo import Computation, Instruction, Module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,47 +17,44 @@ class Visit:
     instruction: Instruction
     computation: Computation
     times: int
-    """A call of the program."""
+    """Runs per call of the program."""
     waits: bool = False
-    """Whether a loop it is in has rounds that depend on data."""
+    """True in a loop whose number of rounds depends on data."""
+    endless: bool = False
+    """True for such a loop itself."""
+
+    def parts(self, module: Module) -> Iterator[tuple[Computation, Instruction]]:
+        """The instruction and, if it is a fusion, those within, with where each stands."""
+        yield self.computation, self.instruction
+        yield from module.inside(self.instruction)
 
 
 def visits(module: Module) -> Iterator[Visit]:
     """Every instruction that is run, loops and calls opened.
 
-    A loop whose number of rounds depends on data counts as one round (`unknown_loops` names them),
-    and so does each branch of a condition.
+    A loop whose number of rounds depends on data counts as one round, and so does each branch of a
+    condition.
     """
     yield from _visits(module, module.entry, 1, False)
 
 
 def _visits(module: Module, computation: Computation, times: int, waits: bool) -> Iterator[Visit]:
     for instruction in computation.instructions.values():
-        yield Visit(instruction, computation, times, waits)
         if instruction.opcode == "while":
             count = trip_count(module, computation, instruction)
+            yield Visit(instruction, computation, times, waits, endless=count is None)
             rounds = times * (1 if count is None else count)
             for part in ("condition", "body"):
                 inner = module.computations[instruction.called(part)]
                 yield from _visits(module, inner, rounds, waits or count is None)
-        elif instruction.opcode in ("call", "conditional"):
+            continue
+        yield Visit(instruction, computation, times, waits)
+        if instruction.opcode in ("call", "conditional"):
             names = re.findall(r"%?([\w.\-]+)", instruction.attribute("branch_computations"))
-            names += [
-                instruction.called(part)
-                for part in ("to_apply", "true_computation", "false_computation")
-            ]
+            for part in ("to_apply", "true_computation", "false_computation"):
+                names.append(instruction.called(part))
             for name in filter(None, names):
                 yield from _visits(module, module.computations[name], times, waits)
-
-
-def unknown_loops(module: Module) -> list[Instruction]:
-    """Loops whose number of rounds depends on data."""
-    return [
-        visit.instruction
-        for visit in visits(module)
-        if visit.instruction.opcode == "while"
-        and trip_count(module, visit.computation, visit.instruction) is None
-    ]
 
 
 def trip_count(module: Module, outer: Computation, loop: Instruction) -> int | None:
@@ -68,24 +65,23 @@ def trip_count(module: Module, outer: Computation, loop: Instruction) -> int | N
     start = outer.instructions[loop.operands[0]]
     condition = module.computations[loop.called("condition")]
     compare, arguments = _unwrapped(module, condition, condition.root)
-    if compare.opcode != "compare":
+    if compare.opcode != "compare" or {start.opcode, body.root.opcode} != {"tuple"}:
         return None
-    if start.opcode != "tuple" or body.root.opcode != "tuple":
-        return None
-    values: list[Value] = [None, None]
-    for side, (where, operand) in enumerate(arguments):
+    values: list[Value] = []
+    for where, operand in arguments:
         value = _value(module, where, operand)
         if isinstance(value, Carried):
             first = _value(module, outer, outer.instructions[start.operands[value.index]])
-            step = _value(module, body, _element(body, value.index))
+            step = _value(module, body, body.instructions[body.root.operands[value.index]])
             if not isinstance(first, int) or not isinstance(step, Carried):
                 return None
             if step.index != value.index:
                 return None
             first += value.plus
             value = first if step.plus == 0 else Counter(first, step.plus)
-        values[side] = value
-    return _rounds(values[0], values[1], compare.attribute("direction"))
+        values.append(value)
+    left, right = values
+    return _rounds(left, right, compare.attribute("direction"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +116,7 @@ def _rounds(left: Value, right: Value, direction: str) -> int | None:
         direction = {"GT": "LT", "GE": "LE"}.get(direction, direction)
     if direction == "LE":
         distance, direction = distance + 1, "LT"
-    if direction not in ("LT", "NE"):
-        return None
-    return max(0, math.ceil(distance / step))
+    return max(0, math.ceil(distance / step)) if direction in ("LT", "NE") else None
 
 
 def _unwrapped(
@@ -130,7 +124,7 @@ def _unwrapped(
 ) -> tuple[Instruction, list[tuple[Computation, Instruction]]]:
     """The instruction that makes a value, behind copies and fusions of one, and its operands."""
     while instruction.opcode in PASSED_ON:
-        (instruction,) = computation.operands(instruction)[:1]
+        instruction = computation.operands(instruction)[0]
     given = [(computation, operand) for operand in computation.operands(instruction)]
     fused = module.fused(instruction)
     if fused is None:
@@ -142,22 +136,16 @@ def _unwrapped(
     ]
 
 
-def _element(body: Computation, index: int) -> Instruction:
-    """What a loop's body leaves in one place of the tuple."""
-    return body.instructions[body.root.operands[index]]
-
-
 def _value(module: Module, computation: Computation, instruction: Instruction) -> Value:
-    """A scalar as far as the text says it."""
-    while instruction.opcode in PASSED_ON or instruction.opcode == "copy-start":
+    """A scalar as far as the text tells it."""
+    while instruction.opcode in (*PASSED_ON, "copy-start"):
         instruction = computation.operands(instruction)[0]
     if instruction.opcode == "constant":
         return int(instruction.literal) if re.fullmatch(r"-?\d+", instruction.literal) else None
     if instruction.opcode == "get-tuple-element":
         source = computation.operands(instruction)[0]
-        if source.opcode == "parameter":
-            return Carried(int(instruction.attribute("index")))
-        return None
+        carried = source.opcode == "parameter"
+        return Carried(int(instruction.attribute("index"))) if carried else None
     inner, operands = _unwrapped(module, computation, instruction)
     if inner.opcode not in ("add", "subtract"):
         return None

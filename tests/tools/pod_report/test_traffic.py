@@ -1,11 +1,11 @@
-"""Bytes between a chip and its memory, or the host."""
+"""Bytes between a chip and its memory, or the host; softmaxes whose scores go there."""
 
 import pytest
 
-from adaperceiver_jax.aot.hlo import parse
-from adaperceiver_jax.aot.loops import visits
-from adaperceiver_jax.aot.traffic import hbm_bytes, host_transfers
-from tests.aot.texts import entry
+from tests.tools.pod_report.texts import entry
+from tools.pod_report.hlo import parse
+from tools.pod_report.loops import visits
+from tools.pod_report.traffic import Softmax, hbm_bytes, host_transfers, softmaxes
 
 X = "f32[64,128]{1,0:T(8,128)}"
 KEPT = "f32[64,128]{1,0:T(8,128)S(1)}"
@@ -46,7 +46,7 @@ def test_operands_are_read_and_results_written():
         ),
     ],
 )
-def test_what_moves_nothing_or_a_part_counts_as_that(lines, expected):
+def test_operations_that_move_nothing_or_a_part_count_as_that(lines, expected):
     assert moved(f"%x = {X} parameter(0)", *lines) == expected
 
 
@@ -78,12 +78,9 @@ GIVEN = (
 PART = ALL / 8
 
 
-def test_a_fusion_that_cuts_an_operand_up_reads_the_part():
+def test_a_fusion_that_cuts_an_operand_or_updates_it_in_place_touches_the_part():
     call = "%z = f32[8,128]{1,0:T(8,128)} fusion(%x, %y, %i), kind=kLoop, calls=%cut"
     assert moved(*GIVEN, call, before=CUT) == 3 * PART
-
-
-def test_a_fusion_that_updates_in_place_touches_the_part():
     call = f"%z = ({X}, f32[8,128]{{1,0:T(8,128)}}) fusion(%x, %y, %i), kind=kLoop, calls=%filled"
     assert moved(*GIVEN, call, before=FILLED) == PART + 2 * PART + PART
 
@@ -99,6 +96,60 @@ def test_a_fusion_that_updates_in_place_touches_the_part():
         (f'%y = {X} custom-call(%x), custom_call_target="ConcatBitcast"', False),
     ],
 )
-def test_what_waits_for_the_host_is_found(line, stops):
+def test_instructions_that_wait_for_the_host_are_found(line, stops):
     module = parse(entry(f"%x = {X} parameter(0)", line))
     assert bool(host_transfers(list(visits(module)), module)) is stops
+
+
+SCORES = "f32[64,256,256]{2,1,0}"
+ON_CHIP = "f32[64,256,256]{2,1,0:S(1)}"
+EXPONENTIAL = f"""\
+%exponential (s: f32[64,256,256]) -> f32[64,256,256] {{
+  %s = {SCORES} parameter(0)
+  ROOT %e = {SCORES} exponential(%s), metadata={{op_name="attn/exp"}}
+}}
+"""
+
+
+def found(between: tuple[str, ...], scores: str = SCORES) -> tuple[int, list[Softmax]]:
+    """Softmaxes of a program with the exponential in a fusion of its own and the sum in a later
+    one, which sums the last of `between`; %u is the exponential, %k another array."""
+    lines = "\n".join(f"  {line}" for line in between)
+    summed = f"""\
+%summed (u: f32[64,256,256], k: f32[64,256,256]) -> f32[64,256] {{
+  %u = {SCORES} parameter(0)
+  %k = {SCORES} parameter(1)
+{lines}
+  %z = f32[] constant(0)
+  ROOT %r = f32[64,256]{{1,0}} reduce(%b, %z), dimensions={{2}}, to_apply=%add
+}}
+"""
+    text = entry(
+        f"%x = {scores} parameter(0)",
+        f"%y = {scores} fusion(%x), kind=kLoop, calls=%exponential",
+        f"%c = {scores} copy(%y)",
+        "%z = f32[64,256]{1,0} fusion(%c, %x), kind=kLoop, calls=%summed",
+        before=f"{EXPONENTIAL}\n{summed}",
+    )
+    module = parse(text)
+    return softmaxes(module, list(visits(module)))
+
+
+MASK = "%m = pred[64,256,256]{2,1,0} compare(%k, %k), direction=GT"
+
+
+@pytest.mark.parametrize(
+    ("between", "count"),
+    [
+        ((f"%b = {SCORES} bitcast(%u)",), 1),
+        ((MASK, f"%b = {SCORES} select(%m, %u, %k)"), 1),
+        ((MASK, f"%f = {SCORES} convert(%m)", f"%b = {SCORES} multiply(%u, %f)"), 1),
+        ((f"%b = {SCORES} multiply(%u, %k)",), 0),  # a mean of something else under the softmax
+        ((f"%b = {SCORES} add(%u, %k)",), 0),
+        ((f"%b = {SCORES} bitcast(%k)",), 0),
+    ],
+)
+def test_a_softmax_is_an_exponential_that_is_summed_under_a_mask_or_none(between, count):
+    spilled = [Softmax((64, 256, 256), "attn/exp", 2 * 4 * 64 * 256 * 256)] * count
+    assert found(between) == (count, spilled)
+    assert found(between, ON_CHIP) == (count, [])

@@ -1,0 +1,148 @@
+"""What chips send to each other: kinds, sizes, and the axes of the mesh."""
+
+import pytest
+
+from tests.tools.pod_report.texts import LOOP, around, entry
+from tools.pod_report.collectives import Collective, collectives
+from tools.pod_report.hlo import parse
+from tools.pod_report.loops import visits
+
+MESH = (("data", 4), ("fsdp", 2))
+ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
+COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
+ALL = (tuple(range(8)),)
+
+
+def found(text: str, chips: int = 8) -> list[Collective]:
+    module = parse(text)
+    return list(collectives(module, list(visits(module)), chips))
+
+
+def gathered(groups: str) -> Collective:
+    gather = f"all-gather(%x), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    (only,) = found(entry("%x = f32[4,8]{1,0} parameter(0)", f"%g = f32[8,8]{{1,0}} {gather}"))
+    return only
+
+
+@pytest.mark.parametrize(
+    ("text", "groups", "axes"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", ROWS, "fsdp"),
+        ("[4,2]<=[8]", ROWS, "fsdp"),
+        ("[2,4]<=[4,2]T(1,0)", COLUMNS, "data"),
+        ("[1,8]<=[8]", ALL, "data+fsdp"),
+        ("{}", ALL, "data+fsdp"),
+        ("mesh['axis_0'=8] {'axis_0'}", ALL, "data+fsdp"),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ROWS, "fsdp"),
+        ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_0','axis_2'}", COLUMNS, "data"),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", COLUMNS, "data"),
+        ("mesh['a'=4,'b'=2] {'a':(1)2}", ((0, 4), (1, 5), (2, 6), (3, 7)), "part of data"),
+        ("mesh['a'=4,'b'=2] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7)), "part of data"),
+        ("[8,1]<=[8]", tuple((i,) for i in range(8)), "none"),
+    ],
+)
+def test_groups_are_read_however_they_are_written(text, groups, axes):
+    collective = gathered(text)
+    assert collective.groups == groups
+    assert collective.axes(MESH) == axes
+
+
+def test_gathered_arrays_count_whole_and_reduced_ones_as_they_are():
+    collective = gathered("[4,2]<=[8]")
+    assert (collective.kind, collective.bytes, collective.dtype) == ("all-gather", 4 * 64, "f32")
+    (reduced,) = found(
+        entry(
+            "%x = bf16[6]{0} parameter(0)",
+            "%y = f32[4]{0} parameter(1)",
+            "%zero = f32[] constant(0)",
+            "%padded = bf16[8]{0} pad(%x, %zero), padding=0_2",
+            "%r = (bf16[8]{0}, f32[4]{0}) all-reduce(%padded, %y), replica_groups=[1,8]<=[8]",
+        )
+    )
+    assert (reduced.bytes, reduced.dtype, reduced.size) == (2 * 8 + 4 * 4, "bf16+f32", 8)
+    assert (reduced.numbers, reduced.filled) == (10, 2)  # two fill it up to equal parts
+
+
+def test_a_ring_sends_each_kind_its_own_part():
+    parts = {
+        **{"all-gather": 7 / 8, "reduce-scatter": 7 / 8, "all-reduce": 7 / 4},
+        **{"all-to-all": 1.0, "collective-permute": 1.0},
+    }
+    module = parse(entry("%x = f32[32]{0} parameter(0)"))
+    x = module.entry.instructions["x"]
+    for kind, part in parts.items():
+        collective = Collective(kind, x.arrays, ALL, 1, module.entry, x, "")
+        if kind != "collective-permute":
+            assert collective.size == 8
+        assert collective.sent() == part * 4 * 32
+
+
+def test_one_that_runs_beside_other_work_counts_once():
+    gather = "f32[8]{0} all-gather(%a), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}\n"
+    started = f"""\
+%started (a: f32[4]) -> (f32[4], f32[8]) {{
+  %a = f32[4]{{0}} parameter(0)
+  %g.0 = {gather}\
+  ROOT %s = (f32[4]{{0}}, f32[8]{{0}}) custom-call(%g.0), custom_call_target="AsyncCollectiveStart"
+}}
+
+%beside (a: f32[4], c: f32[4]) -> f32[4] {{
+  %a = f32[4]{{0}} parameter(0)
+  %c = f32[4]{{0}} parameter(1)
+  %g.1 = {gather}\
+  ROOT %m = f32[4]{{0}} multiply(%c, %c)
+}}
+
+%done (a: f32[4]) -> f32[8] {{
+  %a = f32[4]{{0}} parameter(0)
+  %g.2 = {gather}\
+  ROOT %e = f32[8]{{0}} custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
+}}
+"""
+    text = entry(
+        "%x = f32[4]{0} parameter(0)",
+        "%start = (f32[4]{0}, f32[8]{0}) fusion(%x), kind=kCustom, calls=%started",
+        "%work = f32[4]{0} fusion(%x, %x), kind=kLoop, calls=%beside",
+        "%p = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%work), "
+        "source_target_pairs={{0,1},{1,0}}",
+        "%q = f32[4]{0} collective-permute-done(%p)",
+        "%end = f32[8]{0} fusion(%x), kind=kCustom, calls=%done",
+        before=started,
+    )
+    kinds = [(c.kind, c.bytes) for c in found(text)]
+    assert kinds == [("all-gather", 32), ("collective-permute", 16)]
+
+
+def test_a_sum_that_is_cut_at_once_is_a_scatter():
+    scattered = """\
+%scattered (a: f32[8]) -> f32[4] {
+  %a = f32[8]{0} parameter(0)
+  %r = f32[8]{0} all-reduce(%a), channel_id=5, replica_groups=[4,2]<=[8], to_apply=%add
+  %i = s32[] constant(0)
+  ROOT %s = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+"""
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        "%y = f32[4]{0} fusion(%x), kind=kCustom, calls=%scattered",
+        before=scattered,
+    )
+    assert [(c.kind, c.bytes) for c in found(text)] == [("reduce-scatter", 32)]
+
+
+def test_in_a_loop_it_counts_every_round_or_says_that_it_waits_for_data():
+    reduction = "all-reduce(%x.1), replica_groups=[1,8]<=[8]"
+    text = LOOP.replace("add(%x.1, %x.1)", reduction)
+    assert [(c.times, c.waits) for c in found(text)] == [(21, False)]
+    text = text.replace("%next = s32[]{:T(128)} add", "%next = s32[]{:T(128)} multiply")
+    assert [(c.times, c.waits) for c in found(text)] == [(1, True)]
+
+
+def test_a_sum_that_goes_around_while_it_is_computed_is_a_reduction():
+    """Five permutations of a quarter, the first two of zeros, are one array reduced over four."""
+    sums = found(around("add"), 4)
+    assert [(c.kind, c.times, c.share) for c in sums] == [("collective-permute", 4, 4 / 5)] * 2
+    assert all(c.adds and c.reduces for c in sums)
+    assert sum(c.times * c.numbers for c in sums) == pytest.approx(8 * (8 * 128) * 4 / 5)
+    for taker in ("convolution", "multiply", "maximum"):  # these are gathered
+        assert not any(c.adds or c.reduces for c in found(around(taker), 4))

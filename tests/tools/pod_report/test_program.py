@@ -1,0 +1,184 @@
+"""A compiled program, counted: work, time, donated memory."""
+
+import itertools
+
+import pytest
+
+from adaperceiver_jax.train.chips import CHIPS
+from tests.tools.pod_report.texts import LOOP, entry
+from tools.pod_report import program as program_module
+from tools.pod_report.program import Memory, Program, Sent, read_program
+from tools.pod_report.topology import Layout
+
+V5E = CHIPS["v5e"]
+AXIS = V5E.ici_bandwidth / 2
+"""Bytes a second along one axis of its torus, if that closes in a ring."""
+MESH = Layout((("data", 4), ("fsdp", 4)), tuple((x, y, 0) for x in range(4) for y in range(4)))
+WAITS = ("%next = s32[]{:T(128)} add", "%next = s32[] negate")
+
+
+def read(text: str, layout: Layout = MESH) -> Program:
+    return read_program("gradients", text, Memory(1, 2, 3, 4), "state", layout, V5E)
+
+
+def matmul(size: int, kind: str = "bf16", attributes: str = "") -> str:
+    array = f"{kind}[{size},{size}]{{1,0:T(8,128)}}"
+    return entry(
+        f"%x = {array} parameter(0)",
+        f"%y = {array} convolution(%x, %x), dim_labels=bf_io->bf{attributes}",
+    )
+
+
+def test_a_product_takes_as_long_as_the_peak_or_its_memory_allows():
+    large, small = read(matmul(8192)).work, read(matmul(128)).work
+    assert large.flops == large.tiled == large.passes == 2 * 8192**3
+    assert large.seconds == pytest.approx(large.flops / V5E.flops)
+    assert small.hbm == 3 * 2 * 128**2
+    assert small.seconds == pytest.approx(small.hbm / V5E.hbm_bandwidth)
+    odd = read(matmul(200)).work
+    assert (odd.flops, odd.tiled) == (2 * 200**3, 2 * 200 * 256 * 256)
+    exact = read(matmul(8192, "f32", ", operand_precision={highest,highest}")).work
+    assert (exact.tiled, exact.passes) == (2 * 8192**3, 12 * 8192**3)
+    assert exact.seconds == pytest.approx(exact.passes / V5E.flops)
+    again = read(matmul(256, attributes=', metadata={op_name="a/rematted_computation/b"}')).work
+    assert (again.again, large.again) == (2 * 256**3, 0)
+
+
+def test_prefetches_use_the_bandwidth_that_is_left():
+    prefetch = (
+        "%f = f32[8192,8192]{1,0} parameter(1)",
+        "%s = (f32[8192,8192]{1,0:S(1)}, f32[8192,8192]{1,0}, u32[]) copy-start(%f)",
+        "%d = f32[8192,8192]{1,0:S(1)} copy-done(%s)",
+    )
+    x = "%x = bf16[8192,8192]{1,0} parameter(0)"
+    product = "%y = bf16[8192,8192]{1,0} convolution(%x, %x), dim_labels=bf_io->bf"
+    busy = read(entry(x, *prefetch, product)).work
+    assert busy.seconds == pytest.approx(2 * 8192**3 / V5E.flops)
+    idle = read(entry(x, *prefetch)).work
+    assert idle.seconds == pytest.approx(4 * 8192**2 / V5E.hbm_bandwidth)
+
+
+def test_loops_count_every_round_and_products_that_wait_for_data_are_named():
+    assert read(LOOP).work.hbm == pytest.approx(21 * 3 * 4 * 8 * 128, rel=1e-2)  # and the counter
+    assert not read(LOOP).unknown
+    assert [loop.name for loop in read(LOOP.replace(*WAITS)).unknown] == ["loop"]
+    square = "f32[128,128]{1,0:T(8,128)}"
+    text = LOOP.replace("f32[8,128]{1,0:T(8,128)}", square).replace(
+        f"{square} add(%x.1, %x.1)", f"{square} convolution(%x.1, %x.1), dim_labels=bf_io->bf"
+    )
+    assert read(text).work.flops == 21 * 2 * 128**3
+    assert (read(text).waiting, read(text.replace(*WAITS)).waiting) == ((), ("twice",))
+
+
+def test_kernels_that_nobody_counts_are_named():
+    text = entry(
+        "%x = f32[8,128]{1,0} parameter(0)",
+        '%y = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", '
+        'metadata={op_name="attn/flash"}',
+        '%z = f32[8,128]{1,0} custom-call(%y), custom_call_target="ConcatBitcast"',
+    )
+    assert read(text).opaque == ("tpu_custom_call attn/flash",)
+    assert read(LOOP).opaque == ()
+
+
+def torus(*sides: int) -> Layout:
+    """A mesh of one axis over it."""
+    places = tuple((*place, 0) for place in itertools.product(*map(range, sides)))
+    return Layout((("data", len(places)),), places)
+
+
+def sent(kind: str, attributes: str, layout: Layout = MESH) -> Sent:
+    """A collective of parameters, a MiB on each chip."""
+    text = entry(
+        "%x = f32[512,512]{1,0} parameter(0), metadata={op_name=\"params['w']\"}",
+        f"%g = f32[512,512]{{1,0}} {kind}(%x), {attributes}",
+    )
+    (only,) = read(text, layout).sent
+    return only
+
+
+def test_collectives_take_the_links_of_the_torus_axes_they_span():
+    one = sent("all-gather", "replica_groups=[4,4]<=[16], dimensions={0}")
+    assert (one.axes, one.what, one.bytes) == ("fsdp", "params['w']", 2**20)
+    # Sides of four close in no ring on this chip: half of an axis' links.
+    assert one.seconds == pytest.approx(2**20 * 3 / 4 / (AXIS / 2))
+    both = sent("all-gather", "replica_groups=[1,16]<=[16], dimensions={0}")
+    assert both.seconds == pytest.approx(2**20 * 15 / 16 / AXIS)
+
+
+@pytest.mark.parametrize(
+    ("sides", "chips", "mebibytes"),
+    [
+        ((16, 16), 16, 4),  # a quarter around the ring
+        ((16, 16), 256, 4),  # eight links, of twice as many
+        ((4, 4), 16, 2),  # rows of four: half of a ring's links, on both axes
+        ((8, 16), 128, 4),  # the ring of sixteen takes longer than the row of eight
+    ],
+)
+def test_exchanged_parts_go_a_quarter_around_each_axis(sides, chips, mebibytes):
+    size = sides[0] * sides[1]
+    groups = f"replica_groups=[{size // chips},{chips}]<=[{size}], dimensions={{0}}"
+    seconds = sent("all-to-all", groups, torus(*sides)).seconds
+    assert seconds == pytest.approx(mebibytes * 2**20 / AXIS)
+
+
+@pytest.mark.parametrize(
+    ("sides", "to", "most"),
+    [
+        ((16, 16), lambda x, y: (x, (y + 1) % 16), 1),
+        ((16, 16), lambda x, y: (x, (y - 3) % 16), 3),
+        ((16, 16), lambda x, y: ((x + 8) % 16, (y + 1) % 16), 8),
+        ((16, 16), lambda x, y: (15 - x, y), 4),  # two pairs in the middle, and around
+        ((4, 4), lambda x, y: (x, (y + 1) % 4), 1),  # back along the row, against the others
+        ((4, 4), lambda x, y: ((x + 2) % 4, y), 2),
+        ((4, 4), lambda x, y: (x, y), 1),
+    ],
+)
+def test_a_permutation_takes_as_long_as_its_fullest_link(sides, to, most):
+    layout = torus(*sides)
+    numbers = {place[:2]: number for number, place in enumerate(layout.coordinates)}
+    pairs = ",".join(f"{{{n},{numbers[to(*place)]}}}" for place, n in numbers.items())
+    permuted = sent("collective-permute", f"source_target_pairs={{{pairs}}}", layout)
+    assert permuted.seconds == pytest.approx(most * 2**20 / (AXIS / 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides", "spanned", "links"),
+    [
+        ("v5e", (16, 16, 1), (0,), 1),
+        ("v5e", (16, 16, 1), (0, 1), 2),
+        ("v5e", (8, 16, 1), (0, 1), 1.5),
+        ("v6e", (8, 8, 1), (1,), 0.5),
+        ("v4", (4, 4, 4), (0, 2), 2),
+        ("v4", (4, 4, 8), (2,), 1),
+        ("v4", (2, 2, 4), (2,), 0.5),
+        ("v4", (2, 2, 1), (0, 1), 1),
+    ],
+)
+def test_short_sides_are_rows_and_long_ones_rings(kind, sides, spanned, links):
+    places = tuple(itertools.product(*map(range, sides)))
+    mesh = Layout((("data", len(places)),), places)
+    others = set(range(3)) - set(spanned)
+    group = [n for n, place in enumerate(places) if not any(place[axis] for axis in others)]
+    assert mesh.links(group, CHIPS[kind]) == links
+    if kind == "v5e" and links == 1:  # half of a ring is a row
+        assert mesh.links(group[: len(group) // 2], CHIPS[kind]) == 0.5
+
+
+def test_donated_arguments_whose_place_no_result_takes_are_named():
+    assert (read(LOOP).donated, read(LOOP).kept) == (1, ())
+    kept = read(LOOP.replace("(1, {}, may-alias)", "(0, {}, may-alias)")).kept
+    assert kept == (("state.params['w']", 4 * 8 * 128),)
+
+
+@pytest.mark.parametrize(
+    ("said", "needs"),
+    [
+        ("total memory required for HLO temporaries (40.40G) exceeds available HBM (15.7G).", 40.4),
+        ("total memory required for HLO temporaries (2.00T) exceeds available HBM (1G)", 2048),
+        ("Ran out of memory in memory space hbm. Used 20.18G of 15.75G hbm.", 20.18),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_the_compilers_error_about_too_large_a_program_is_understood(said, needs):
+    assert program_module._needed(said) == needs
