@@ -6,9 +6,12 @@ python -m experiments.dense_flops.run > docs/dense_flops.md      # seconds; need
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import adaperceiver_jax as ap
+from experiments.paper.counter import Vit, counted
+from experiments.paper.shared import markdown
 
 TOKENS = (32, 64, 96, 128, 192, 256, 512)
 WIDTHS = (416, 624, 832)
@@ -19,18 +22,6 @@ VITS = {
 }
 SIZES = {"ADE20K": {14: (518, 518), 16: (512, 512)}, "NYUv2": {14: (448, 602), 16: (448, 608)}}
 BACKBONE = ap.AdaPerceiverConfig(num_classes=None, output_feat_dim=1280, use_output_ffn=True)
-# How often the reference's counter adds each multiply-add: once a module that it is called within.
-LEVELS = dict(q=2, k=2, v=3, proj=3, ffn=3, cross=3, patch=4, adapter=4, classes=3)
-PRINTED = {  # of the paper's tables 5 and 6: forward GFLOPs
-    **{32: 16.2, 64: 28.3, 96: 40.4, 128: 52.5, 192: 76.7, 256: 100.8},
-    **{"DeiT-S/16": 25.3, "DeiT-B/16": 100.9, "DeiT3-L/16": 357.6, "ViT-H/14": 970.9},
-}
-PLAIN = {
-    "DeiT-S/16": (384, 12, 16),
-    "DeiT-B/16": (768, 12, 16),
-    "DeiT3-L/16": (1024, 24, 16),
-    "ViT-H/14": (1280, 32, 14),
-}
 
 
 def dense(task: str, backbone: ap.AdaPerceiverConfig | ap.ViTConfig, vit: bool = False):
@@ -45,101 +36,35 @@ def vit_config(name: str) -> ap.ViTConfig:
     return dataclasses.replace(ap.timm_model(VITS[name]).config, num_classes=None)
 
 
-def counted_vit(
-    dim: int, depth: int, patch: int, size: tuple[int, int], classes: int, levels: int
-) -> float:
-    """GFLOPs of a ViT as the reference counts them: `levels` modules around each block's layers."""
-    patches = size[0] * size[1] // patch**2
-    blocks = levels * depth * (patches + 1) * 12 * dim * dim
-    ends = (levels - 2) * patches * 3 * patch**2 * dim + (levels - 3) * dim * classes
-    return (blocks + ends) / 1e9
-
-
-def counted(
-    c: ap.AdaPerceiverConfig, tokens: int, width: int, size: tuple[int, int], dense: bool
-) -> float:
-    """GFLOPs of an AdaPerceiver as the reference counts them: of linear layers alone."""
-    d, n = c.embed_dim, LEVELS
-    patches = size[0] * size[1] // c.patch_size**2
-    outputs = patches if dense else 1
-    inputs = patches * d * (c.in_channels * c.patch_size**2 * n["patch"])
-    inputs += patches * 2 * d * c.ffn_hidden * n["adapter"]
-    cross = 2 * d * d * (patches + tokens + tokens + outputs) * n["cross"]
-    attention = sum(n[name] for name in ("q", "k", "v", "proj")) * d * d
-    ffn = 2 * d * c.hidden_units(width) * n["ffn"]
-    blocks = c.depth * tokens * (attention + ffn)
-    if not dense:
-        return (inputs + cross + blocks + d * (c.num_classes or 0) * n["classes"]) / 1e9
-    ends = outputs * d * d * n["cross"]
-    ends += outputs * c.ffn_hidden * (d + (c.output_feat_dim or 0)) * n["adapter"]
-    return (inputs + cross + blocks + ends) / 1e9
-
-
 def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for line in lines:
-        cells = (f"{x:.1f}" if isinstance(x, float) else str(x) for x in line)
-        print("| " + " | ".join(cells) + " |")
-    print()
+    cells = [[f"{x:.1f}" if isinstance(x, float) else str(x) for x in line] for line in lines]
+    print(markdown(head, cells) + "\n")
 
 
 def task_table(task: str) -> None:
-    """Ours, of every configuration of the paper, and the ratio to ViT-H/14."""
+    """Prints ours, of every configuration of the paper, and the ratio to ViT-H/14."""
     size = SIZES[task][14]
-    huge = ap.flops(dense(task, vit_config("ViT-H/14"), True), image_size=size)
+    huge = ap.flops(dense(task, vit_config("ViT-H/14"), True), image_size=size).encoder
     lines: list[Sequence[object]] = []
-    for t in TOKENS:
-        for w in WIDTHS:
-            cost = ap.flops(dense(task, BACKBONE), t, w, image_size=size)
-            ratio = huge.encoder / cost.encoder
-            with_adapter = cost.encoder + cost.by_part["write"] + cost.by_part["head"]
-            both = huge.encoder / with_adapter
-            lines.append(
-                (
-                    f"AdaPerceiver, {size[0]} x {size[1]}",
-                    t,
-                    w,
-                    cost.encoder / 1e9,
-                    cost.head / 1e9,
-                    ratio,
-                    both,
-                )
-            )
+    for t, w in itertools.product(TOKENS, WIDTHS):
+        cost = ap.flops(dense(task, BACKBONE), t, w, image_size=size)
+        both = cost.encoder + cost.by_part["write"] + cost.by_part["head"]
+        amounts = cost.encoder / 1e9, cost.head / 1e9, huge / cost.encoder, huge / both
+        lines.append((f"AdaPerceiver, {size[0]} x {size[1]}", t, w, *amounts))
     for name in VITS:
         config = vit_config(name)
         at = SIZES[task][config.patch_size]
         cost = ap.flops(dense(task, config, True), image_size=at)
-        ratio = huge.encoder / cost.encoder
-        lines.append(
-            (
-                f"{name}, {at[0]} x {at[1]}",
-                "-",
-                "-",
-                cost.encoder / 1e9,
-                cost.head / 1e9,
-                ratio,
-                ratio,
-            )
-        )
-    outputs = size[0] * size[1] // 14**2
-    print(f"## {task}: {outputs} output tokens, depth 21\n")
-    table(
-        (
-            "model",
-            "tokens",
-            "width",
-            "encoder GFLOPs",
-            "head GFLOPs",
-            "ViT-H/14's encoder is x times",
-            "writing and output adapter counted in",
-        ),
-        lines,
-    )
+        amounts = cost.encoder / 1e9, cost.head / 1e9, *(huge / cost.encoder,) * 2
+        lines.append((f"{name}, {at[0]} x {at[1]}", "-", "-", *amounts))
+    print(f"## {task}: {size[0] * size[1] // 14**2} output tokens, depth 21\n")
+    columns = "model", "tokens", "width", "encoder GFLOPs", "head GFLOPs"
+    ratios = "ViT-H/14's encoder is x times", "writing and output adapter counted in"
+    table((*columns, *ratios), lines)
 
 
 def depth_table() -> None:
-    """The encoder over depths: the x axes of figures 11 and 13."""
+    """Prints the encoder over depths: the x axes of figures 11 and 13."""
     lines = []
     for t in TOKENS[:-1]:
         costs = [
@@ -152,7 +77,7 @@ def depth_table() -> None:
 
 
 def untrained_table() -> None:
-    """Token counts between and beyond the trained ones: the x axes of figures 12 and 14."""
+    """Prints token counts between and beyond the trained: the x axes of figures 12 and 14."""
     tokens = (8, 16, 24, 48, 80, 112, 160, 224, 320, 384, 512, 768, 1024)
     lines = []
     for task, sizes in SIZES.items():
@@ -162,34 +87,14 @@ def untrained_table() -> None:
     table(("", *(f"{t} tokens" for t in tokens)), lines)
 
 
-def paper_tables() -> None:
-    """The reference's counter, against what the paper prints."""
-    lines: list[Sequence[object]] = []
-    for name, (dim, depth, patch) in PLAIN.items():
-        found = counted_vit(dim, depth, patch, (224, 224), 1000, levels=6)
-        config = ap.ViTConfig(
-            embed_dim=dim, depth=depth, num_heads=dim // 64, patch_size=patch, num_classes=1000
-        )
-        lines.append((name, PRINTED[name], found, ap.flops(config).total / 1e9))
-    at_16 = ap.AdaPerceiverConfig(patch_size=16)
-    for t in TOKENS[:-1]:
-        found = counted(at_16, t, 832, (224, 224), dense=False)
-        ours = ap.flops(ap.AdaPerceiverConfig(), t).total / 1e9
-        lines.append((f"AdaPerceiver, {t} tokens", PRINTED[t], found, ours))
-    print("## The paper's own figures (tables 5 and 6), explained\n")
-    table(
-        (
-            "model, ImageNet, 224 x 224",
-            "paper: forward GFLOPs",
-            "the reference's counter, rebuilt here",
-            "ours",
-        ),
-        lines,
-    )
+def ratio_table() -> None:
+    """Prints both encoders by the reference's counter."""
     lines = []
-    for task, classes in (("ADE20K", 11821), ("NYUv2", 11821)):
-        size = SIZES[task][14]
-        huge = counted_vit(1280, 32, 14, size, classes, levels=5)
+    for task, sizes in SIZES.items():
+        size = sizes[14]
+        shape = dict(patch=14, patches=size[0] * size[1] // 14**2, classes=11821)
+        nested = dict(block=5, patch_nesting=3, head_nesting=2)
+        huge = Vit(1280, 32, 5120, **shape, **nested).counted()
         for t in TOKENS[:-1]:
             found = counted(BACKBONE, t, 832, size, dense=True)
             lines.append((task, t, huge, found, huge / found))
@@ -217,14 +122,12 @@ have of it does not say at how many tokens (its tables 2 and 3, with mIoU and RM
   29 x.
 - **The paper's figures come from another counter.** The reference adds each operation up once for
   every module it is called within, so that a layer's weight is how deeply it is nested; it counts a
-  multiply-add as 1 and leaves attention's products out. Rebuilt here, that gives every figure of
-  tables 5 and 6 above, to a rounding: ViTs, nested six deep, come out at 3 x the usual 2 a
-  multiply-add, AdaPerceivers at about 1.4 x. Two more things had to be so for the digits to fit:
-  patches of 16 pixels, not the 14 of appendix C.7, and 224 tokens, not 192, in the rows of table 5
-  that say 88.7 (table 6 has 192 right).
-- **The same counter on the dense models gives 27 x at 256 tokens**, nearest to 26 of all trained
-  counts; which pair the paper means, and what makes up the rest, we could not find out. It is more
-  than our 19 x because nesting weighs the ViT's layers (5) more than the AdaPerceiver's (2 to 4).
+  multiply-add as 1 and leaves attention's products out. Rebuilt, that gives every figure of tables
+  5 and 6, to a rounding ([paper_tables.md](paper_tables.md)).
+- **The same counter on the dense models, above, gives 27 x at 256 tokens**, nearest to 26 of all
+  trained counts; which pair the paper means, and what makes up the rest, we could not find out. It
+  is more than our 19 x because nesting weighs the ViT's layers (5) more than the AdaPerceiver's (2
+  to 4).
 - The reference evaluates without the block mask; at 256 tokens that is 2% more FLOPs than with it.
 """
 
@@ -236,7 +139,7 @@ def main() -> None:
         task_table(task)
     depth_table()
     untrained_table()
-    paper_tables()
+    ratio_table()
     print(EXPLANATION, end="")
 
 

@@ -11,7 +11,6 @@ it goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
 from adaperceiver_jax.evaluate.dense_table import DensePoint, csv_text
 from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores
 from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
+from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.dense_sweep import sweep_dense
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.tasks.weights import find_run
 from adaperceiver_jax.train.feed import open_data, prepared
 from adaperceiver_jax.train.loop import train
-from adaperceiver_jax.train.settings import from_config
+from experiments.paper.shared import markdown
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
@@ -42,39 +42,32 @@ FROZEN = (
 )
 ON_VIT = "train_only=('head/.*', 'mlp/.*'),init_skip=('head/.*', 'mlp/.*')"
 LONG = "data.train_count=20000,data.difficulty=0.15,log_every=200,ema=0.99"
-RUNS: dict[str, tuple[str, str]] = {
-    "segment": ("ade20k", "runlocal"),
-    "depth": ("nyuv2", "runlocal"),
-    "teacher": (
-        "scratch",
-        f"runlocal,task=teacher,length=3000 steps,{LONG},evaluation.sub_networks=()",
-    ),
-    "features": (
-        "features",
-        f"runlocal,teacher.path={{0}}/teacher/model,length=800 steps,{LONG},{DEEP}",
-    ),
-    "segment_frozen": ("ade20k", f"runlocal,init_from={{0}}/features,{FROZEN}"),
-    "depth_frozen": ("nyuv2", f"runlocal,init_from={{0}}/features,{FROZEN}"),
-    "segment_vit": ("vit_ade20k", f"runlocal,init_from={{0}}/teacher,{ON_VIT}"),
-    "depth_vit": ("vit_nyuv2", f"runlocal,init_from={{0}}/teacher,{ON_VIT}"),
-    "segment_fixed_rope": ("ade20k", "runlocal,model.rope_scale=1.0"),
-    "segment_16_outputs": ("ade20k", "runlocal,model.patch_size=8"),
-    "segment_segmenter": ("ade20k", "runlocal,dense.head=segmenter"),
+RUNS = {
+    "segment": "ade20k.py:runlocal",
+    "depth": "nyuv2.py:runlocal",
+    "teacher": "scratch.py:runlocal,task=teacher,length=3000 steps,"
+    f"{LONG},evaluation.sub_networks=()",
+    "features": "features.py:runlocal,teacher.path={0}/teacher/model,length=800 steps,"
+    f"{LONG},{DEEP}",
+    "segment_frozen": f"ade20k.py:runlocal,init_from={{0}}/features,{FROZEN}",
+    "depth_frozen": f"nyuv2.py:runlocal,init_from={{0}}/features,{FROZEN}",
+    "segment_vit": f"vit_ade20k.py:runlocal,init_from={{0}}/teacher,{ON_VIT}",
+    "depth_vit": f"vit_nyuv2.py:runlocal,init_from={{0}}/teacher,{ON_VIT}",
+    "segment_fixed_rope": "ade20k.py:runlocal,model.rope_scale=1.0",
+    "segment_16_outputs": "ade20k.py:runlocal,model.patch_size=8",
+    "segment_segmenter": "ade20k.py:runlocal,dense.head=segmenter",
 }
-"""configs/NAME.py and its argument; {0} is the workdir."""
+"""A config of configs/ with its argument; {0} is the workdir."""
 
 
 def config_of(name: str, workdir: Path) -> RunConfig:
-    module, argument = RUNS[name]
-    config = importlib.import_module(f"configs.{module}").get_config(argument.format(workdir))
-    return from_config(RunConfig, config.to_dict())
+    return read_config(f"{DOCS.parent}/configs/{RUNS[name].format(workdir)}")
 
 
 def command(name: str, workdir: str = "runs/dense_scenes") -> str:
-    """What a user would type."""
-    module, argument = RUNS[name]
-    quoted = f"configs/{module}.py:{argument.format(workdir)}"
-    return f'python main.py --config="{quoted}" --workdir={workdir}/{name}'
+    """The command that a user would type."""
+    config = f"configs/{RUNS[name].format(workdir)}"
+    return f'python main.py --config="{config}" --workdir={workdir}/{name}'
 
 
 def batches(config: RunConfig, task: Any) -> Any:
@@ -133,47 +126,45 @@ def at(points: Sequence[DensePoint], tokens: int | None = None, width=None, dept
     return point.scores
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+KEYS = {
+    "segment": ("miou", "mean_accuracy", "accuracy"),
+    "depth": ("rmse", "rmse_pixels", "abs_rel", "log10", "delta1", "delta2", "delta3"),
+}
 
 
-def percent(x: float) -> str:
-    return f"{100 * x:.1f}"
+def show(task: str, score: float) -> str:
+    return f"{100 * score:.1f}" if task == "segment" else f"{score:.3f}"
 
 
 def summary(task: str, found: dict[str, Any], names: dict[str, str]) -> str:
-    """A row a run, beside the trivial baseline."""
-    keys = (
-        ("miou", "mean_accuracy", "accuracy")
-        if task == "segment"
-        else ("rmse", "rmse_pixels", "abs_rel", "log10", "delta1", "delta2", "delta3")
-    )
-    show = percent if task == "segment" else lambda x: f"{x:.3f}"
-    lines = [(label, *(show(found[name][key]) for key in keys)) for name, label in names.items()]
+    """A row per run, under the trivial baseline."""
+    lines = [
+        (label, *(show(task, found[name][key]) for key in KEYS[task]))
+        for name, label in names.items()
+    ]
     unit = " (%)" if task == "segment" else ""
-    return table(("", *(key + unit for key in keys)), lines)
+    return markdown(("", *(key + unit for key in KEYS[task])), lines)
 
 
-def token_table(task: str, runs: dict[str, tuple[str, list[DensePoint]]]) -> str:
-    """mIoU or RMSE over the token counts, at full width and depth."""
-    key, show = ("miou", percent) if task == "segment" else ("rmse", lambda x: f"{x:.3f}")
-    kinds = {p.num_tokens: p.tokens_are for _, points in runs.values() for p in points}
-    lines = []
-    for label, points in runs.values():
-        lines.append((label, *(show(at(points, t)[key]) for t in TOKENS)))
-    head = [f"{t}{'' if kinds[t] == 'trained' else '*'}" for t in TOKENS]
-    return table(("tokens", *head), lines)
+def token_table(task: str, runs: dict[str, list[DensePoint]]) -> str:
+    """mIoU or RMSE over the token counts, at full width and depth; runs: points by their label."""
+    kinds = {p.num_tokens: p.tokens_are for points in runs.values() for p in points}
+    lines = [
+        (label, *(show(task, at(points, t)[KEYS[task][0]]) for t in TOKENS))
+        for label, points in runs.items()
+    ]
+    return markdown(("tokens", *(f"{t}{'*' * (kinds[t] != 'trained')}" for t in TOKENS)), lines)
 
 
 def grid_table(task: str, points: list[DensePoint], by: str) -> str:
-    key, show = ("miou", percent) if task == "segment" else ("rmse", lambda x: f"{x:.3f}")
+    """The same over the trained token counts, and widths or depths."""
     values = sorted({getattr(p, by) for p in points})
     trained = sorted({p.num_tokens for p in points if p.tokens_are == "trained"})
     lines = [
-        (f"{t} tokens", *(show(at(points, t, **{by: v})[key]) for v in values)) for t in trained
+        (f"{t} tokens", *(show(task, at(points, t, **{by: v})[KEYS[task][0]]) for v in values))
+        for t in trained
     ]
-    return table(("", *(f"{by} {v}" for v in values)), lines)
+    return markdown(("", *(f"{by} {v}" for v in values)), lines)
 
 
 def page(workdir: Path) -> str:
@@ -207,16 +198,13 @@ def page(workdir: Path) -> str:
         "depth_vit": "the baseline: frozen teacher (ViT)",
     }
     over_tokens = {
-        "segment": ("`:runlocal`, 64 output tokens", points["segment"]),
-        "16": ("`:runlocal`, 16 output tokens", points["segment_16_outputs"]),
-        "segmenter": ("mask transformer", points["segment_segmenter"]),
-        "fixed": ("positions never scaled (`rope_scale=1`)", points["segment_fixed_rope"]),
-        "frozen": ("frozen encoder", points["segment_frozen"]),
+        "`:runlocal`, 64 output tokens": points["segment"],
+        "`:runlocal`, 16 output tokens": points["segment_16_outputs"],
+        "mask transformer": points["segment_segmenter"],
+        "positions never scaled (`rope_scale=1`)": points["segment_fixed_rope"],
+        "frozen encoder": points["segment_frozen"],
     }
-    depth_tokens = {
-        "depth": ("`:runlocal`", points["depth"]),
-        "frozen": ("frozen encoder", points["depth_frozen"]),
-    }
+    depth_tokens = {"`:runlocal`": points["depth"], "frozen encoder": points["depth_frozen"]}
     parts = {
         "segment_table": summary("segment", scores, segment_names),
         "depth_table": summary("depth", scores, depth_names),

@@ -1,4 +1,15 @@
-"""What figures 15 to 17 share: images to components, components to CSV, panels to a picture."""
+"""Figures 15 to 17 of the paper: principal components of patch features.
+
+python -m experiments.paper.pca 15 IMAGE... --checkpoint DIR --out figure_15.png      # over widths
+python -m experiments.paper.pca 16 --scenes 0 1 2 --checkpoint runs/features --csv tokens.csv
+python -m experiments.paper.pca 16 --from tokens.csv
+
+The whole network with each width (15), each token count (16) or cut after each block (17) makes
+patch features of each image: the trained widths; the trained counts, and twice and four times the
+maximum; all depths, from one pass. Red, green and blue are their first three principal components.
+These are found in the features of the whole network, image by image, so that within a row equal
+colours mean equal features.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +18,6 @@ import dataclasses
 import io
 import itertools
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +46,7 @@ from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
 from adaperceiver_jax.train.loop import CONFIG, MODEL
 from adaperceiver_jax.train.settings import from_config
+from experiments.paper.shared import refusals
 from tools.predict import find_view, open_image
 
 THUMBNAIL = 128
@@ -43,34 +54,46 @@ THUMBNAIL = 128
 PANEL, GAP, TITLE = 1.25, 0.1, 0.27
 """Inches: a panel's width, between panels, above each."""
 PANELS = 11
-"""Beside the image; more go on below."""
+"""Panels next to the image; more go on below."""
 LETTERS = 12
-"""At most so many of an image's name."""
+"""Letters of an image's name that are shown."""
 DPI = 150
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One of the figures: which of a sub-network's sizes varies, the others being all."""
+    """One of the figures: the size of a sub-network that varies, the others being the largest."""
 
-    number: int
     vary: str
     """'num_tokens', 'width' or 'depth'."""
     title: str
-    """Of a panel: its size goes into {}."""
-    values: Callable[[ap.AdaPerceiverConfig], Sequence[int]]
-    """Shown where none are asked for."""
+    """Title of a panel: its size goes into {}."""
+    sizes: Callable[[ap.AdaPerceiverConfig], Sequence[int]]
+    """Sizes that are shown where none are asked for."""
 
     def sub_networks(self, model: ap.AdaPerceiver, asked: Sequence[int] | None) -> list[SubNetwork]:
-        """The whole network with each of the values in turn."""
-        values = sorted({*(asked or self.values(model.config))})
-        return [whole_network(model.config)._replace(**{self.vary: value}) for value in values]
+        """The whole network with each of the sizes in turn."""
+        sizes = sorted({*(asked or self.sizes(model.config))})
+        return [whole_network(model.config)._replace(**{self.vary: size}) for size in sizes]
 
 
-def make_parser(figure: Figure, text: str | None) -> argparse.ArgumentParser:
+def _tokens(config: ap.AdaPerceiverConfig) -> tuple[int, ...]:
+    most = config.max_latent_tokens
+    return *config.token_granularities, most, 2 * most, 4 * most
+
+
+FIGURES = {
+    "15": Figure("width", "width {}", lambda config: (*config.widths, config.full_width)),
+    "16": Figure("num_tokens", "{} tokens", _tokens),
+    "17": Figure("depth", "depth {}", lambda config: range(1, config.depth + 1)),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("figure", choices=FIGURES, help="its number in the paper")
     parser.add_argument("images", metavar="IMAGE", type=Path, nargs="*")
     scenes = "rendered validation scenes by their numbers, instead of images"
     parser.add_argument("--scenes", type=int, nargs="+", metavar="I", default=[], help=scenes)
@@ -79,9 +102,9 @@ def make_parser(figure: Figure, text: str | None) -> argparse.ArgumentParser:
     source.add_argument("--checkpoint", help=checkpoint)
     again = "draws what --csv wrote, without a model"
     source.add_argument("--from", type=Path, dest="drawn_from", metavar="CSV", help=again)
-    option, what = f"--{figure.vary.replace('_', '-')}", figure.title.format("").strip()
-    parser.add_argument(option, type=int, nargs="+", metavar="N", dest="values", help=what)
-    parser.add_argument("--out", type=Path, default=f"figure_{figure.number}.png", metavar="PNG")
+    sizes = "the widths, token counts or depths to show"
+    parser.add_argument("--sizes", type=int, nargs="+", metavar="N", help=sizes)
+    parser.add_argument("--out", type=Path, metavar="PNG", help="the picture (figure_N.png)")
     parser.add_argument("--csv", type=Path, help="where the panels are written, as numbers")
     add_arguments(parser)
     parser.set_defaults(image_size=None)  # of `find_view`: the run's, else the model's
@@ -89,7 +112,7 @@ def make_parser(figure: Figure, text: str | None) -> argparse.ArgumentParser:
 
 
 def make_panels(figure: Figure, options: argparse.Namespace) -> list[Panel]:
-    """Of each image, itself and its components under each sub-network."""
+    """Each image, and its components under each sub-network."""
     if bool(options.images) == bool(options.scenes):
         raise ValueError("IMAGE: give images or --scenes, one of them")
     found = find_by_arguments(options.checkpoint, options)
@@ -98,7 +121,7 @@ def make_panels(figure: Figure, options: argparse.Namespace) -> list[Panel]:
     except ValueError as error:
         raise ValueError(f"{options.checkpoint}: {error}") from error
     shown, pixels, images = open_images(found.model, options)
-    sub_networks = figure.sub_networks(model, options.values)
+    sub_networks = figure.sub_networks(model, options.sizes)
     for sub_network in sub_networks:
         check_sub_network(model.config, *sub_network)
     params = feature_params(found.model, found.read())
@@ -158,7 +181,7 @@ def panels_by_image(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
 
 
 def draw(figure: Figure, panels: Sequence[Panel]) -> bytes:
-    """A PNG: an image a row, the image itself first where it is there; PANELS others a row."""
+    """A PNG with a row per image: the image itself, if it is there, and PANELS others per row."""
     from matplotlib.figure import Figure as Picture
 
     by_image = panels_by_image(panels)
@@ -183,7 +206,7 @@ def draw(figure: Figure, panels: Sequence[Panel]) -> bytes:
 
     for i, (name, found) in enumerate(by_image.items()):
         if name in own:
-            show(own[name], short(Path(name).stem), i * down, 0)
+            show(own[name], Path(name).stem[:LETTERS], i * down, 0)
         for k, panel in enumerate(found):
             title = figure.title.format(getattr(panel.sub_network, figure.vary))
             show(panel, title, i * down + k // PANELS, left + k % PANELS)
@@ -200,20 +223,15 @@ def check_varies(figure: Figure, panels: Sequence[Panel]) -> None:
         values = sorted({getattr(panel.sub_network, name) for panel in panels})
         if name != figure.vary and len(values) > 1:
             raise ValueError(
-                f"{name}={values}: figure {figure.number} varies {figure.vary} alone; draw this "
-                "with the figure that wrote it"
+                f"{name}={values}: this figure varies {figure.vary} alone; draw it with the "
+                "figure that wrote it"
             )
-
-
-def short(name: str) -> str:
-    """The name, its end left out where it is longer than LETTERS."""
-    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def make_figure(figure: Figure, options: argparse.Namespace) -> None:
     """Makes the panels, or reads them; writes CSV and picture; prints how far panels differ."""
     if options.drawn_from:
-        for name in ("images", "scenes", "values"):
+        for name in ("images", "scenes", "sizes"):
             if getattr(options, name):
                 raise ValueError(
                     f"--from={options.drawn_from}: draws what it holds; leave out {name}"
@@ -223,7 +241,7 @@ def make_figure(figure: Figure, options: argparse.Namespace) -> None:
         panels = make_panels(figure, options)
     for path, content in (
         (options.csv, lambda: csv_text(panels).encode()),
-        (options.out, lambda: draw(figure, panels)),
+        (options.out or Path(f"figure_{options.figure}.png"), lambda: draw(figure, panels)),
     ):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,11 +252,13 @@ def make_figure(figure: Figure, options: argparse.Namespace) -> None:
         print(f"{one:5d} -> {other:5d}  {change:.3f}")
 
 
-def main(figure: Figure, text: str | None, arguments: Sequence[str] | None = None) -> None:
-    """A figure's command line; `text` says what it is for."""
-    options = make_parser(figure, text).parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws a figure; prints how far its panels differ."""
+    options = make_parser().parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        make_figure(figure, options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    with refusals():
+        make_figure(FIGURES[options.figure], options)
+
+
+if __name__ == "__main__":
+    main()

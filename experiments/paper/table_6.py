@@ -7,70 +7,52 @@ POLICIES.csv is what tools/policies.py writes; without it the paper's rows stand
 
 from __future__ import annotations
 
-import csv
+import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import adaperceiver_jax as ap
-from experiments.paper.command import FOLDER, make_parser, refusals
-from experiments.paper.table_5 import adaperceiver, csv_text, markdown
+from experiments.paper.counter import classifier
+from experiments.paper.shared import markdown, read_csv, refusals, write_csv
 
-TABLE = FOLDER / "table_6.csv"
+TABLE = Path(__file__).with_name("table_6.csv")
 DEPTH = 21
 OURS = ("policy", "accuracy", "gflops", "choosing_gflops", "ms", "images")
+OUR_COLUMNS = ("policy", "accuracy (%)", "GFLOPs", "GFLOPs of choosing", "ms", "images")
 PAPER_COLUMNS = (
-    "policy",
-    "accuracy (%)",
-    "paper: GFLOPs",
-    "rebuilt",
-    "plain GFLOPs, ours",
+    *("policy", "accuracy (%)", "paper: GFLOPs", "rebuilt", "plain GFLOPs, ours"),
     "what the printed GFLOPs imply",
-)
-OUR_COLUMNS = (
-    "policy",
-    "accuracy (%)",
-    "GFLOPs",
-    "GFLOPs of choosing",
-    "ms",
-    "images",
 )
 
 
 def read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV with these columns, as they are written."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: has no column {missing[0]}; needs {', '.join(columns)}")
-        rows = []
-        for row in reader:
-            for name in ("accuracy", "gflops"):
-                try:
-                    float(row[name])
-                except (TypeError, ValueError) as error:
-                    line = f"{path}, line {reader.line_num}"
-                    raise ValueError(f"{line}: {name}={row[name]!r}: must be a number") from error
-            rows.append({name: row[name] or "-" for name in columns})
-    if not rows:
-        raise ValueError(f"{path}: holds no policy")
+    rows = []
+    for line, row in read_csv(path, columns):
+        for name in ("accuracy", "gflops"):
+            try:
+                float(row[name])
+            except ValueError as error:
+                said = f"{path}, line {line}: {name}={row[name]!r}: must be a number"
+                raise ValueError(said) from error
+        rows.append({name: cell or "-" for name, cell in row.items()})
     return rows
 
 
 def mean_depths(tokens: int, gflops: float) -> tuple[float, float]:
     """Depths that cost so much by the reference's counter: read out once, or after every block."""
     config = ap.AdaPerceiverConfig()
-    block = adaperceiver(tokens, 2) - adaperceiver(tokens, 1)
+    block = classifier(tokens, 2) - classifier(tokens, 1)
     readout = 3 * config.embed_dim * (config.embed_dim * (2 * tokens + 2) + 1000) / 1e9
-    before = adaperceiver(tokens, 1) - block - readout
+    before = classifier(tokens, 1) - block - readout
     return (gflops - before - readout) / block, (gflops - before) / (block + readout)
 
 
 def mean_tokens(gflops: float) -> float:
     """The token count that costs so much at full depth: the counter is linear in tokens."""
-    one = adaperceiver(2, DEPTH) - adaperceiver(1, DEPTH)
-    return 1 + (gflops - adaperceiver(1, DEPTH)) / one
+    one = classifier(2, DEPTH) - classifier(1, DEPTH)
+    return 1 + (gflops - classifier(1, DEPTH)) / one
 
 
 def paper_row(row: dict[str, str]) -> list[str]:
@@ -80,7 +62,7 @@ def paper_row(row: dict[str, str]) -> list[str]:
     tokens = int(found.group(1)) if found else 0
     rebuilt, plain, implied = "-", "-", "-"
     if policy.startswith("Baseline"):
-        rebuilt = f"{adaperceiver(tokens, DEPTH):.2f}"
+        rebuilt = f"{classifier(tokens, DEPTH):.2f}"
         plain = f"{ap.flops(ap.AdaPerceiverConfig(), tokens).total / 1e9:.2f}"
         implied = f"depth {DEPTH}"
     elif policy.startswith("EE"):
@@ -96,8 +78,10 @@ def our_row(row: dict[str, str]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = make_parser(__doc__)
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("policies", metavar="POLICIES.csv", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV (only printed)")
     options = parser.parse_args(arguments)
@@ -107,10 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(markdown(PAPER_COLUMNS, paper))
     if ours:
         print("\n" + markdown(OUR_COLUMNS, ours))
-    if options.out:
-        with refusals(options.out):
-            head, lines = (OUR_COLUMNS, ours) if ours else (PAPER_COLUMNS, paper)
-            options.out.write_text(csv_text(head, lines), encoding="utf-8")
+    head, lines = (OUR_COLUMNS, ours) if ours else (PAPER_COLUMNS, paper)
+    write_csv(options.out, head, lines)
 
 
 if __name__ == "__main__":

@@ -41,19 +41,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from adaperceiver_jax.convert.hub import from_pretrained
+import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.turns import note
-from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.params import init_params
-from adaperceiver_jax.policies.budgets import Budgets, Policy
-from adaperceiver_jax.policies.serve import Served, Server
+from adaperceiver_jax.policies import Baseline, EarlyExit, Policy, Served, Server
 
 LEAST_SHARE = 0.8
 SIZES = 16
 FEWEST_PAIRS = 10
 DEPTH_SHARES = (0.3, 0.5, 0.7)
-CONFIG = AdaPerceiverConfig(  # of the paper's width, with fewer blocks and tokens
+CONFIG = ap.AdaPerceiverConfig(  # of the paper's width, with fewer blocks and tokens
     embed_dim=832,
     num_heads=13,
     depth=8,
@@ -67,39 +63,24 @@ CONFIG = AdaPerceiverConfig(  # of the paper's width, with fewer blocks and toke
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Same(Policy):
-    """One budget for all images."""
-
-    config: AdaPerceiverConfig
-    num_tokens: int
-    tau: float | None = None
-
-    def choose(self, images: Any, embedded: Any = None) -> Budgets:
-        c = self.config
-        return Budgets.fixed(len(images), self.num_tokens, c.full_width, c.depth, self.tau)
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawnTokens(Policy):
+class DrawnTokens(Baseline):
     """A token count for every image, drawn from the bits of its first pixel."""
 
-    config: AdaPerceiverConfig
+    def __init__(self, config: ap.AdaPerceiverConfig) -> None:
+        super().__init__(config)
+        self.counts = config.token_granularities
 
-    def choose(self, images: Any, embedded: Any = None) -> Budgets:
-        c = self.config
+    def choose(self, images: Any, embedded: Any = None) -> Any:
         seeds = np.asarray(images[:, 0, 0, 0], np.float32).view(np.uint32)
-        draws = [np.random.default_rng(int(seed)).choice(c.token_granularities) for seed in seeds]
-        same = Budgets.fixed(len(images), 1, c.full_width, c.depth)
-        return dataclasses.replace(same, num_tokens=np.array(draws))
+        draws = [np.random.default_rng(int(seed)).choice(self.counts) for seed in seeds]
+        return dataclasses.replace(super().choose(images), num_tokens=np.array(draws))
 
 
-def made_up(seed: int) -> tuple[AdaPerceiver, Any]:
+def made_up() -> tuple[ap.AdaPerceiver, Any]:
     """A model whose every layer matters and whose confidences spread."""
-    model = AdaPerceiver(CONFIG)
-    params = init_params(model, jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    model = ap.AdaPerceiver(CONFIG)
+    leaves, tree = jax.tree.flatten(ap.init_params(model, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
 
     def noisy(leaf: jax.Array, key: jax.Array) -> jax.Array:
         scale = 1 / np.sqrt(leaf.shape[-2]) if leaf.ndim > 1 else 0.1
@@ -108,7 +89,7 @@ def made_up(seed: int) -> tuple[AdaPerceiver, Any]:
     return model, jax.tree.unflatten(tree, map(noisy, leaves, keys))
 
 
-def make_images(config: AdaPerceiverConfig, count: int) -> np.ndarray:
+def make_images(config: ap.AdaPerceiverConfig, count: int) -> np.ndarray:
     """Coarse noise, of a strength and a colour of each image's own."""
     rng = np.random.default_rng(0)
     side, channels = config.image_size, config.in_channels
@@ -119,10 +100,8 @@ def make_images(config: AdaPerceiverConfig, count: int) -> np.ndarray:
     return (fine + 0.3 * rng.normal(size=fine.shape)).astype(np.float32)
 
 
-def confidences(
-    model: AdaPerceiver, params: Any, images: np.ndarray, num_tokens: int
-) -> np.ndarray:
-    """(L, B) of this token count at every depth."""
+def confidences(model: Any, params: Any, images: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Confidences (L, B) of this token count at every depth."""
     tokens = np.full(model.config.depth, num_tokens)
 
     @jax.jit
@@ -151,9 +130,9 @@ class Row:
     served: Served
     gflops: float
     """x full"""
-    wall: list[float]
+    wall: list[float] = dataclasses.field(default_factory=list)
     """x full, pair by pair"""
-    processor: list[float]
+    processor: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def saves(self) -> bool:
@@ -161,19 +140,19 @@ class Row:
         return self.gflops < 0.95
 
     def share(self, ratios: list[float]) -> float:
-        """Of the FLOPs saved, what time saves."""
+        """The part of the FLOPs saved that time saves."""
         return (1 - statistics.median(ratios)) / (1 - self.gflops)
 
     @property
     def error(self) -> float:
-        """Of the share, or of the ratio of times where no FLOPs are saved: what a median of that
-        many normal values has."""
+        """Standard error of the share, or of the ratio of times where no FLOPs are saved: that of a
+        median of as many normal values."""
         error = math.sqrt(math.pi / 2 / len(self.wall)) * statistics.stdev(self.wall)
         return error / (1 - self.gflops) if self.saves else error
 
     @property
     def useful(self) -> float:
-        """Of what was computed, what the images' own sub-networks take."""
+        """The part of all that was computed that the images' own sub-networks take."""
         return float(self.served.gflops.sum() / self.served.computed_gflops)
 
     def line(self) -> str:
@@ -199,7 +178,7 @@ def measure(
     servers = (full, policy)
     served = [server(images) for server in servers]  # compiles
     gflops = float(served[1].gflops.mean() / served[0].gflops.mean())
-    row = Row(name, len(images), served[1], gflops, [], [])
+    row = Row(name, len(images), served[1], gflops)
     while len(row.wall) < most:
         if len(row.wall) >= FEWEST_PAIRS and len(row.wall) % 2 == 0 and row.error <= error:
             break
@@ -208,9 +187,9 @@ def measure(
             start = time.perf_counter(), time.process_time()
             servers[i](images)
             seconds[i] = time.perf_counter() - start[0], time.process_time() - start[1]
-        ratio = seconds[1] / seconds[0]
-        row.wall.append(float(ratio[0]))
-        row.processor.append(float(ratio[1]))
+        wall, processor = (seconds[1] / seconds[0]).tolist()
+        row.wall.append(wall)
+        row.processor.append(processor)
     return row
 
 
@@ -232,16 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="a trained classifier's folder")
     parser.add_argument("--batch", type=int, default=64, help="images a full batch (64)")
     parser.add_argument("--stream", type=int, default=192, help="images of the stream (192)")
-    parser.add_argument(
-        "--sizes", type=int, default=SIZES, help="how many sizes a batch may have (16)"
-    )
-    parser.add_argument(
-        "--error", type=float, default=0.015, help="standard error of a share to reach (0.015)"
-    )
+    parser.add_argument("--sizes", type=int, default=SIZES, help="sizes a batch may have (16)")
+    error = "standard error of a share to reach (0.015)"
+    parser.add_argument("--error", type=float, default=0.015, help=error)
     parser.add_argument("--pairs", type=int, default=40, help="pairs timed at most (40)")
-    parser.add_argument(
-        "--system-allocator", action="store_true", help="do not have glibc keep freed memory"
-    )
+    allocator = "do not have glibc keep freed memory"
+    parser.add_argument("--system-allocator", action="store_true", help=allocator)
     options = parser.parse_args(arguments)
     if options.sizes < 1:
         parser.error(f"--sizes {options.sizes}: must be at least 1")
@@ -251,9 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_memory()
     model: Any
     if options.checkpoint:
-        model, params = from_pretrained(options.checkpoint)
+        model, params = ap.from_pretrained(options.checkpoint)
     else:
-        model, params = made_up(0)
+        model, params = made_up()
     c = model.config
     images = make_images(c, options.stream)
 
@@ -262,15 +237,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Server(model, params, policy, batch_size=options.batch, batch_sizes=sizes)
 
     most = c.token_granularities[-1]
-    cases: list[tuple[str, Policy, Policy]] = []
+    cases: list[tuple[str, Policy, Baseline]] = []
     for t in (c.token_granularities[-2], most):
         note(f"confidences at {t} tokens")
-        confidence = confidences(model, params, images, t)
+        confidence, full = confidences(model, params, images, t), Baseline(c, t)
         for share in DEPTH_SHARES:
             tau = threshold(confidence, share)
-            cases.append((f"exit, {t} tokens, tau {tau:.3f}", Same(c, t, tau), Same(c, t)))
-        cases.append((f"exit, {t} tokens, tau 1", Same(c, t, 1.0), Same(c, t)))
-    cases.append(("drawn tokens", DrawnTokens(c), Same(c, most)))
+            cases.append((f"exit, {t} tokens, tau {tau:.3f}", EarlyExit(tau, full), full))
+        cases.append((f"exit, {t} tokens, tau 1", EarlyExit(1.0, full), full))
+    cases.append(("drawn tokens", DrawnTokens(c), Baseline(c, most)))
 
     print(
         f"{c.embed_dim} channels, {c.depth} blocks, {most} tokens, batch {options.batch}, "
@@ -282,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = []
     for count in (options.batch, options.stream):
         for name, policy, full in cases:
-            if count == options.stream and isinstance(policy, Same) and policy.num_tokens == most:
+            if count == options.stream and name.startswith(f"exit, {most} "):
                 continue  # a stream of these takes long and says nothing new
             note(f"{name}, {count} images")
             both = server(full), server(policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,6 @@ from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
-from experiments.fast_paths.variants import balanced_widths
 
 try:
     import torch
@@ -46,11 +45,11 @@ class SideBySide:
     """The same work by several programs."""
 
     calls: dict[str, Callable[[], Any]]
-    """Each computes and waits for it."""
+    """Calls that compute and wait for the result."""
     flops: float
-    """Of our call: matrix products, a multiply-add as 2."""
+    """FLOPs of our call's matrix products, a multiply-add as 2."""
     least_bytes: float
-    """That our call must read or write."""
+    """Bytes that our call must read or write."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +64,13 @@ class GivenLogits(OnceForAll):
 
     def draw_widths(self, key: jax.Array, count: int) -> jax.Array:
         return jnp.array(balanced_widths(self.model.config.widths, count))
+
+
+def balanced_widths(widths: Sequence[int], count: int) -> list[int]:
+    """A width per sample, all of them equally often, the middle one for those that are left over:
+    a step's FLOPs are those at the mean of the widths."""
+    middle = sorted(widths)[len(widths) // 2]
+    return [*widths] * (count // len(widths)) + [middle] * (count % len(widths))
 
 
 def stage3(argument: str = "", dtype: str = "float32") -> RunConfig:
@@ -134,7 +140,6 @@ def forwards(
     tokens: int,
     masked: bool = False,
     compiled: bool = False,
-    eager: bool = True,
 ) -> SideBySide:
     """Calls of one sub-network; each gives its logits (B, classes)."""
     c = model.config
@@ -153,10 +158,10 @@ def forwards(
         return call
 
     free = torch_model(model, params, mask=False)
-    calls: dict[str, Callable[[], Any]] = {}
-    calls[OURS] = lambda: jax.block_until_ready(ours(params, on_device))
-    if eager:
-        calls[EAGER] = theirs(free)
+    calls = {
+        OURS: lambda: jax.block_until_ready(ours(params, on_device)),
+        EAGER: theirs(free),
+    }
     if masked:
         calls[MASKED] = theirs(torch_model(model, params))
     if compiled:
@@ -172,9 +177,7 @@ def autocast(dtype: torch.dtype) -> Any:
     return torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def steps(
-    config: RunConfig, params: Any, batch_size: int, compiled: bool = False, eager: bool = True
-) -> SideBySide:
+def steps(config: RunConfig, params: Any, batch_size: int, compiled: bool = False) -> SideBySide:
     """Training steps, each of which gives its loss; of images as they come, without mixup."""
     model: Any = make_model(config)
     c = model.config
@@ -221,11 +224,9 @@ def steps(
 
         return call
 
-    calls: dict[str, Callable[[], Any]] = {OURS: ours}
-    if eager:
-        calls[EAGER] = theirs(False)
+    calls = {OURS: ours, EAGER: theirs(compiled=False)}
     if compiled:
         forget_compiled()
-        calls[COMPILED] = theirs(True)
+        calls[COMPILED] = theirs(compiled=True)
     least_bytes = 2 * size_of(state[0]) + size_of(batch) + size_of(constants)
     return SideBySide(calls, task.train_flops(params) * batch_size, least_bytes)

@@ -3,31 +3,29 @@
 python -m experiments.side_by_side.run forward       # some 8 minutes on 2 cores
 python -m experiments.side_by_side.run train         # some 10 minutes, 16 GB
 
-What to set before for memory on a CPU, docs/performance.md says.
-
-Both run the paper's full-size model on one device, a CPU with as many threads as either library
-takes of itself or a GPU, with the same made-up weights; they need PyTorch
-(`pip install -e '.[torch]'`).
+docs/performance.md says what to set before for memory on a CPU. Both run the paper's full-size
+model on one device, a GPU or a CPU with as many threads as either library takes of itself, with the
+same made-up weights; they need PyTorch (`pip install -e '.[torch]'`).
 
 - forward: `model.apply` under jit against the PyTorch twin of `adaperceiver_jax/convert`, eager,
   without the block mask, and with --masked or --compiled also with it, or through torch.compile.
-- train: the student's part of what main.py runs for configs/stage3_width.py, against the same step
-  in PyTorch, written as the reference writes it (torch_step.py), and with --compiled also with its
-  blocks and readouts compiled. Both give each sample a width, all equally often (of a draw a step
-  of ours takes longer or shorter), and draw a granularity a block; they learn 11,821 logits that
-  are given, so without the teacher, of images without mixup, and clip, update and average with
-  AdamW in SOAP's place, PyTorch's fused.
+- train: the student's part of the step that main.py runs for configs/stage3_width.py, against the
+  same step in PyTorch, written as the reference writes it (torch_step.py), and with --compiled also
+  with its blocks and readouts compiled. Both give each sample a width, all equally often, and draw
+  a granularity per block; they learn 11,821 given logits, without a teacher, of images without
+  mixup, and clip, update and average with AdamW in SOAP's place, PyTorch's fused.
 
 In bfloat16 PyTorch multiplies under autocast. The floor is our matrix products at the rate that
 this device reached in products of large matrices, JAX's or PyTorch's, measured between the rows;
-the share is what of our time that is. A ratio is ours over PyTorch's of the same turn: the median,
+the share is the floor over our time. A ratio is ours over PyTorch's of the same turn: the median,
 and the least and most; beside it that of the quickest calls, which a busy machine disturbs least.
-Exits with 1 where the median against eager PyTorch is above --most (forward: 1.0, train: 0.9).
+Exits with 1 where the median against eager PyTorch is above --most (forward: 1.0, train: no bar).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -52,11 +50,11 @@ from experiments.side_by_side.programs import (
     use_the_same_device,
 )
 
-MOST = {"forward": 1.0, "train": 0.9}
+MOST = {"forward": 1.0, "train": None}
 
 
 def head(what: str, dtype: str, repeats: int) -> str:
-    """What stands above the rows."""
+    """The lines above the rows."""
     return (
         f"{what}, {dtype}, {described()}, PyTorch {PYTORCH}; {repeats} turns\n\n"
         f"{'':39s}{'median s':>9s}{'floor s':>9s}{'share':>7s}   ours / theirs          quickest"
@@ -104,10 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(*options.batch, *(options.tokens or ()), options.repeats) < 1:
         parser.error("--batch, --tokens and --repeats must be at least 1")
-    if options.what == "train" and (options.tokens or options.masked):
+    train = options.what == "train"
+    if train and (options.tokens or options.masked):
         parser.error("train takes no --tokens and no --masked: a step is of all of them")
     most = MOST[options.what] if options.most is None else options.most
-    classes = "model.num_classes=1000" if options.what == "forward" else ""
+    classes = "" if train else "model.num_classes=1000"
     try:
         config = stage3(",".join(filter(None, (classes, options.config))), options.dtype)
         model: Any = make_model(config)
@@ -120,23 +119,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(head(options.what, dtype, options.repeats))
     params = ap.init_params(model, jax.random.key(0))
     medians = []
-    for batch in options.batch:
-        if options.what == "train":
-            work = steps(config, params, batch, options.compiled)
-            turns = row(f"batch {batch}", work, options.repeats, ceilings)
-            medians.append(statistics.median(turns.ratios(OURS, EAGER)))
-            continue
-        for tokens in options.tokens or model.config.token_granularities:
-            work = forwards(model, params, batch, tokens, options.masked, options.compiled)
-            turns = row(f"batch {batch}, t = {tokens}", work, options.repeats, ceilings)
-            medians.append(statistics.median(turns.ratios(OURS, EAGER)))
-    good = max(medians) <= most
-    print(
-        f"\nProducts of large matrices: {ceilings.best.flops / 1e9:,.0f} GFLOP/s.\n"
-        f"{'Held' if good else 'MISSED'}: at most {most} x PyTorch's eager time (medians "
-        f"{min(medians):.3f} to {max(medians):.3f})."
-    )
-    return 0 if good else 1
+    tokens = (None,) if train else options.tokens or model.config.token_granularities
+    for batch, count in itertools.product(options.batch, tokens):
+        if train:
+            label, work = f"batch {batch}", steps(config, params, batch, options.compiled)
+        else:
+            label = f"batch {batch}, t = {count}"
+            work = forwards(model, params, batch, count, options.masked, options.compiled)
+        turns = row(label, work, options.repeats, ceilings)
+        medians.append(statistics.median(turns.ratios(OURS, EAGER)))
+    print(f"\nProducts of large matrices: {ceilings.best.flops / 1e9:,.0f} GFLOP/s.")
+    spread_of_medians = f"(medians {min(medians):.3f} to {max(medians):.3f})."
+    if most is None:
+        print(f"Over PyTorch's eager time {spread_of_medians}")
+        return 0
+    held = max(medians) <= most
+    verdict = "Held" if held else "MISSED"
+    print(f"{verdict}: at most {most} x PyTorch's eager time {spread_of_medians}")
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

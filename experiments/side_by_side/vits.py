@@ -17,11 +17,9 @@ configs/scratch.py, which trains all tokens, depths and widths at once.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,8 +34,8 @@ from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.step_speed import step_program
 from adaperceiver_jax.train.settings import from_config
 from configs import scratch
+from experiments.paper.table_5 import read_table
 
-TABLE = Path(__file__).resolve().parents[1] / "paper" / "table_5.csv"
 TINY, SMALL, BASE, LARGE = (
     dict(embed_dim=dim, depth=depth, num_heads=dim // 64)
     for dim, depth in ((192, 12), (384, 12), (768, 12), (1024, 24))
@@ -56,13 +54,12 @@ VITS = {
 
 
 def accuracies() -> dict[str, float]:
-    """In percent, by the paper's name of the model."""
-    with TABLE.open(newline="") as file:
-        return {row["model"]: float(row["accuracy"]) for row in csv.DictReader(file)}
+    """Accuracies in percent, by the paper's name of the model."""
+    return {row.model: row.accuracy for row in read_table()}
 
 
 def fewest_tokens(accuracy: float, found: Mapping[str, float], tokens: Sequence[int]) -> int | None:
-    """With which AdaPerceiver is as right; None if it never is."""
+    """The fewest tokens with which AdaPerceiver is as right; None if it never is."""
     enough = [t for t in tokens if found[f"AdaPerceiver (t={t})"] >= accuracy]
     return min(enough, default=None)
 
@@ -94,13 +91,9 @@ def forwards(batch: int, dtype: str, repeats: int) -> Iterator[str]:
 def steps(batch: int, dtype: str, repeats: int) -> Iterator[str]:
     """The same of training steps from labels: ours trains all sub-networks in one."""
     found, ceilings = accuracies(), Ceilings(dtype)
-    argument = f"batch_size={batch},evaluation.sub_networks=()"
-    config = from_config(RunConfig, scratch.get_config(argument).to_dict())
-    config = dataclasses.replace(
-        config,
-        optimizer=dataclasses.replace(config.optimizer, name="adamw"),
-        compute=dataclasses.replace(config.compute, dtype=dtype),
-    )
+    argument = f"batch_size={batch},evaluation.sub_networks=(),optimizer.name=adamw"
+    chosen = scratch.get_config(f"{argument},compute.dtype={dtype}")
+    config = from_config(RunConfig, chosen.to_dict())
     ours = step_program(config)
     yield from head("train", batch, dtype, repeats)
     for name in ("DeiT-S/16", "DeiT-B/16", "DeiT3-L/16"):
@@ -117,7 +110,7 @@ def images_for(model: Any, batch: int) -> jax.Array:
 
 
 def head(what: str, batch: int, dtype: str, repeats: int) -> Iterator[str]:
-    """What stands above the rows."""
+    """The lines above the rows."""
     yield f"{what}, {dtype}, batch {batch}, {described()}; {repeats} turns; an image:\n"
     columns = f"{'accuracy %':>10s}{'GFLOPs':>8s}{'ms':>8s}{'floor ms':>9s}"
     yield f"{'':20s}{columns}   {'ours':6s}{columns}   its time / ours"

@@ -12,25 +12,24 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.evaluate.components import Panel, SubNetwork, csv_text, read_panels
 from adaperceiver_jax.tasks.make import RunConfig
-from experiments.paper import figure_15, figure_16, figure_17, pca
+from experiments.paper import pca
 from tests.convert.test_names import MODELS
 from tests.small_models import random_params
 
 WHOLE = SubNetwork(256, 832, 21)
-VALUES = {15: (416, 624, 832), 16: (32, 64, 1024), 17: range(1, 22)}
-FIGURES = {15: figure_15.FIGURE, 16: figure_16.FIGURE, 17: figure_17.FIGURE}
+SIZES = {"15": (416, 624, 832), "16": (32, 64, 1024), "17": range(1, 22)}
 
 
-def plain_panels(number: int, own: bool) -> list[Panel]:
-    """Of two images, a panel of one colour of its own for each value."""
-    panels, values = [], VALUES[number]
+def plain_panels(number: str, own: bool) -> list[Panel]:
+    """Panels of two images, each of one colour of its own."""
+    panels = []
     for i, name in enumerate(("a.png", "b.png")):
         if own:
             panels.append(Panel(name, None, np.broadcast_to((0, i, 0.2), (8, 8, 3))))
-        for k, value in enumerate(values):
-            colour = (i, (1 + k) / 32, 0.6)
-            sub_network = WHOLE._replace(**{FIGURES[number].vary: value})
-            panels.append(Panel(name, sub_network, np.broadcast_to(colour, (4, 4, 3))))
+        for k, size in enumerate(SIZES[number]):
+            sub_network = WHOLE._replace(**{pca.FIGURES[number].vary: size})
+            colour = np.broadcast_to((i, (1 + k) / 32, 0.6), (4, 4, 3))
+            panels.append(Panel(name, sub_network, colour))
     return panels
 
 
@@ -45,49 +44,31 @@ def places(picture: Image.Image, panels: list[Panel]) -> list[tuple[int, int]]:
     return found
 
 
-def refused(figure, *arguments) -> str:
+def refused(*arguments) -> str:
     with pytest.raises(SystemExit) as stopped:
-        pca.main(figure, "", [str(argument) for argument in arguments])
+        pca.main([str(argument) for argument in arguments])
     said = stopped.value.code
     assert "\n" not in said
     return said
 
 
-@pytest.mark.parametrize("number", [15, 16, 17])
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("number", "own"), [("15", True), ("16", False), ("17", True)])
 def test_each_figure_is_drawn_from_a_csv_alone(tmp_path, number, own, capsys, monkeypatch):
     monkeypatch.setattr(pca, "DPI", 40)
     panels, out = plain_panels(number, own), tmp_path / "to" / "figure.png"
     (tmp_path / "panels.csv").write_text(csv_text(panels))
-    pca.main(FIGURES[number], "", ["--from", str(tmp_path / "panels.csv"), "--out", str(out)])
+    pca.main([number, "--from", str(tmp_path / "panels.csv"), "--out", str(out)])
     found = places(Image.open(out), panels)
     each = len(panels) // 2
     rows = [found[:each], found[each:]]
     for row in rows:
         assert row == sorted(row, key=lambda place: (place[1], place[0]))
-        assert len({y for _, y in row}) == (2 if number == 17 else 1)
+        assert len({y for _, y in row}) == (2 if number == "17" else 1)
     assert max(rows[0])[0] == max(rows[1])[0]
     assert max(y for _, y in rows[0]) < min(y for _, y in rows[1])
     changes = capsys.readouterr().out.splitlines()[2:]
-    assert len(changes) == len(VALUES[number]) - 1
+    assert len(changes) == len(SIZES[number]) - 1
     assert changes[0].endswith("0.010")  # one of three channels by 1/32
-
-
-def test_an_image_is_kept_no_larger_than_a_panel_shows():
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
-    assert pca.thumbnail(pixels).shape == (128, 85, 3)
-    np.testing.assert_array_equal(pca.thumbnail(pixels[:20, :30]), pixels[:20, :30] / 255)
-
-
-def test_a_csv_of_another_figure_is_refused(tmp_path):
-    path = tmp_path / "panels.csv"
-    path.write_text(csv_text(plain_panels(15, False)))
-    message = "width=[416, 624, 832]: figure 16 varies num_tokens alone"
-    assert message in refused(figure_16.FIGURE, "--from", path, "--out", tmp_path / "x.png")
-    path.write_text(csv_text([Panel("a", None, np.zeros((2, 2, 3)))]))
-    assert "none of a sub-network" in refused(figure_16.FIGURE, "--from", path)
-    assert "leave out scenes" in refused(figure_16.FIGURE, "--from", path, "--scenes", 1)
-    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +83,9 @@ def folders(tmp_path_factory):
 @pytest.mark.slow
 def test_images_to_csv_to_picture(tmp_path, folders):
     out, path = tmp_path / "figure.png", tmp_path / "panels.csv"
-    arguments = ["--checkpoint", folders / "distillation", "--scenes", 1, 4, "--num-tokens", 8, 3]
-    arguments += ["--csv", path, "--out", out]
-    pca.main(figure_16.FIGURE, "", [str(argument) for argument in arguments])
+    arguments = ["16", "--checkpoint", folders / "distillation", "--scenes", 1, 4]
+    arguments += ["--sizes", 8, 3, "--csv", path, "--out", out]
+    pca.main([str(argument) for argument in arguments])
     panels = read_panels(path)
     sizes = [None, SubNetwork(3, 24, 3), SubNetwork(8, 24, 3)]
     assert [(p.image, p.sub_network) for p in panels] == [
@@ -114,15 +95,17 @@ def test_images_to_csv_to_picture(tmp_path, folders):
     np.testing.assert_allclose(panels[0].colours, scene / 255, atol=1e-4)
     assert panels[1].colours.shape == (4, 4, 3)
     again = tmp_path / "again.png"
-    pca.main(figure_16.FIGURE, "", ["--from", str(path), "--out", str(again)])
+    pca.main(["16", "--from", str(path), "--out", str(again)])
     one, other = (np.asarray(Image.open(picture)).astype(int) for picture in (out, again))
     np.testing.assert_allclose(one, other, atol=1)  # four decimals round to a neighbour at most
 
 
 def test_images_are_shown_as_the_run_was_shown_them(tmp_path, folders):
-    """Of a run, its mean and its size; else AdaPerceiver's crop."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
-    image.save(tmp_path / "photo.png")
+    """With a run's mean and size, else AdaPerceiver's; kept no larger than a panel shows."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    assert pca.thumbnail(noise).shape == (128, 85, 3)
+    np.testing.assert_array_equal(pca.thumbnail(noise[:20, :30]), noise[:20, :30] / 255)
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     config = RunConfig()
@@ -134,45 +117,47 @@ def test_images_are_shown_as_the_run_was_shown_them(tmp_path, folders):
         images=[tmp_path / "photo.png"] * 2, scenes=[], image_size=None, model=None
     )
     model = MODELS["distillation"]
-    for place, mean, std in (
-        (run / "model", half.mean, half.std),
-        (folders / "distillation", ap.Preprocessing().mean, ap.Preprocessing().std),
+    for place, mean, std, size in (
+        (run / "model", half.mean, half.std, 28),
+        (folders / "distillation", ap.Preprocessing().mean, ap.Preprocessing().std, 16),
     ):
         options.checkpoint = str(place)
         names, (pixels,), normalised = pca.open_images(model, options)
         assert names == [str(tmp_path / "photo.png")]  # named twice, shown once
         want = (pixels / 255 - np.array(mean)) / np.array(std)
         np.testing.assert_allclose(normalised[0], want, atol=1e-5)
-        assert pixels.shape == ((28, 28, 3) if place == run / "model" else (16, 16, 3))
+        assert pixels.shape == (size, size, 3)
 
 
-def test_what_cannot_be_shown_is_refused_in_a_line(tmp_path, folders):
+def test_mistakes_are_refused_in_a_line(tmp_path, folders):
     (tmp_path / "notes.txt").write_text("no image")
-    good, figure = ("--checkpoint", folders / "distillation"), figure_17.FIGURE
-    assert "give images or --scenes" in refused(figure, *good)
-    assert "give images or --scenes" in refused(figure, "a.png", "--scenes", 1, *good)
-    assert "notes.txt" in refused(figure, tmp_path / "notes.txt", *good)
-    assert "missing.png" in refused(figure, tmp_path / "missing.png", *good)
-    assert "--scenes=-1: must be at least 0" in refused(figure, "--scenes", -1, *good)
-    assert "depth=9: must be in 1..3" in refused(figure, "--scenes", 1, "--depth", 9, *good)
+    good = "--checkpoint", folders / "distillation"
+    assert "give images or --scenes" in refused("17", *good)
+    assert "give images or --scenes" in refused("17", "a.png", "--scenes", 1, *good)
+    assert "notes.txt" in refused("17", tmp_path / "notes.txt", *good)
+    assert "missing.png" in refused("17", tmp_path / "missing.png", *good)
+    assert "--scenes=-1: must be at least 0" in refused("17", "--scenes", -1, *good)
+    assert "depth=9: must be in 1..3" in refused("17", "--scenes", 1, "--sizes", 9, *good)
     for name, message in (("classification", "has no patch features"), ("vit", "model=ViT")):
-        said = refused(figure, "--scenes", 1, "--checkpoint", folders / name)
+        said = refused("17", "--scenes", 1, "--checkpoint", folders / name)
         assert message in said
         assert str(folders / name) in said
+    path = tmp_path / "panels.csv"
+    path.write_text(csv_text(plain_panels("15", False)))
+    said = refused("16", "--from", path, "--out", tmp_path / "x.png")
+    assert "width=[416, 624, 832]: this figure varies num_tokens alone" in said
+    path.write_text(csv_text([Panel("a", None, np.zeros((2, 2, 3)))]))
+    assert "none of a sub-network" in refused("16", "--from", path)
+    assert "leave out scenes" in refused("16", "--from", path, "--scenes", 1)
+    assert not (tmp_path / "x.png").exists()
 
 
-def test_names_that_are_too_long_are_cut():
-    assert pca.short("scene 12") == "scene 12"
-    assert pca.short("a_photograph_of_a_street") == "a_photograp…"
-
-
-def test_what_each_figure_shows_unasked():
-    config = ap.AdaPerceiverConfig(output_feat_dim=4)
-    model = ap.AdaPerceiver(config)
+def test_the_sizes_that_each_figure_shows_unasked():
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(output_feat_dim=4))
     shown = {
-        n: [getattr(s, figure.vary) for s in figure.sub_networks(model, None)]
-        for n, figure in FIGURES.items()
+        number: [getattr(s, figure.vary) for s in figure.sub_networks(model, None)]
+        for number, figure in pca.FIGURES.items()
     }
-    assert shown[15] == [416, 624, 832]
-    assert shown[16] == [32, 64, 96, 128, 192, 256, 512, 1024]
-    assert shown[17] == list(range(1, 22))
+    assert shown["15"] == [416, 624, 832]
+    assert shown["16"] == [32, 64, 96, 128, 192, 256, 512, 1024]
+    assert shown["17"] == list(range(1, 22))
