@@ -1,6 +1,5 @@
 """The tables of docs/pods.md against today's code, most of it without compiling."""
 
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -12,7 +11,6 @@ import pytest
 
 from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.shapes import make_step
-from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import held
 from tests.tools.test_compile_for_tpu import compiled
 from tools.pod_report.topology import GIB, find_topology
@@ -45,12 +43,13 @@ def config_of(text: str):
 
 
 @functools.cache
-def model_flops(config) -> float:
-    """The model's FLOPs per image; the mesh changes nothing in them."""
-    step = make_step(config, jax.devices()[:1])
+def model_flops(name: str) -> float:
+    """The model's FLOPs per image: the table's arguments change nothing in them."""
+    step = make_step(config_of(name), jax.devices()[:1])
     return step.task.train_flops(step.apply[1])
 
 
+@pytest.mark.slow
 def test_the_models_flops_are_todays_of_every_stage_on_every_slice():
     there = {(row[0].partition(":")[0], row[1]) for row in TABLE}
     assert {(stage, place) for stage in STAGES for place in SLICES} <= there
@@ -61,23 +60,24 @@ def test_the_models_flops_are_todays_of_every_stage_on_every_slice():
         chips = math.prod(map(int, row[1].partition(":")[2].split("x")))
         data, fsdp = map(int, row[2].split(" x "))
         assert (data * fsdp, config.mesh.fsdp) == (chips, fsdp), row
-        alone = dataclasses.replace(config, mesh=MeshSettings(), accumulate=1)
-        flops = model_flops(alone) * config.batch_size / chips
+        flops = model_flops(row[0].partition(":")[0]) * config.batch_size / chips
         assert float(row[5].split(",")[0]) == pytest.approx(flops / 1e12, rel=5e-3), row
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_chip_holds_what_the_page_says_and_takes_its_command():
-    """The bytes of a program's arguments to 5%: the compiler pads."""
+    """Arguments of stage 3's gradients to 5%: the compiler pads."""
     devices = find_topology("v5e:16x16").devices
     for name, *amounts in HELD:
         step = make_step(config_of(name), devices)
         state = step.apply[0]
         parts = state.params, state.ema, state.opt_state, step.constants
         assert amounts == [f"{held(part) / 2**20:,.1f}" for part in parts], name
-        (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
-        said = float(row[4].split(",")[0])
-        assert said == pytest.approx(held(step.gradients) / GIB, rel=0.05), name
+        if name.startswith("stage3"):
+            (row,) = [row for row in TABLE if row[:2] == [name, "v5e:16x16"]]
+            said = float(row[4].split(",")[0])
+            assert said == pytest.approx(held(step.gradients) / GIB, rel=0.05), name
     (command,) = re.findall(r"main\.py --distributed.*?&'", PAGE, flags=re.DOTALL)
     keys = dict(re.findall(r"--config\.([\w.]+)=(\S+)", command))
     assert {"mesh.fsdp", "optimizer.overlap", "optimizer.max_preconditioner_dim"} <= keys.keys()
@@ -87,7 +87,7 @@ def test_a_chip_holds_what_the_page_says_and_takes_its_command():
         assert make_step(config_of(f"{stage}:{argument}"), devices)
 
 
-@pytest.mark.nightly("pods")
+@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_a_row_is_what_the_tool_says_today():
     """All of it, of a step of SOAP at full size for 256 chips, with the compiler of the page."""

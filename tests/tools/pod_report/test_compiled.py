@@ -60,7 +60,7 @@ def test_a_product_over_fsdp_is_reduced_there():
     assert only.bytes == 4 * 4 * 6
 
 
-@pytest.mark.nightly("pods")
+@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once():
     """A gradient of columns dealt to 8 chips: the weights go around, and the gradient's parts."""
@@ -83,7 +83,7 @@ def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once():
     assert moved == pytest.approx(4096**2 * 9 / 8)
 
 
-@pytest.mark.nightly("pods")
+@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_attention_that_a_tpu_cannot_fuse_is_found_and_its_own_kernel_named():
     topology = find_topology("v5e:2x2")
