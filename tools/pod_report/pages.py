@@ -82,7 +82,7 @@ def page(report: Report) -> str:
     ]
 
     programs = report.programs
-    amounts = {
+    amounts: dict[str, Sequence[float]] = {
         "arguments (GiB)": [p.memory.arguments / GIB for p in programs],
         "of them padding": [p.padding / GIB for p in programs],
         "temporaries": [p.memory.temporaries / GIB for p in programs],
