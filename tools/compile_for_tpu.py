@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     version = importlib.metadata.version("libtpu")
     print(f"jax {jax.__version__}, libtpu {version}\n", flush=True)
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU it cannot be read
     stopped = False
     try:
         for name, config, topology, step in steps:

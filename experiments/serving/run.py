@@ -18,17 +18,13 @@ differ between images and depths; --checkpoint takes a trained classifier instea
 are still made up. Exits with 1 if a share is below 0.8.
 
 Batches may have sixteenths of their size, rather than the server's eighths: on CPUs rows are not
-free, and compilation is.
-
-glibc gives large arrays back to the system when a program ends, and the next faults them in page
-by page, which short segments feel. So it is told to keep them, as accelerators do;
---system-allocator leaves it as it is.
+free, and compilation is. Short segments feel it if the C library gives memory back after each
+program: set what docs/performance.md says before.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import math
 import statistics
@@ -193,16 +189,6 @@ def measure(
     return row
 
 
-def keep_memory() -> None:
-    """Has glibc keep what programs free; elsewhere it does nothing."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold, most_arenas = -1, -3, -8  # names of malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
-        mallopt(most_arenas, 1)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; 1 if time reaches less of a saving than it should."""
     parser = argparse.ArgumentParser(
@@ -215,15 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     error = "standard error of a share to reach (0.015)"
     parser.add_argument("--error", type=float, default=0.015, help=error)
     parser.add_argument("--pairs", type=int, default=40, help="pairs timed at most (40)")
-    allocator = "do not have glibc keep freed memory"
-    parser.add_argument("--system-allocator", action="store_true", help=allocator)
     options = parser.parse_args(arguments)
-    if options.sizes < 1:
-        parser.error(f"--sizes {options.sizes}: must be at least 1")
-    if options.pairs < FEWEST_PAIRS:
-        parser.error(f"--pairs {options.pairs}: must be at least {FEWEST_PAIRS}")
-    if not options.system_allocator:
-        keep_memory()
+    if options.sizes < 1 or options.pairs < FEWEST_PAIRS:
+        parser.error(f"--sizes must be at least 1, --pairs at least {FEWEST_PAIRS}")
     model: Any
     if options.checkpoint:
         model, params = ap.from_pretrained(options.checkpoint)

@@ -75,14 +75,13 @@ def balanced_widths(widths: Sequence[int], count: int) -> list[int]:
 
 def stage3(argument: str = "", dtype: str = "float32") -> RunConfig:
     """configs/stage3_width.py with these keys (key=value,...), computed in this dtype."""
-    text = f"compute.dtype={dtype},init_from='',evaluation.sub_networks=()" + (
-        f",{argument}" if argument else ""
-    )
-    return from_config(RunConfig, stage3_width.get_config(text).to_dict())
+    text = f"compute.dtype={dtype},init_from='',evaluation.sub_networks=()"
+    chosen = stage3_width.get_config(f"{text},{argument}" if argument else text)
+    return from_config(RunConfig, chosen.to_dict())
 
 
-def use_the_same_device() -> str:
-    """Has PyTorch compute where JAX does; gives its name there."""
+def use_the_same_device() -> None:
+    """Has PyTorch compute where JAX does."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for both
     device = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if device == "cuda" and not torch.cuda.is_available():
@@ -92,7 +91,6 @@ def use_the_same_device() -> str:
     torch.set_default_device(device)
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as JAX multiplies by default
-    return device
 
 
 def torch_products(dtype: str) -> float:

@@ -85,12 +85,12 @@ def forwards(batch: int, dtype: str, repeats: int) -> Iterator[str]:
         vit = ap.ViT(config, dtype=model.dtype)
         its_params = ap.init_params(vit, jax.random.key(0))
         its = forward_program(vit, its_params, images_for(vit, batch), None)
-        yield row(name, its, ours(tokens), repeats, ceilings, found)
+        yield row(name, its, ours(tokens), repeats, ceilings)
 
 
 def steps(batch: int, dtype: str, repeats: int) -> Iterator[str]:
     """The same of training steps from labels: ours trains all sub-networks in one."""
-    found, ceilings = accuracies(), Ceilings(dtype)
+    ceilings = Ceilings(dtype)
     argument = f"batch_size={batch},evaluation.sub_networks=(),optimizer.name=adamw"
     chosen = scratch.get_config(f"{argument},compute.dtype={dtype}")
     config = from_config(RunConfig, chosen.to_dict())
@@ -100,7 +100,7 @@ def steps(batch: int, dtype: str, repeats: int) -> Iterator[str]:
         note(f"{name} and our step")
         vit = dataclasses.replace(VITS[name], num_classes=config.model.num_classes)
         its = step_program(dataclasses.replace(config, task="teacher", vit=vit))
-        yield row(name, its, ours, repeats, ceilings, found)
+        yield row(name, its, ours, repeats, ceilings)
 
 
 def images_for(model: Any, batch: int) -> jax.Array:
@@ -116,29 +116,21 @@ def head(what: str, batch: int, dtype: str, repeats: int) -> Iterator[str]:
     yield f"{'':20s}{columns}   {'ours':6s}{columns}   its time / ours"
 
 
-def row(
-    name: str,
-    its: Program,
-    ours: Program,
-    repeats: int,
-    ceilings: Ceilings,
-    found: Mapping[str, float],
-) -> str:
+def row(name: str, its: Program, ours: Program, repeats: int, ceilings: Ceilings) -> str:
     """Times the two in turn."""
     turns = take_turns({"its": its.call, "ours": ours.call}, repeats)
-    ceiling = ceilings.measure()
-    tokens = f"t={ours.sub_network[0]}" if ours.sub_network else "all"
-    right = {"its": found[name], "ours": found.get(f"AdaPerceiver ({tokens})")}
-    cells = {}
-    for key, program in (("its", its), ("ours", ours)):
-        accuracy = right[key]
-        cells[key] = f"{'' if accuracy is None else f'{accuracy:.2f}':>10s}"
-        cells[key] += f"{program.flops / program.batch / 1e9:8.1f}"
+    ceiling, right = ceilings.measure(), accuracies()
+
+    def cells(key: str, program: Program, model: str) -> str:
+        accuracy = f"{right[model]:.2f}" if model in right else ""
         floor = ceiling.floor(program.flops / program.devices, program.least_bytes)
-        for seconds, length in ((turns.seconds(key), 8), (floor, 9)):
-            cells[key] += f"{1e3 * seconds / program.batch:{length}.1f}"
-    ratios = spread(turns.ratios("its", "ours"))
-    return f"{name:20s}{cells['its']}   {tokens:6s}{cells['ours']}   {ratios}"
+        ms, floor_ms = (1e3 * s / program.batch for s in (turns.seconds(key), floor))
+        gflops = program.flops / program.batch / 1e9
+        return f"{accuracy:>10s}{gflops:8.1f}{ms:8.1f}{floor_ms:9.1f}"
+
+    tokens = f"t={ours.sub_network[0]}" if ours.sub_network else "all"
+    pair = cells("its", its, name), cells("ours", ours, f"AdaPerceiver ({tokens})")
+    return f"{name:20s}{pair[0]}   {tokens:6s}{pair[1]}   {spread(turns.ratios('its', 'ours'))}"
 
 
 @enough_memory()

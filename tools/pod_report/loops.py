@@ -29,6 +29,10 @@ class Visit:
         yield from module.inside(self.instruction)
 
 
+PASSED_ON = ("bitcast", "copy", "convert", "reshape", "copy-done")
+MIRRORED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}
+
+
 def visits(module: Module) -> Iterator[Visit]:
     """Every instruction that is run, loops and calls opened.
 
@@ -67,56 +71,33 @@ def trip_count(module: Module, outer: Computation, loop: Instruction) -> int | N
     compare, arguments = _unwrapped(module, condition, condition.root)
     if compare.opcode != "compare" or {start.opcode, body.root.opcode} != {"tuple"}:
         return None
-    values: list[Value] = []
+    sides = []
     for where, operand in arguments:
-        value = _value(module, where, operand)
-        if isinstance(value, Carried):
-            first = _value(module, outer, outer.instructions[start.operands[value.index]])
-            step = _value(module, body, body.instructions[body.root.operands[value.index]])
-            if not isinstance(first, int) or not isinstance(step, Carried):
+        value = _affine(module, where, operand)
+        if value is None:
+            return None
+        index, first = value
+        step = 0
+        if index is not None:
+            begin = _affine(module, outer, outer.instructions[start.operands[index]])
+            left = _affine(module, body, body.instructions[body.root.operands[index]])
+            if begin is None or begin[0] is not None or left is None or left[0] != index:
                 return None
-            if step.index != value.index:
-                return None
-            first += value.plus
-            value = first if step.plus == 0 else Counter(first, step.plus)
-        values.append(value)
-    left, right = values
-    return _rounds(left, right, compare.attribute("direction"))
+            first, step = first + begin[1], left[1]
+        sides.append((first, step))
+    return _rounds(*sides[0], *sides[1], compare.attribute("direction"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Carried:
-    """An element of a loop's tuple, plus a constant."""
-
-    index: int
-    plus: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Counter:
-    """Where it begins and what each round adds."""
-
-    first: int
-    step: int
-
-
-Value = int | Carried | Counter | None
-PASSED_ON = ("bitcast", "copy", "convert", "reshape", "copy-done")
-
-
-def _rounds(left: Value, right: Value, direction: str) -> int | None:
-    if isinstance(right, Counter):
-        mirror = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}
-        left, right, direction = right, left, mirror.get(direction, direction)
-    if not isinstance(left, Counter) or not isinstance(right, int):
-        return None
-    distance, step = right - left.first, left.step
+def _rounds(left: int, step: int, right: int, other: int, direction: str) -> int | None:
+    """Rounds while left + n step (direction) right + n other; one of the steps must be 0."""
+    if other:  # the counter stands on the right
+        left, step, right, other = right, other, left, step
+        direction = MIRRORED.get(direction, direction)
     if step < 0:
-        distance, step = -distance, -step
-        direction = {"GT": "LT", "GE": "LE"}.get(direction, direction)
-    if direction == "LE":
-        distance, direction = distance + 1, "LT"
-    return max(0, math.ceil(distance / step)) if direction in ("LT", "NE") else None
+        left, step, right = -left, -step, -right
+        direction = MIRRORED.get(direction, direction)
+    end = {"LT": right, "NE": right, "LE": right + 1}.get(direction)
+    return None if other or not step or end is None else max(0, math.ceil((end - left) / step))
 
 
 def _unwrapped(
@@ -136,24 +117,26 @@ def _unwrapped(
     ]
 
 
-def _value(module: Module, computation: Computation, instruction: Instruction) -> Value:
-    """A scalar as far as the text tells it."""
+def _affine(
+    module: Module, computation: Computation, instruction: Instruction
+) -> tuple[int | None, int] | None:
+    """A scalar as (an element of the loop's tuple, or None, and the constant added to it); None
+    where the text does not tell it."""
     while instruction.opcode in (*PASSED_ON, "copy-start"):
         instruction = computation.operands(instruction)[0]
     if instruction.opcode == "constant":
-        return int(instruction.literal) if re.fullmatch(r"-?\d+", instruction.literal) else None
+        number = re.fullmatch(r"-?\d+", instruction.literal)
+        return (None, int(number[0])) if number else None
     if instruction.opcode == "get-tuple-element":
-        source = computation.operands(instruction)[0]
-        carried = source.opcode == "parameter"
-        return Carried(int(instruction.attribute("index"))) if carried else None
+        carried = computation.operands(instruction)[0].opcode == "parameter"
+        return (int(instruction.attribute("index")), 0) if carried else None
     inner, operands = _unwrapped(module, computation, instruction)
     if inner.opcode not in ("add", "subtract"):
         return None
-    left, right = (_value(module, where, operand) for where, operand in operands)
-    if inner.opcode == "subtract":
-        right = -right if isinstance(right, int) else None
-    if isinstance(left, int):
+    left, right = (_affine(module, where, operand) for where, operand in operands)
+    sign = 1 if inner.opcode == "add" else -1
+    if left is not None and left[0] is None and sign > 0:
         left, right = right, left
-    if isinstance(left, Carried) and isinstance(right, int):
-        return Carried(left.index, left.plus + right)
-    return left + right if isinstance(left, int) and isinstance(right, int) else None
+    if left is None or right is None or right[0] is not None:
+        return None
+    return left[0], left[1] + sign * right[1]

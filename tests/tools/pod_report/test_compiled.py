@@ -17,6 +17,7 @@ from tools.pod_report.matmuls import product
 from tools.pod_report.program import Program, compile_program
 from tools.pod_report.topology import find_topology, layout
 
+pytestmark = pytest.mark.optimised
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
 
 
@@ -60,9 +61,18 @@ def test_a_product_over_fsdp_is_reduced_there():
     assert only.bytes == 4 * 4 * 6
 
 
+@pytest.fixture
+def uncached():
+    """Compiles anew: a TPU's program cannot be read from the cache without a TPU."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
 @pytest.mark.nightly(group="pods")
 @needs_libtpu
-def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once():
+def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once(uncached):
     """A gradient of columns dealt to 8 chips: the weights go around, and the gradient's parts."""
     mesh = jax.sharding.Mesh(np.array(find_topology("v5e:4x2").devices), ("fsdp",))
 
@@ -85,7 +95,7 @@ def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once():
 
 @pytest.mark.nightly(group="pods")
 @needs_libtpu
-def test_attention_that_a_tpu_cannot_fuse_is_found_and_its_own_kernel_named():
+def test_attention_that_a_tpu_cannot_fuse_is_found_and_its_own_kernel_named(uncached):
     topology = find_topology("v5e:2x2")
     mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(4, 1), ("data", "fsdp"))
     place = NamedSharding(mesh, P(("data", "fsdp")))
