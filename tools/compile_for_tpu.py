@@ -11,7 +11,7 @@ two minutes a program at the paper's size on 2 cores. What the compiler made of 
   bytes a chip against its HBM, and the arrays that every chip holds whole though they are large;
   FLOPs a chip, what filling up the matrix unit's tiles and float32 passes make of them;
   collectives: kind, axes of the mesh, dtype, how often, bytes;
-  a step's time and MFU, reckoned from these (the assumptions stand below the table);
+  a step's time and MFU, estimated from these (the assumptions stand below the table);
   whether the step is lean: nothing to the host, no gathers but weights, gradients reduced once,
   donated memory used again, softmax kept on the chip, few FLOPs but the model's, and nothing that
   the counts cannot see: in loops of unknown length, or in kernels.
