@@ -70,23 +70,18 @@ def command(name: str, workdir: str = "runs/dense_scenes") -> str:
     return f'python main.py --config="{config}" --workdir={workdir}/{name}'
 
 
-def batches(config: RunConfig, task: Any) -> Any:
-    prepare = prepared(config, task.inputs, task.num_classes)
-    source = open_data(config.data).validation.source
-    return evaluation_batches(source, 128, transform=prepare.evaluate)
-
-
-def sweep(name: str, workdir: Path, tokens: Sequence[int] | None = TOKENS) -> list[DensePoint]:
+def sweep(name: str, workdir: Path) -> list[DensePoint]:
     """All tokens at full width and depth, and widths and depths at the trained tokens."""
     config = config_of(name, workdir)
     task: Any = make_task(config)
-    params = find_run(workdir / name).read()
+    prepare = prepared(config, task.inputs, task.num_classes).evaluate
+    source = open_data(config.data).validation.source
+    images = evaluation_batches(source, 128, transform=prepare)
+    given = task, find_run(workdir / name).read(), images
     if config.trains_vit:
-        return sweep_dense(task, params, batches(config, task))
+        return sweep_dense(*given)
     c = config.model
-    points = sweep_dense(
-        task, params, batches(config, task), tokens, c.widths, range(1, c.depth + 1)
-    )
+    points = sweep_dense(*given, TOKENS, c.widths, range(1, c.depth + 1))
     write_bytes(workdir / f"{name}.csv", csv_text(points).encode())
     return points
 
@@ -172,9 +167,7 @@ def page(workdir: Path) -> str:
     points = {name: sweep(name, workdir) for name in RUNS if name not in ("teacher", "features")}
     scores = {name: at(p) for name, p in points.items()}
     scores |= {f"{name}_trivial": trivial(name, workdir) for name in ("segment", "depth")}
-    scores["segment_few"], scores["depth_few"] = (
-        at(points[n], 2) for n in ("segment_frozen", "depth_frozen")
-    )
+    scores |= {f"{name}_few": at(points[f"{name}_frozen"], 2) for name in ("segment", "depth")}
     for task, metric in (("segment", "miou"), ("depth", "rmse")):
         for name in (task, f"{task}_frozen"):
             for by in ("width", "depth"):

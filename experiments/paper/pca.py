@@ -14,6 +14,7 @@ colours mean equal features.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import io
 import itertools
@@ -164,20 +165,20 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 def changes(panels: Sequence[Panel], vary: str) -> dict[tuple[int, int], float]:
     """Mean difference of the colours between one value and the next, over the images."""
-    found: dict[tuple[int, int], list[float]] = {}
+    found = collections.defaultdict(list)
     for shown in panels_by_image(panels).values():
         for one, other in itertools.pairwise(shown):
             values = getattr(one.sub_network, vary), getattr(other.sub_network, vary)
-            found.setdefault(values, []).append(float(np.abs(one.colours - other.colours).mean()))
+            found[values].append(np.abs(one.colours - other.colours).mean())
     return {values: float(np.mean(gaps)) for values, gaps in found.items()}
 
 
 def panels_by_image(panels: Sequence[Panel]) -> dict[str, list[Panel]]:
     """Each image's panels of sub-networks, from the smallest on."""
-    found: dict[str, list[Panel]] = {}
+    found: dict[str, list[Panel]] = {panel.image: [] for panel in panels}
     for panel in sorted(panels, key=lambda panel: panel.sub_network or ()):
-        found.setdefault(panel.image, []).append(panel)
-    return {p.image: [q for q in found[p.image] if q.sub_network] for p in panels}
+        found[panel.image] += [panel] if panel.sub_network else []
+    return found
 
 
 def draw(figure: Figure, panels: Sequence[Panel]) -> bytes:

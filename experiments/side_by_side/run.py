@@ -92,12 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="turns (9)")
     parser.add_argument("--masked", action="store_true", help="forward: PyTorch with its mask too")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too")
-    parser.add_argument(
-        "--config",
-        default="",
-        metavar="KEY=VALUE,...",
-        help="of configs/stage3_width.py: compute.remat=False, model.depth=3, ... (as it is)",
-    )
+    keys = "of configs/stage3_width.py: compute.remat=False, model.depth=3, ... (as it is)"
+    parser.add_argument("--config", default="", metavar="KEY=VALUE,...", help=keys)
     parser.add_argument("--most", type=float, help="the largest ratio that is no failure")
     options = parser.parse_args(arguments)
     if min(*options.batch, *(options.tokens or ()), options.repeats) < 1:

@@ -14,7 +14,7 @@ LISTED = 8
 ASSUMPTIONS = """\
 A step is its two programs; what the hosts do between them (SOAP's refresh) is not in it. Nothing
 was run: FLOPs, bytes and collectives are read from the compiled programs, loops taken as often as
-they run, and times are estimated from them. An operation takes the longer of its matrix products, at
+they run; times are estimated from them. An operation takes the longer of its matrix products, at
 the chip's peak with whole tiles of the matrix unit and six passes a float32 product at highest
 precision, and of its traffic at full HBM bandwidth; prefetches into the chip's own memory use what
 bandwidth is left. Collectives use all links along the torus' axes they span, half of them where a
