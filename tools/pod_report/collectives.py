@@ -15,6 +15,8 @@ from tools.pod_report.values import takers
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
+START, DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
+"""Custom calls in fusions around a collective that runs beside other work."""
 MOVES = (
     *("convert", "bitcast", "copy", "copy-start", "copy-done", "reshape", "transpose", "select"),
     "collective-permute-done",
@@ -113,12 +115,12 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
     started = set()
     for visit in visits:
         for where, inner in module.inside(visit.instruction):
-            if _starts(inner):
+            if inner.target == START:
                 started |= {i.attribute("channel_id") for i in where.operands(inner)}
     for visit in visits:
         instruction = visit.instruction
         found = list(visit.parts(module))
-        begins = any(_starts(inner) for _, inner in found)
+        begins = any(inner.target == START for _, inner in found)
         scatters = instruction.opcode == "fusion" and any(
             inner.opcode in ("dynamic-slice", "slice") for _, inner in found
         )
@@ -143,10 +145,6 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
                 kind == "collective-permute" and _is_added_to(module, where, inner),
                 visit.waits,
             )
-
-
-def _starts(instruction: Instruction) -> bool:
-    return instruction.attribute("custom_call_target") == '"AsyncCollectiveStart"'
 
 
 def _is_added_to(module: Module, computation: Computation, permutation: Instruction) -> bool:

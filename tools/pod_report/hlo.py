@@ -102,6 +102,11 @@ class Instruction:
         return self.attribute(name).lstrip("%")
 
     @functools.cached_property
+    def target(self) -> str:
+        """Name of the function that a custom call runs; '' for other instructions."""
+        return self.attribute("custom_call_target").strip('"')
+
+    @functools.cached_property
     def op_name(self) -> str:
         """Place in the JAX program that it comes from."""
         found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from adaperceiver_jax.train.chips import Chip
-from tools.pod_report.collectives import Collective, collectives
+from tools.pod_report.collectives import DONE, START, Collective, collectives
 from tools.pod_report.hlo import Instruction, Module, parse
 from tools.pod_report.loops import Visit, visits
 from tools.pod_report.matmuls import product
@@ -27,7 +27,6 @@ from tools.pod_report.traffic import (
 from tools.pod_report.values import argument
 
 PREFETCHES = ("copy-start", "slice-start")
-ASYNC = ("AsyncCollectiveStart", "AsyncCollectiveDone")
 RECOMPUTED = "rematted_computation"
 """Part of the names of operations that are computed again in the backward pass."""
 
@@ -275,6 +274,6 @@ def _waiting(module: Module, run: Sequence[Visit]) -> Iterator[str]:
 def _opaque(module: Module, run: Sequence[Visit]) -> Iterator[str]:
     for visit in run:
         for _, inner in visit.parts(module):
-            target = inner.attribute("custom_call_target").strip('"')
-            if target and target not in (*ONLY_NAMES, *ASYNC) and not calls_host(inner):
-                yield f"{target} {inner.op_name}".strip()
+            known = inner.target in ("", START, DONE, *ONLY_NAMES)
+            if not known and not calls_host(inner):
+                yield f"{inner.target} {inner.op_name}".strip()

@@ -34,8 +34,7 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
     """
     opcode, arrays = instruction.opcode, instruction.arrays
     operands = computation.operands(instruction)
-    target = instruction.attribute("custom_call_target").strip('"')
-    if opcode in FREE or target in ONLY_NAMES:
+    if opcode in FREE or instruction.target in ONLY_NAMES:
         return 0.0
     if opcode == "copy-start":  # (target, source, context)
         return arrays[0].hbm_bytes + arrays[1].hbm_bytes
@@ -138,7 +137,7 @@ def host_transfers(visits: Sequence[Visit], module: Module) -> list[Visit]:
 
 
 def calls_host(instruction: Instruction) -> bool:
-    return any(name in instruction.attribute("custom_call_target") for name in HOST_CALLS)
+    return any(name in instruction.target for name in HOST_CALLS)
 
 
 @dataclasses.dataclass(frozen=True)
