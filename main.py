@@ -42,8 +42,8 @@ def main(argv: list[str]) -> None:
     from adaperceiver_jax.data.loading import LoaderEndedError
     from adaperceiver_jax.tasks.make import RunConfig, make_task
     from adaperceiver_jax.train import processes
-    from adaperceiver_jax.train.compiling import keep_programs
     from adaperceiver_jax.train.loop import NotFiniteError, TooManyBadImagesError, check, train
+    from adaperceiver_jax.train.reports import keep_programs
     from adaperceiver_jax.train.settings import from_config
     from adaperceiver_jax.train.workdir import find_workdir
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.settings import keys_of
 
 
 def base() -> ConfigDict:
@@ -91,7 +92,7 @@ def set_key(config: ConfigDict, name: str, text: str) -> None:
     for section in sections:
         place = place.get(section) if isinstance(place, ConfigDict) else None
     if not isinstance(place, ConfigDict) or key not in place:
-        near = difflib.get_close_matches(name, [".".join(path) for path in _paths(config)], 1)
+        near = difflib.get_close_matches(name, list(keys_of(RunConfig)), 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(config))}"
         raise ValueError(f"argument {name!r}: there is no such key; {hint}")
     try:
@@ -102,13 +103,6 @@ def set_key(config: ConfigDict, name: str, text: str) -> None:
         place[key] = value
     except TypeError as error:
         raise ValueError(f"argument {name}={text!r}: {error}") from error
-
-
-def _paths(config: ConfigDict, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for key in config:
-        yield (*above, key)
-        if isinstance(config[key], ConfigDict):
-            yield from _paths(config[key], (*above, key))
 
 
 def paper() -> ConfigDict:

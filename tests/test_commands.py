@@ -18,8 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.tasks.config_file import read_config
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.make import RunConfig, read_config
 from adaperceiver_jax.train.settings import from_config, with_key
 
 ROOT = Path(__file__).resolve().parents[1]

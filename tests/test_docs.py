@@ -9,10 +9,8 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.points import csv_text
-from adaperceiver_jax.tasks.config_file import read_config
-from adaperceiver_jax.tasks.make import RunConfig
-from adaperceiver_jax.train.plan import make_plan
-from adaperceiver_jax.train.settings import check_key
+from adaperceiver_jax.tasks.make import RunConfig, read_config
+from adaperceiver_jax.train.settings import check_key, make_plan
 from tests.test_commands import PAGES, check_calls, check_imports, config_names, texts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -44,9 +44,8 @@ from adaperceiver_jax.evaluate.speed import (
     time_programs,
 )
 from adaperceiver_jax.evaluate.turns import Turns, note
-from adaperceiver_jax.tasks.config_file import read_config
-from adaperceiver_jax.tasks.make import RunConfig, make_model
-from adaperceiver_jax.tasks.step_speed import step_program
+from adaperceiver_jax.tasks.make import RunConfig, make_model, read_config
+from adaperceiver_jax.tasks.shapes import step_program
 from adaperceiver_jax.tasks.weights import find_weights
 
 DTYPES = ("float32", "bfloat16")

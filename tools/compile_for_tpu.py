@@ -35,8 +35,7 @@ import jax
 from absl import logging
 
 from adaperceiver_jax.models.params import count_params
-from adaperceiver_jax.tasks.config_file import read_config
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.make import RunConfig, read_config
 from adaperceiver_jax.tasks.shapes import Step, make_step
 from adaperceiver_jax.train.chips import CHIPS
 from adaperceiver_jax.train.loop import LAG

@@ -31,8 +31,9 @@ from adaperceiver_jax.evaluate.sweep import points as points_of
 from adaperceiver_jax.policies.compare import compare, markdown
 from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.tasks.make import RunConfig, make_task
-from adaperceiver_jax.train.loop import MODEL, train
+from adaperceiver_jax.train.loop import train
 from adaperceiver_jax.train.settings import from_config
+from adaperceiver_jax.train.workdir import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = {

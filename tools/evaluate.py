@@ -36,8 +36,8 @@ from adaperceiver_jax.tasks.labelled import counts
 from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_model, make_task
 from adaperceiver_jax.tasks.weights import WEIGHTS, find_run
 from adaperceiver_jax.train.feed import open_data, prepared
-from adaperceiver_jax.train.loop import CONFIG
 from adaperceiver_jax.train.settings import from_config, with_key
+from adaperceiver_jax.train.workdir import CONFIG
 
 FREE = ("block_mask", "rope_scale")
 """Of the model, what an evaluation may set otherwise."""

@@ -39,7 +39,7 @@ from adaperceiver_jax.policies.figure import plot
 from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.policies.learned import Learned
 from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
-from adaperceiver_jax.tasks.learned import find_policy
+from adaperceiver_jax.tasks.weights import find_policy
 
 OWN_ROWS = ("Baseline", "EE", "Best fixed", "Optimal")
 SAMPLE = 4096

@@ -42,8 +42,8 @@ from adaperceiver_jax.evaluate import pictures
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
-from adaperceiver_jax.train.loop import CONFIG, MODEL
 from adaperceiver_jax.train.settings import from_config
+from adaperceiver_jax.train.workdir import CONFIG, MODEL
 
 TASKS: dict[str, tuple[type, ...]] = {
     "classify": (ap.AdaPerceiver, ap.ViT),

@@ -11,17 +11,10 @@ import jax
 from adaperceiver_jax.data.mixing import MixingSettings, mix
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.losses.classification import soft_cross_entropy
-from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViT
-from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.tasks.once_for_all import (
-    OnceForAll,
-    Parts,
-    Targets,
-    scores,
-    smoothed,
-)
-from adaperceiver_jax.train.task import Batch, NoMemory, SubNetwork, Sums, means
+from adaperceiver_jax.tasks.objective import Objective
+from adaperceiver_jax.tasks.once_for_all import OnceForAll, Targets, scores, smoothed
+from adaperceiver_jax.train.task import Batch, Metrics, SubNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,14 +40,11 @@ class Classify(OnceForAll):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher(NoMemory):
+class Teacher(Objective):
     """Trains a ViT, for AdaPerceivers to learn from."""
 
     model: ViT
     mixing: MixingSettings = MixingSettings()
-    images: ImageSettings = ImageSettings()
-    init_scale: float = 1.0
-    """Factor on fresh kernels."""
 
     metric = "accuracy"
     inputs = ("image", "label")
@@ -67,12 +57,6 @@ class Teacher(NoMemory):
         if self.model.config.num_classes is None:
             raise ValueError("config.vit.num_classes=None: a teacher of logits needs classes")
 
-    def init_params(self, key: jax.Array) -> Any:
-        return scale_kernels(init_params(self.model, key), self.init_scale)
-
-    def constants(self) -> Any:
-        return {}
-
     def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         labels = smoothed(batch["label"], self.num_classes, self.mixing.label_smoothing)
         images = self.images.normalise(batch["image"])
@@ -81,23 +65,16 @@ class Teacher(NoMemory):
 
     def loss(
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
-    ) -> tuple[jax.Array, Parts]:
+    ) -> tuple[jax.Array, Metrics]:
         out: Any = self.model.apply({"params": params}, samples["images"])
         loss = soft_cross_entropy(out.logits, samples["labels"])
         return loss, {"label": loss}
 
-    def sub_networks(self) -> tuple[SubNetwork | None, ...]:
-        return (None,)
-
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
-    ) -> Parts:
-        images = self.images.normalise(batch["image"])
-        out: Any = self.model.apply({"params": params}, images)
+    ) -> Metrics:
+        out: Any = self.model.apply({"params": params}, self.images.normalise(batch["image"]))
         return scores(out.logits, batch["label"])
-
-    def summarise(self, sums: Sums) -> dict[str, float]:
-        return means(sums)
 
     def train_flops(self, trained: Any) -> float:
         return 3 * flops(self.model.config).total

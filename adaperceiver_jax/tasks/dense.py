@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from adaperceiver_jax.evaluate.flops import flops, readout_flops
 from adaperceiver_jax.models.adaperceiver import trains_encoder
 from adaperceiver_jax.models.config import check_granularities, check_sub_network
 from adaperceiver_jax.models.dense import DenseModel
-from adaperceiver_jax.models.params import init_params, scale_kernels
 from adaperceiver_jax.models.vit import ViTConfig
-from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.train.task import NoMemory, SubNetwork
+from adaperceiver_jax.tasks.objective import Objective
+from adaperceiver_jax.train.settings import check_fields
+from adaperceiver_jax.train.task import SubNetwork
 
 BACKBONES = ("adaperceiver", "vit")
 
@@ -56,13 +57,9 @@ class DenseSettings:
     """Depth is evaluated within the Eigen crop."""
 
     def __post_init__(self) -> None:
-        def check(name: str, good: bool, allowed: str) -> None:
-            if not good:
-                raise ValueError(f"config.dense.{name}={getattr(self, name)!r}: must be {allowed}")
-
-        check("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}")
-        for name in ("sig_weight", "gradient_weight", "warm_up"):
-            check(name, getattr(self, name) >= 0, "at least 0")
+        check = functools.partial(check_fields, self, "config.dense")
+        check("backbone", BACKBONES.__contains__, f"one of {', '.join(BACKBONES)}")
+        check("sig_weight gradient_weight warm_up", lambda x: x >= 0, "at least 0")
         try:
             check_granularities(self.token_granularities)
         except ValueError as error:
@@ -74,7 +71,7 @@ class DenseSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense(NoMemory):
+class Dense(Objective):
     """Trains a head on the patch features of every granularity: the token loss alone, full width
     and depth."""
 
@@ -82,11 +79,8 @@ class Dense(NoMemory):
     image_size: tuple[int, int]
     """Height and width."""
     settings: DenseSettings = DenseSettings()
-    images: ImageSettings = ImageSettings()
     evaluated: tuple[SubNetwork, ...] = ()
     """Sub-networks beside the whole model."""
-    init_scale: float = 1.0
-    """Factor on fresh kernels."""
 
     def __post_init__(self) -> None:
         c = self.model.config.backbone
@@ -104,12 +98,6 @@ class Dense(NoMemory):
         if isinstance(c, ViTConfig):
             return None
         return self.settings.token_granularities or c.token_granularities
-
-    def init_params(self, key: jax.Array) -> Any:
-        return scale_kernels(init_params(self.model, key), self.init_scale)
-
-    def constants(self) -> Any:
-        return {}
 
     def read_all(self, params: Any, images: jax.Array, read: Any, key: jax.Array) -> Any:
         """`read` of every granularity's maps, (T, ...)."""
@@ -146,12 +134,9 @@ class Dense(NoMemory):
                     "which has no sub-networks"
                 )
             return
-        for t in tokens or ():
-            check_sub_network(c, num_tokens=t)
-        for w in widths or ():
-            check_sub_network(c, width=w)
-        for l in depths or ():
-            check_sub_network(c, depth=l)
+        for name, values in (("num_tokens", tokens), ("width", widths), ("depth", depths)):
+            for value in values or ():
+                check_sub_network(c, **{name: value})
 
     def sub_networks(self) -> tuple[SubNetwork | None, ...]:
         c = self.model.config.backbone

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from adaperceiver_jax.data.pipeline import evaluation_batches
 from adaperceiver_jax.data.sample import Source
 from adaperceiver_jax.data.sources import Part
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.tasks.make import RunConfig, run_config
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
 from adaperceiver_jax.train.feed import open_data, prepared
-from adaperceiver_jax.train.loop import CONFIG
 from adaperceiver_jax.train.settings import from_config, with_key
 
 INPUTS = ("image", "label")
@@ -170,10 +168,7 @@ def _config_of(options: argparse.Namespace, model: AdaPerceiver) -> RunConfig:
         "data": {"image_size": model.config.image_size},
     }
     if (folder / FOLDER).is_dir():
-        try:
-            values = json.loads((folder / CONFIG).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / CONFIG}: {error}") from error
+        values = dataclasses.asdict(run_config(folder))
     elif options.data is None:
         raise ValueError(f"--data: {options.checkpoint} is no run's folder; say which images")
     changes = [f"data.source={options.data}"] if options.data else []

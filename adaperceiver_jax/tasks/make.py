@@ -1,8 +1,14 @@
-"""A run's whole config, and the task it asks for."""
+"""A run's whole config, from a file or a run's folder, and the task it asks for."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +28,7 @@ from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.distill import Distill
-from adaperceiver_jax.tasks.images import ImageSettings
+from adaperceiver_jax.tasks.objective import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import LossSettings
 from adaperceiver_jax.tasks.policy import (
     PolicySettings,
@@ -34,12 +40,13 @@ from adaperceiver_jax.tasks.pretrained import (
     MADE_UP,
     TeacherSettings,
     find_frozen,
-    load_teacher,
+    find_teacher,
     warn_of_other_pixels,
 )
 from adaperceiver_jax.tasks.segment import Segment
-from adaperceiver_jax.train.settings import Settings
+from adaperceiver_jax.train.settings import Settings, from_config
 from adaperceiver_jax.train.task import Task
+from adaperceiver_jax.train.workdir import CONFIG
 
 TASKS = ("distill", "classify", "teacher", "segment", "depth", "policy")
 DENSE = ("segment", "depth")
@@ -127,6 +134,47 @@ class RunConfig(Settings):
         return self.task == "teacher" or (self.task in DENSE and self.dense.backbone == "vit")
 
 
+def read_config(text: str) -> RunConfig:
+    """'configs/NAME.py:key=value' -> the run's config; ValueError for what is wrong with it."""
+    name, _, argument = text.partition(":")
+    path = Path(name).resolve()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"--config={text}: there is no such file; give one of configs/*.py")
+    module = importlib.util.module_from_spec(spec)
+    root = str(path.parent.parent)  # configs import each other
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    try:
+        spec.loader.exec_module(module)
+        if hasattr(module, "get_config"):
+            return from_config(RunConfig, module.get_config(argument).to_dict())
+    except Exception as error:
+        raise ValueError(f"--config={text}: {_mistake(error, path)}") from error
+    raise ValueError(f"--config={text}: is no config, since it has no get_config")
+
+
+def _mistake(error: Exception, path: Path) -> str:
+    """What is wrong with a config, and in which line of it where it is a mistake of its code."""
+    if isinstance(error, ValueError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    said = str(error)
+    if isinstance(error, SyntaxError):
+        said, lines = error.msg, [error.lineno]
+    where = f"line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {said}"
+
+
+def run_config(workdir: str | os.PathLike) -> RunConfig:
+    """The config of the run in a folder; ValueError if there is none."""
+    try:
+        return from_config(RunConfig, json.loads((Path(workdir) / CONFIG).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{workdir}: not a run's folder: {CONFIG}: {error}") from error
+
+
 def make_model(config: RunConfig) -> nn.Module:
     """What the run trains, with no weights."""
     compute = dataclasses.asdict(config.compute) | {"dtype": jnp.dtype(config.compute.dtype)}
@@ -171,37 +219,20 @@ def make_task(config: RunConfig) -> Task:
     if config.task in DENSE:
         check_unmixed(config.mixing, "label and depth maps are not mixed")
     model: Any = make_model(config)
+    common: dict[str, Any] = dict(model=model, images=config.images, init_scale=config.init_scale)
     if config.task == "teacher":
-        return Teacher(
-            model=model,
-            mixing=config.mixing,
-            images=config.images,
-            init_scale=config.init_scale,
-        )
+        return Teacher(**common, mixing=config.mixing)
+    common["evaluated"] = config.evaluation.sub_networks
     if config.task in DENSE:
         task = Segment if config.task == "segment" else Depth
-        return task(
-            model=model,
-            image_size=config.data.size,
-            settings=config.dense,
-            images=config.images,
-            evaluated=config.evaluation.sub_networks,
-            init_scale=config.init_scale,
-        )
-    arguments: dict[str, Any] = dict(
-        model=model,
-        settings=config.loss,
-        mixing=config.mixing,
-        images=config.images,
-        evaluated=config.evaluation.sub_networks,
-        init_scale=config.init_scale,
-    )
+        return task(**common, image_size=config.data.size, settings=config.dense)
+    common |= dict(settings=config.loss, mixing=config.mixing)
     if config.task == "classify":
-        return Classify(**arguments)
-    vit, params = load_teacher(config.teacher, config.vit, config.init_scale)
+        return Classify(**common)
+    vit, params = find_teacher(config.teacher, config.vit, config.init_scale)
     warn_of_other_pixels(config.teacher.path, config.images)
     teacher = ViT(vit, dtype=jnp.dtype(config.compute.dtype))
-    return Distill(**arguments, teacher=teacher, teacher_params=params)
+    return Distill(**common, teacher=teacher, teacher_params=params)
 
 
 def make_policy(config: RunConfig) -> Reinforce | Regress:

@@ -16,11 +16,9 @@ from adaperceiver_jax.evaluate.flops import flops, once_for_all_readout_flops
 from adaperceiver_jax.losses.distillation import feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver, trains_encoder
-from adaperceiver_jax.models.params import init_params, scale_kernels
-from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.train.task import Batch, NoMemory, SubNetwork, Sums, means
-
-Parts = dict[str, jax.Array]
+from adaperceiver_jax.tasks.objective import Objective
+from adaperceiver_jax.train.settings import check_fields
+from adaperceiver_jax.train.task import Batch, Metrics, SubNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,10 +41,8 @@ class LossSettings:
 
     def __post_init__(self) -> None:
         depth_weights(1, self.depth_schedule)
-        if self.width_loss < 0:
-            raise ValueError(f"config.loss.width_loss={self.width_loss}: must be at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"config.loss.temperature={self.temperature}: must be above 0")
+        check_fields(self, "config.loss", "width_loss", lambda x: x >= 0, "at least 0")
+        check_fields(self, "config.loss", "temperature", lambda x: x > 0, "above 0")
 
 
 @struct.dataclass
@@ -60,7 +56,7 @@ class Targets:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OnceForAll(NoMemory):
+class OnceForAll(Objective):
     """A task that trains every sub-network of an AdaPerceiver at once (Algorithm 3).
 
     Subclasses say what the targets are and what one readout's loss is.
@@ -69,11 +65,8 @@ class OnceForAll(NoMemory):
     model: AdaPerceiver
     settings: LossSettings = LossSettings()
     mixing: MixingSettings = MixingSettings()
-    images: ImageSettings = ImageSettings()
     evaluated: tuple[SubNetwork, ...] = ()
     """Sub-networks beside the whole model."""
-    init_scale: float = 1.0
-    """Factor on fresh kernels."""
 
     metric = "accuracy"
     inputs = ("image", "label")
@@ -104,12 +97,6 @@ class OnceForAll(NoMemory):
         """Logits (..., B, classes) against the targets' labels -> (...)."""
         raise NotImplementedError
 
-    def init_params(self, key: jax.Array) -> Any:
-        return scale_kernels(init_params(self.model, key), self.init_scale)
-
-    def constants(self) -> Any:
-        return {}
-
     def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         """Mixed images and labels, a width a sample, a granularity a depth."""
         c = self.model.config
@@ -131,7 +118,7 @@ class OnceForAll(NoMemory):
 
     def loss(
         self, params: Any, constants: Any, samples: Any, shared: Any, key: jax.Array
-    ) -> tuple[jax.Array, Parts]:
+    ) -> tuple[jax.Array, Metrics]:
         """The sum over all readouts of one pass."""
         out: Any = self.model.apply(
             {"params": params},
@@ -149,7 +136,7 @@ class OnceForAll(NoMemory):
             parts["width"] = self.settings.width_loss * loss
         return jnp.sum(jnp.stack(list(parts.values()))), parts
 
-    def losses(self, out: Any, targets: Any) -> Parts:
+    def losses(self, out: Any, targets: Any) -> Metrics:
         """Of `Readouts` and `Targets`, the loss by part: token and depth, logits and features."""
         c = self.model.config
         by_token = np.ones(len(c.token_granularities), np.float32)
@@ -195,15 +182,12 @@ class OnceForAll(NoMemory):
 
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
-    ) -> Parts:
+    ) -> Metrics:
         """Of one sub-network: 'accuracy' (top 1) and 'loss' (cross-entropy), (B,) each."""
         t, w, l = sub_network or self.sub_networks()[0]
         images = self.images.normalise(batch["image"])
         out: Any = self.model.apply({"params": params}, images, num_tokens=t, width=w, depth=l)
         return scores(out.logits, batch["label"])
-
-    def summarise(self, sums: Sums) -> dict[str, float]:
-        return means(sums)
 
     def train_flops(self, trained: Any) -> float:
         """At the mean of the trained widths: the forward, and its backward, which is twice that;
@@ -226,7 +210,7 @@ def smoothed(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
     return jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
-def scores(logits: jax.Array, labels: jax.Array) -> Parts:
+def scores(logits: jax.Array, labels: jax.Array) -> Metrics:
     """Logits (B, classes), labels (B,) -> 'accuracy' (0 or 1) and 'loss', (B,) each."""
     log_probs = jax.nn.log_softmax(logits)
     loss = -jnp.take_along_axis(log_probs, labels[:, None].astype(jnp.int32), axis=-1)[:, 0]

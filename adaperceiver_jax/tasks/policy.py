@@ -22,11 +22,12 @@ from adaperceiver_jax.losses.reinforce import (
 )
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.models.params import init_params, scale_kernels
+from adaperceiver_jax.models.params import init_params
 from adaperceiver_jax.models.peek import PeekConfig, PeekNetwork
 from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork, PolicyOutput
-from adaperceiver_jax.tasks.images import ImageSettings
-from adaperceiver_jax.train.task import Batch, Metrics, NoMemory, SubNetwork, Sums, means
+from adaperceiver_jax.tasks.objective import Objective
+from adaperceiver_jax.train.settings import check_fields
+from adaperceiver_jax.train.task import Batch, Metrics, SubNetwork
 
 LEARNERS = ("reinforce", "regress")
 VIEWS = ("patches", "peek")
@@ -63,20 +64,17 @@ class PolicySettings:
     """Of the running mean of earlier rewards."""
 
     def __post_init__(self) -> None:
-        def check(name: str, good: bool, allowed: str) -> None:
-            if not good:
-                raise ValueError(f"config.policy.{name}={getattr(self, name)!r}: must be {allowed}")
+        def some(axes: tuple[str, ...]) -> bool:
+            return 0 < len(axes) == len(set(axes) & set(AXES))
 
-        check("learner", self.learner in LEARNERS, f"one of {', '.join(LEARNERS)}")
-        check("looks_at", self.looks_at in VIEWS, f"one of {', '.join(VIEWS)}")
-        known = set(self.axes) <= set(AXES) and len(set(self.axes)) == len(self.axes)
-        check("axes", bool(self.axes) and known, f"some of {', '.join(AXES)}, each once")
-        for name in ("hidden", "peek_depth"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("cost_weight", "entropy"):
-            check(name, getattr(self, name) >= 0, "at least 0")
-        check("reward_scale", self.reward_scale > 0, "above 0")
-        check("baseline_decay", 0 <= self.baseline_decay < 1, "in [0, 1)")
+        check = functools.partial(check_fields, self, "config.policy")
+        check("learner", LEARNERS.__contains__, f"one of {', '.join(LEARNERS)}")
+        check("looks_at", VIEWS.__contains__, f"one of {', '.join(VIEWS)}")
+        check("axes", some, f"some of {', '.join(AXES)}, each once")
+        check("hidden peek_depth", lambda n: n >= 1, "at least 1")
+        check("cost_weight entropy", lambda x: x >= 0, "at least 0")
+        check("reward_scale", lambda x: x > 0, "above 0")
+        check("baseline_decay", lambda x: 0 <= x < 1, "in [0, 1)")
 
 
 def policy_grid(settings: PolicySettings, config: AdaPerceiverConfig) -> Grid:
@@ -122,7 +120,7 @@ def policy_network(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnPolicy:
+class LearnPolicy(Objective):
     """Trains the network that chooses; an axis that is not chosen has one choice.
 
     Subclasses say what it minimises.
@@ -136,9 +134,6 @@ class LearnPolicy:
     settings: PolicySettings
     image_size: tuple[int, int]
     """Height and width."""
-    images: ImageSettings = ImageSettings()
-    init_scale: float = 1.0
-    """Factor on fresh kernels."""
 
     inputs = ("image", "label")
 
@@ -152,10 +147,9 @@ class LearnPolicy:
         return policy_grid(self.settings, self.frozen.config)
 
     def init_params(self, key: jax.Array) -> Any:
-        params = init_params(self.model, key)
         if isinstance(self.model, PeekNetwork):
-            return params  # its kernels are made for its size
-        return scale_kernels(params, self.init_scale)
+            return init_params(self.model, key)  # its kernels are made for its size
+        return super().init_params(key)
 
     def constants(self) -> dict[str, Any]:
         return {"frozen": self.frozen_params()}
@@ -192,9 +186,6 @@ class LearnPolicy:
         s = self.settings
         return reward(taken(losses, actions), self.cost(actions), s.reward_scale, s.cost_weight)
 
-    def sub_networks(self) -> tuple[SubNetwork | None, ...]:
-        return (None,)
-
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> Metrics:
@@ -217,9 +208,6 @@ class LearnPolicy:
             "cost": self.cost(actions),
             "reward": self.reward(scores.loss, actions),
         }
-
-    def summarise(self, sums: Sums) -> dict[str, float]:
-        return means(sums)
 
     def train_flops(self, trained: Any) -> float:
         """Of the grid's passes, each with a readout after every block; three times the network's
@@ -287,7 +275,7 @@ class Reinforce(LearnPolicy):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Regress(NoMemory, LearnPolicy):
+class Regress(LearnPolicy):
     """Predicts the negative loss of every budget, as a sum of a number an axis."""
 
     metric = "-loss"

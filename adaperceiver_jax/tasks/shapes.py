@@ -1,25 +1,31 @@
-"""A run's programs and the shapes they take, from its config alone: no weights, images, network."""
+"""A run's programs, from its config alone: the shapes they take, and a step that can be timed."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.data.pipeline import BAD
+from adaperceiver_jax.evaluate.costs import memory_of
+from adaperceiver_jax.evaluate.speed import Program
 from adaperceiver_jax.optim.trainable import split
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.tasks.pretrained import MADE_UP
 from adaperceiver_jax.train.loop import check_batches, programs_of
-from adaperceiver_jax.train.plan import make_plan
+from adaperceiver_jax.train.settings import make_plan
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     constant_shardings,
+    held,
     make_mesh,
+    placed,
 )
 from adaperceiver_jax.train.step import Programs
 from adaperceiver_jax.train.task import Task
@@ -52,9 +58,8 @@ def make_step(config: RunConfig, devices: Sequence[Any] | None = None) -> Step:
     _, programs = programs_of(config, task, mesh, make_plan(config, IMAGES))
     shapes = jax.eval_shape(task.constants)
     shardings = constant_shardings(shapes, mesh, config.mesh.rules)
-    constants = jax.tree.map(_placed, shapes, shardings)
-    whole = batch_sharding(mesh)
-    batch = {name: _placed(x, whole) for name, x in batch_shapes(config, task).items()}
+    constants = placed(shapes, shardings)
+    batch = placed(batch_shapes(config, task), batch_sharding(mesh))
     state = programs.state.replace(upcoming={})  # type: ignore[attr-defined]
     trained, _ = split(state.params, config.train_only)
     first = state.params, state.opt_state, state.step, {**constants, **state.memory}, batch
@@ -90,5 +95,61 @@ def batch_shapes(config: RunConfig, task: Task) -> dict[str, jax.ShapeDtypeStruc
     }
 
 
-def _placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+def step_program(config: RunConfig) -> Program:
+    """Both programs of an update, compiled for the devices there are, with weights and a batch that
+    are made up; a timm teacher's weights too.
+
+    What the optimizer leaves to the hosts (SOAP's eigenvectors) is not in it.
+    """
+    config = teacher_made_up(config)
+    step = make_step(config)
+    programs = step.programs
+    began = time.perf_counter()
+    gradients = programs.gradients.lower(*step.gradients).compile()
+    apply = programs.apply.lower(*step.apply).compile()
+    seconds = time.perf_counter() - began
+
+    *_, constant_shapes, batch_shapes = step.gradients
+    key = jax.random.key(config.seed)
+    constants = jax.device_put(
+        step.task.constants(), jax.tree.map(lambda x: x.sharding, step.constants)
+    )
+    batch = {
+        name: jax.device_put(_made_up(name, x), x.sharding) for name, x in batch_shapes.items()
+    }
+    held_state = [programs.init(key)]
+
+    def call() -> None:
+        state = held_state[0]
+        given = {**constants, **state.memory}
+        grads, opt_state, _ = gradients(state.params, state.opt_state, state.step, given, batch)
+        state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
+        held_state[0] = jax.block_until_ready((state, norm))[0]
+
+    # What the run holds beside each program's arguments counts too.
+    beside = held(programs.state.ema), held(constant_shapes) + held(batch_shapes)
+    needs = [
+        own + more
+        for own, more in zip(map(memory_of, (gradients, apply)), beside, strict=True)
+        if own is not None
+    ]
+    trained = step.apply[1]
+    return Program(
+        what="train",
+        sub_network=None,
+        batch=config.batch_size,
+        call=call,
+        flops=step.task.train_flops(trained) * config.batch_size,
+        # Read and written: parameters, mean, optimizer's state; read: the rest.
+        least_bytes=2 * held(programs.state) + held(constant_shapes) + held(batch_shapes),
+        memory=max(needs, default=None),
+        compile_seconds=seconds,
+        devices=programs.mesh.size,
+    )
+
+
+def _made_up(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Noise for images, zeros for the rest: what a step takes does not depend on it."""
+    if name == "image":
+        return jax.random.randint(jax.random.key(1), shape.shape, 0, 256).astype(shape.dtype)
+    return jnp.zeros(shape.shape, shape.dtype)

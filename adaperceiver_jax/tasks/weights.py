@@ -1,9 +1,8 @@
-"""Whatever holds a model and its weights: a run's folder, a hub folder or id, a file."""
+"""Opening a model and its weights: a run's folder, a hub folder or id, a file; a learned policy."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from adaperceiver_jax.convert.files import PICKLED, SAFETENSORS
 from adaperceiver_jax.convert.hub import Pretrained, find_model, find_pretrained
 from adaperceiver_jax.convert.names import check_params
 from adaperceiver_jax.convert.recognise import find_in_file
-from adaperceiver_jax.tasks.make import RunConfig, make_model
+from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.policies.learned import Learned, Peek
+from adaperceiver_jax.tasks.make import make_model, run_config
+from adaperceiver_jax.tasks.policy import policy_grid, policy_network
 from adaperceiver_jax.train.checkpoints import EMA, FOLDER, PARAMS, Checkpoints
-from adaperceiver_jax.train.loop import CONFIG
-from adaperceiver_jax.train.settings import from_config
 
 WEIGHTS = (EMA, PARAMS)
 """Which weights of a checkpoint: their running mean, or as the optimizer left them."""
@@ -89,20 +89,54 @@ def find_run(workdir: str | os.PathLike, weights: str = EMA, step: int | None = 
       step: of the checkpoint; None is the newest that is whole.
     """
     folder = Path(workdir)
-    try:
-        config = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    config = run_config(folder)
     trained: Any = make_model(config)
     model = type(trained)(trained.config)  # computed as is usual, not as the run did
 
     def read() -> Any:
-        checkpoints = Checkpoints(folder)
-        try:
-            params = checkpoints.restore_weights(None, weights, step)[1]
-        finally:
-            checkpoints.close()
+        with Checkpoints(folder) as checkpoints:
+            _, params = checkpoints.restore_weights(weights, step)
         check_params(model, params)
         return params
 
     return Pretrained(model, read)
+
+
+def find_policy(
+    run: str | os.PathLike,
+    model: AdaPerceiver,
+    params: Any,
+    *,
+    weights: str = EMA,
+    step: int | None = None,
+) -> Learned:
+    """The policy that a run of configs/policy_in1k.py learned, for the model it learned it for.
+
+    Args:
+      model, params: which it chooses for.
+      weights, step: as of `find_run`.
+    """
+    config = run_config(run)
+    if config.task != "policy":
+        raise ValueError(f"{run}: its task is {config.task!r}; must be 'policy'")
+    settings = config.policy
+    found = find_run(run, weights, step)
+    network: Any = found.model
+    wanted = policy_network(settings, model.config, network.dtype)
+    if network.config != wanted.config:
+        raise ValueError(
+            f"{run}: learned for another model, {settings.path}: {network.config}; this one needs "
+            f"{wanted.config}"
+        )
+    peek = None
+    if settings.looks_at == "peek":
+        peek = Peek(model.config.token_granularities[0], settings.peek_depth)
+    return Learned(
+        model,
+        params,
+        network,
+        found.read(),
+        policy_grid(settings, model.config),
+        peek=peek,
+        predicts_losses=settings.learner == "regress",
+    )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -20,8 +21,8 @@ from adaperceiver_jax.optim.stacks import STACK_ROWS
 from adaperceiver_jax.train.fingerprint import fingerprints
 from adaperceiver_jax.train.processes import wait_for_all
 from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.writing import Failures, telling
+from adaperceiver_jax.train.sharding import by_path, placed
+from adaperceiver_jax.train.step import TrainState
 
 T = TypeVar("T")
 
@@ -31,8 +32,6 @@ FOLDER = "checkpoints"
 PARAMS, EMA, OPTIMIZER, MEMORY, DATA = "params", "ema", "optimizer", "memory", "data"
 UPCOMING = "upcoming"
 _PRINTS = "fingerprints"
-
-
 _LOOK = 0.02
 """Seconds between two looks at whether a checkpoint is written."""
 
@@ -45,13 +44,11 @@ class NotWrittenError(OSError):
     """A checkpoint that could not be written."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """Where a run goes on."""
+class Restored(NamedTuple):
+    """A state to go on from, and the data that was saved beside it."""
 
     state: TrainState
     data: dict[str, Any]
-    """What was saved beside it."""
 
 
 class Checkpoints:
@@ -71,24 +68,22 @@ class Checkpoints:
           metric: by which the best are kept; '-NAME': the lower the better.
         """
         self.folder = (workdir / FOLDER).absolute()
-        keep: list[Any] = []
+        keep: list[Any] = [] if settings is None else [policies.LatestN(settings.keep_last)]
         best_fn = None
-        if settings is not None:
-            keep.append(policies.LatestN(settings.keep_last))
-            if settings.keep_best and metric:
-                best_fn = _value_of(metric)
-                best = policies.BestN(
-                    get_metric_fn=best_fn,
-                    n=settings.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-                keep.append(best)
+        if settings is not None and settings.keep_best and metric:
+            best_fn = _value_of(metric)
+            best = policies.BestN(
+                get_metric_fn=best_fn,
+                n=settings.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
         # By name: otherwise a manager does not know what an earlier one has saved.
-        self._failures = Failures()
+        self._failures: list[Exception] = []
         trees = (PARAMS, EMA, OPTIMIZER, MEMORY, UPCOMING)
         self._handlers: dict[str, Any] = {
-            **{name: telling(ocp.StandardCheckpointHandler(), self._failures) for name in trees},
-            DATA: telling(ocp.JsonCheckpointHandler(), self._failures),
+            **{name: _telling(ocp.StandardCheckpointHandler(), self._failures) for name in trees},
+            DATA: _telling(ocp.JsonCheckpointHandler(), self._failures),
         }
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -104,7 +99,7 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, ascending."""
+        """Steps of the checkpoints there are, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(
@@ -114,8 +109,8 @@ class Checkpoints:
         data: Mapping[str, Any],
         metrics: Mapping[str, float] | None,
     ) -> None:
-        """Copies the state and returns; the writing goes on behind. NotWrittenError: that before
-        could not be written."""
+        """Copies the state and returns; the writing goes on behind. NotWrittenError if the save
+        before could not be written."""
         if step in self._manager.all_steps():
             return
         self.wait()
@@ -137,32 +132,23 @@ class Checkpoints:
         None if there are none. Damaged ones are named in a warning and set aside. ValueError if
         the run's arrays are others than the checkpoint's, or every checkpoint is damaged.
         """
-        damaged: list[str] = []
         steps = self.steps()
-        for step in reversed(steps):
-            try:
-                restored = self._read(step, shapes)
-            except DamagedError as error:
-                log.warning("checkpoint %s is damaged and passed over: %s", self._at(step), error)
-                damaged.append(str(step))
-                continue
+        restored, damaged = self._newest(steps, lambda step: self._read(step, shapes))
+        if restored is not None:
             self._set_aside(damaged)
-            return restored
-        if steps:
+        elif steps:
             raise ValueError(
                 f"{self.folder}: none of the checkpoints {', '.join(map(str, steps))} can be read; "
                 "to start anew, move the folder away"
             )
-        return None
+        return restored
 
-    def restore_weights(
-        self, shapes: Any, item: str = EMA, step: int | None = None
-    ) -> tuple[int, Any]:
+    def restore_weights(self, item: str = EMA, step: int | None = None) -> tuple[int, Any]:
         """(step, weights) of the newest checkpoint that is whole; reads nothing else.
 
+        The weights come to this process's first device.
+
         Args:
-          shapes: a tree of jax.ShapeDtypeStruct, or None for the checkpoint's own on this
-            process's first device.
           item: PARAMS or EMA.
           step: of the checkpoint that is wanted and no other.
         """
@@ -172,13 +158,26 @@ class Checkpoints:
                 there = ", ".join(map(str, steps)) or "none"
                 raise ValueError(f"{self.folder}: has no checkpoint of step {step}, but {there}")
             steps = [step]
+
+        def read(step: int) -> tuple[int, Any]:
+            return step, self._read_items(step, {item: self._stored(step, item)})[item]
+
+        found, _ = self._newest(steps, read)
+        if found is None:
+            raise ValueError(f"{self.folder}: holds no checkpoint that can be read")
+        return found
+
+    def _newest(self, steps: list[int], read: Callable[[int], T]) -> tuple[T | None, list[int]]:
+        """The newest that is whole, as `read` gives it, and those after it, which are damaged and
+        are named in warnings."""
+        damaged: list[int] = []
         for step in reversed(steps):
             try:
-                wanted = self._stored(step, item) if shapes is None else shapes
-                return step, self._read_items(step, {item: wanted})[item]
+                return read(step), damaged
             except DamagedError as error:
                 log.warning("checkpoint %s is damaged and passed over: %s", self._at(step), error)
-        raise ValueError(f"{self.folder}: holds no checkpoint that can be read")
+                damaged.append(step)
+        return None, damaged
 
     def check(self) -> None:
         """NotWrittenError if a checkpoint could not be written, as far as is known by now."""
@@ -186,7 +185,7 @@ class Checkpoints:
             raise self._failure(self._failures[0])
 
     def wait(self) -> None:
-        """Until what was begun is written; NotWrittenError if it could not be."""
+        """Waits until what was begun is written; NotWrittenError if it could not be."""
         while self._manager.is_saving_in_progress():
             self.check()
             time.sleep(_LOOK)
@@ -220,31 +219,36 @@ class Checkpoints:
     def _at(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _set_aside(self, steps: list[str]) -> None:
+    def _set_aside(self, steps: list[int]) -> None:
         """Renames damaged checkpoints, so that their steps can be saved again."""
         if not steps:
             return
-        if jax.process_index() == 0:
-            for step in steps:
-                place = self.folder / f"damaged-{step}"
-                count = 1
-                while place.exists():
-                    count += 1
-                    place = self.folder / f"damaged-{step}-{count}"
-                self._at(int(step)).rename(place)
+        for step in steps if jax.process_index() == 0 else ():
+            name, count = f"damaged-{step}", 1
+            while (self.folder / name).exists():
+                count += 1
+                name = f"damaged-{step}-{count}"
+            self._at(step).rename(self.folder / name)
         wait_for_all("damaged checkpoints set aside")
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
         wanted = _items(shapes)
         found = self._read_items(step, wanted, optional=(UPCOMING,))
-        trained = jax.tree_util.tree_map_with_path(
-            lambda path, _: _pick(found[EMA], path), shapes.ema
+
+        def pick(path: tuple, _: Any) -> Any:
+            return functools.reduce(lambda tree, entry: tree[entry.key], path, found[EMA])
+
+        trained = jax.tree_util.tree_map_with_path(pick, shapes.ema)
+        number = jax.device_put(jnp.int32(step), shapes.step.sharding)
+        state = TrainState(
+            number,
+            found[PARAMS],
+            trained,
+            found[OPTIMIZER],
+            found.get(MEMORY, {}),
+            found.get(UPCOMING, {}),
         )
-        number = jax.device_put(jax.numpy.int32(step), shapes.step.sharding)
-        memory = found.get(MEMORY, {})
-        upcoming = found.get(UPCOMING, {})
-        state = TrainState(number, found[PARAMS], trained, found[OPTIMIZER], memory, upcoming)
         return Restored(state, found[DATA])
 
     def _stored(self, step: int, item: str) -> Any:
@@ -254,10 +258,7 @@ class Checkpoints:
             metadata = self._manager.item_metadata(step)[item]
             if metadata is None:
                 raise ValueError(f"{item} does not say what it holds")
-            return jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-                _plain(metadata),
-            )
+            return placed(getattr(metadata, "tree", metadata), place)
         except Exception as error:
             raise DamagedError(_first_line(error)) from error
 
@@ -293,7 +294,7 @@ class Checkpoints:
 
 
 def _together(step: int, act: Callable[[], T]) -> T:
-    """What `act` gives, if it does so in all processes; else DamagedError in all: one may read what
+    """The result of `act`, if all processes have one; else DamagedError in all: one may read what
     is damaged and another not, but what follows they do together."""
     problem = ""
     try:
@@ -308,7 +309,7 @@ def _together(step: int, act: Callable[[], T]) -> T:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """What is saved of a state, by item."""
+    """The trees of a state that are saved, by item."""
     items = {PARAMS: state.params, EMA: state.ema_params(), OPTIMIZER: state.opt_state}
     more = {MEMORY: state.memory, UPCOMING: state.upcoming}
     return items | {name: tree for name, tree in more.items() if tree}
@@ -325,26 +326,14 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
-def _plain(metadata: Any) -> Any:
-    return getattr(metadata, "tree", metadata)
-
-
 def _names(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path -> shape; of the optimizer's stacks with as many rows as there are blocks."""
+    """Path -> shape; stacks of the optimizer with as many rows as there are blocks."""
     names = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name, shape = "/".join(_key(entry) for entry in path), tuple(leaf.shape)
+    for name, leaf in by_path(tree).items():
+        shape = tuple(leaf.shape)
         rows = STACK_ROWS.search(name)
         names[name] = (int(rows[1]), *shape[1:]) if rows and shape[0] >= int(rows[1]) else shape
     return names
-
-
-def _key(entry: Any) -> str:
-    """A step of a path, the same for a tuple, a list and the dict they are stored as."""
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
 
 
 def _check_same(stored: Any, wanted: Any, what: str) -> None:
@@ -365,7 +354,34 @@ def _check_same(stored: Any, wanted: Any, what: str) -> None:
         )
 
 
-def _pick(tree: Any, path: tuple) -> Any:
-    for entry in path:
-        tree = tree[entry.key]
-    return tree
+class _Watched:
+    """A future whose failure is noted."""
+
+    def __init__(self, future: Any, failures: list[Exception]) -> None:
+        self._future, self._failures = future, failures
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return self._future.result(timeout=timeout)
+        except Exception as error:
+            self._failures.append(error)
+            raise
+
+    def cancel(self) -> Any:
+        return self._future.cancel()
+
+
+def _telling(handler: Any, failures: list[Exception]) -> Any:
+    """The handler, which adds what it could not write to `failures` at once.
+
+    Orbax keeps an error of one process until all have come to the end of the save, which the others
+    do not: they wait for it. Not a class of its own: Orbax knows handlers' arguments by the class.
+    """
+    original = handler.async_save
+
+    async def async_save(*args: Any, **keywords: Any) -> list[_Watched]:
+        futures = await original(*args, **keywords)
+        return [_Watched(future, failures) for future in futures or ()]
+
+    handler.async_save = async_save
+    return handler

@@ -1,4 +1,4 @@
-"""Validation: what each sub-network adds up to over all images."""
+"""Validation: sums of each sub-network over all images, and metrics from them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from adaperceiver_jax.train.metrics import sub_network_name
-from adaperceiver_jax.train.state import TrainState
-from adaperceiver_jax.train.step import Metrics, Programs
-from adaperceiver_jax.train.task import Batch, Task
+from adaperceiver_jax.train.reports import sub_network_name
+from adaperceiver_jax.train.step import Programs, TrainState
+from adaperceiver_jax.train.task import Batch, Metrics, Task
 
 
 class Totals:
@@ -34,7 +33,7 @@ class Totals:
             self._sums[name] = self._sums.get(name, np.zeros((), wide)) + value.astype(wide)
 
     def sums(self) -> dict[str, np.ndarray]:
-        """Of all batches."""
+        """The sums of all batches."""
         self.add({})
         self._last = None
         return self._sums

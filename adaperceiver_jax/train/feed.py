@@ -35,7 +35,7 @@ def open_data(data: DataSettings) -> Opened:
 
 
 def prepared(settings: Settings, inputs: tuple[str, ...], num_classes: int | None) -> Preparation:
-    """What images go through, for a task that looks at `inputs`."""
+    """The preparation of images, for a task that looks at `inputs`."""
     data = settings.data
     return Preparation(
         size=data.size,
@@ -78,7 +78,7 @@ class Feed:
         self._validation = validation
         self._loading = Loading(data.threads, data.workers, data.prefetch)
         self.images = len(train)
-        """An epoch's."""
+        """Images per epoch."""
 
     def training(self, first: int, last: int) -> Batches:
         """This process's part of the batches of the steps after `first`, up to `last`."""
@@ -97,11 +97,11 @@ class Feed:
         return None if self._sharding is None else own_places(self._sharding, size)
 
     def epoch(self, step: int) -> int:
-        """That a step, counted from 1, begins in."""
+        """The epoch that a step, counted from 1, begins in."""
         return (step - 1) * self._settings.batch_size // self.images
 
     def position(self) -> dict[str, Any]:
-        """What, beside the number of steps, decides which images come next."""
+        """The values that, with the number of steps, decide which images come next."""
         settings = self._settings
         return {
             "seed": settings.seed,

@@ -1,4 +1,4 @@
-"""A number an array that tells whether it is still the same, on any mesh."""
+"""A number per array that tells whether it is still the same, on any mesh."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from adaperceiver_jax.train.sharding import by_path
 
 _MULTIPLIERS = (2654435761, 2246822519, 3266489917, 668265263, 374761393)
 
@@ -37,7 +39,6 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
 def fingerprints(tree: Any) -> dict[str, int]:
     """Path -> fingerprint, for every array of a tree; equal bits, wherever they lie, give equal
     numbers."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    values = jax.device_get(_fingerprints([leaf for _, leaf in named]))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
-    return {name: int(value) for name, value in zip(names, values, strict=True)}
+    named = by_path(tree)
+    values = jax.device_get(_fingerprints(list(named.values())))
+    return {name: int(value) for name, value in zip(named, values, strict=True)}

@@ -1,4 +1,4 @@
-"""Starting from other weights: what was loaded, what was not, and why."""
+"""Starting from other weights: which were loaded, which were not, and why."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Of every parameter by path, where it came from."""
+    """The source of every parameter, by path."""
 
     loaded: list[str]
     fresh: dict[str, str]
     """Parameters that stayed fresh, and why."""
     unused: list[str]
-    """What the other weights hold beside."""
+    """Paths that only the other weights have."""
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} parameters loaded"]
@@ -50,11 +50,8 @@ def load_weights(path: str, model: nn.Module | None = None) -> Any:
     folder = Path(path)
     heads: int | None = None
     if (folder / FOLDER).is_dir():
-        checkpoints = Checkpoints(folder)
-        try:
-            weights = checkpoints.restore_weights(None)[1]
-        finally:
-            checkpoints.close()
+        with Checkpoints(folder) as checkpoints:
+            _, weights = checkpoints.restore_weights()
         if is_vit(weights):
             heads = json.loads((folder / "config.json").read_text())["vit"]["num_heads"]
     else:

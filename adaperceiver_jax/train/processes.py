@@ -1,4 +1,4 @@
-"""A run of several processes, one a host: joining, waiting for each other, ending together.
+"""A run of several processes, one per host: joining, waiting for each other, stopping together.
 
 On one process all of it is free and does nothing.
 """
@@ -13,16 +13,18 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 import jax
 from flax.traverse_util import flatten_dict
 from jax._src.clusters import ClusterEnv
+from jax.experimental import multihost_utils
 
-import adaperceiver_jax
 from adaperceiver_jax.train.meeting import GOES_ON, Host, Member
 from adaperceiver_jax.train.settings import Settings
 
@@ -31,6 +33,8 @@ _NEWS = 2.0
 """Seconds in which a process that fails hears that another is gone: then that is the reason."""
 _JAX_LATER = 3
 """JAX's own heartbeats end a process without saying which is lost: they are the net below."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Requests to stop."""
 
 _member: Member | None = None
 _index = 0
@@ -39,7 +43,7 @@ _failing = False
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Of a process among those of its run."""
+    """A process's place among those of its run."""
 
     address: str
     """'host:port' of the first process."""
@@ -48,7 +52,7 @@ class Place:
 
 
 def find_place(wanted: bool, wait: float) -> Place | None:
-    """From the environment, or from the pod or cluster that this is; None: a run of one process.
+    """The place from the environment, or from this pod or cluster; None: a run of one process.
 
     Args:
       wanted: whether to look for a pod or cluster, too.
@@ -127,10 +131,8 @@ def join(settings: Settings, workdir: str, wanted: bool = False) -> None:
 
 
 def wait_for_all(where: str, word: str = "") -> list[str]:
-    """Until all processes are there; if one is not in time, all end and name it.
-
-    Gives the words of all, by index.
-    """
+    """Waits until all processes are there, and gives the words of all, by index; if one is not in
+    time, all end and name it."""
     if _member is not None:
         return _member.wait_for_all(where, word)
     if jax.process_count() > 1:
@@ -142,7 +144,7 @@ def wait_for_all(where: str, word: str = "") -> list[str]:
 
 
 def leave() -> None:
-    """The end of a run that went well."""
+    """Ends a run that went well."""
     global _member
     if _member is None:
         return
@@ -174,8 +176,53 @@ def stop(why: str, status: int = 1, goes_on: bool = True) -> NoReturn:
     _exit(status)
 
 
+class Interrupt:
+    """A context in which the first SIGTERM or SIGINT is a request, and a second one is itself.
+
+    On many processes SIGTERM is left to jax.distributed, which tells all of them, also where only
+    one got it; there a second one is nothing more, as others' may come late.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._times = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        main = threading.current_thread() is threading.main_thread()
+        several = jax.process_count() > 1
+        if main:
+            for number in (signal.SIGINT,) if several else _SIGNALS:
+                handler = self._pass_on if several else self._ask
+                self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._restore()
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def asked(self) -> bool:
+        """True if asked to stop; processes, which must all ask as often, hear it together."""
+        if jax.process_count() > 1:
+            self._times += 1
+            self._asked |= multihost_utils.reached_preemption_sync_point(self._times)
+        return self._asked
+
+
 def _end(why: str) -> None:
-    """In a thread: the main one may wait forever for a process that is gone."""
+    """Called in a thread: the main one may wait forever for a process that is gone."""
     if _failing:
         return  # the reason is this process, and said
     _say(why)
@@ -200,9 +247,9 @@ def _number(name: str) -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    """Of the code: processes whose programs differ wait for each other forever."""
+    """Versions of the code: processes whose programs differ wait for each other forever."""
     digest = hashlib.sha256()
-    for file in sorted(Path(adaperceiver_jax.__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     return {"the version of jax": jax.__version__, "the code's digest": digest.hexdigest()[:12]}
 

@@ -1,13 +1,15 @@
-"""Everything the trainer can be told, with its default; checked before any compilation."""
+"""Everything the trainer can be told, with its default: checked before any compilation."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import difflib
+import functools
+import operator
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from adaperceiver_jax.data.augment import AugmentSettings
@@ -16,7 +18,8 @@ T = TypeVar("T")
 
 
 WAYS = ("all", "fsdp", "whole")
-"""How an array may be split over the devices: train/sharding.py."""
+"""Ways to split an array over the devices: train/sharding.py."""
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class MeshSettings:
     rules: tuple[tuple[str, str], ...] = ()
     """(pattern of an array's path, 'all', 'fsdp' or 'whole'), before those of train/sharding.py."""
     gradients: str = "float32"
-    """Of the sums of kernels' gradients over the devices; 'bfloat16' moves half as much, of these
-    and of the kernels under fsdp."""
+    """Dtype in which kernels' gradients are summed over the devices; 'bfloat16' moves half as much,
+    of these and of the kernels under fsdp."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,27 +52,27 @@ class DataSettings:
     image_size: int = 224
     """Height and width of what the model sees."""
     image_width: int = 0
-    """If it is another than the height."""
+    """Width, where it is not the height."""
     zero_is_ignored: bool = False
     """In label maps 0 does not count and class k is written as k + 1, as in ADE20K."""
     depth_scale: float = 1000.0
-    """Of depth maps in whole numbers: how many are a metre."""
+    """Units per metre of depth maps in whole numbers."""
     max_depth: float = 10.0
-    """In metres; what is deeper does not count."""
+    """Metres; what is deeper does not count."""
     bad_images: int = 100
-    """Images an epoch that may not decode; others take their places. 0 stops at the first."""
+    """Images per epoch that may not decode; others take their places. 0 stops at the first."""
     train_count: int = 0
-    """Images that are rendered; of those on a disk at most so many are drawn, 0 takes all."""
+    """Images that are rendered; the most that are drawn from a disk, 0 for all."""
     validation_count: int = 0
-    """Likewise."""
+    """Same for validation."""
     seed: int = 0
-    """Of rendered images and of what is held out; the order follows the run's seed."""
+    """Seed of rendered images and of what is held out; the order follows the run's seed."""
     difficulty: float = 0.7
-    """Of the hardest rendered images, from 0 to 1."""
+    """Difficulty of the hardest rendered images, from 0 to 1."""
     workers: int = 0
-    """Processes that load, on a core each; 0 loads in threads, -1 takes all cores but one."""
+    """Processes that load, one per core; 0 loads in threads, -1 takes all cores but one."""
     threads: int = 4
-    """In each of them."""
+    """Threads in each of them."""
     prefetch: int = 4
     """Batches made ahead, by all together, and at least one by each."""
 
@@ -128,7 +131,7 @@ class CheckpointSettings:
     every: str = "5%"
     keep_last: int = 2
     keep_best: int = 1
-    """By the whole model's validation metric."""
+    """Best checkpoints by the whole model's validation metric."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,7 @@ class ProfileSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
-    """Of a run of several processes: how long they have patience with each other."""
+    """Patience of several processes with each other."""
 
     wait: float = 300.0
     """Seconds that one may come later than the first to where all meet."""
@@ -158,7 +161,7 @@ class Settings:
     seed: int = 0
     length: str = "1000 steps"
     batch_size: int = 256
-    """Images an update, over all devices."""
+    """Images per update, over all devices."""
     accumulate: int = 1
     """Parts a batch is cut into, one after another, to save memory."""
     init_from: str = ""
@@ -185,60 +188,44 @@ class Settings:
     first."""
 
     def __post_init__(self) -> None:
-        def check(name: str, value: Any, good: bool, allowed: str) -> None:
-            if not good:
-                raise ValueError(f"config.{name}={value!r}: must be {allowed}")
-
-        for name in ("batch_size", "accumulate", "log_every"):
-            check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        check("seed", self.seed, 0 <= self.seed < 2**32, "at least 0 and below 2**32")
-        for name in ("b1", "b2"):
-            beta = getattr(self.optimizer, name)
-            check(f"optimizer.{name}", beta, 0 <= beta < 1, "in [0, 1)")
-        data = self.data
-        check("data.workers", data.workers, data.workers >= -1, "at least -1")
-        for name in ("threads", "prefetch"):
-            check(f"data.{name}", getattr(data, name), getattr(data, name) >= 1, "at least 1")
-        for name in ("bad_images", "image_width", "train_count", "validation_count"):
-            check(f"data.{name}", getattr(data, name), getattr(data, name) >= 0, "at least 0")
-        for name in ("image_size", "depth_scale", "max_depth"):
-            check(f"data.{name}", getattr(data, name), getattr(data, name) > 0, "above 0")
-        dtypes = ("float32", "bfloat16")
-        check("mesh.gradients", self.mesh.gradients, self.mesh.gradients in dtypes, f"in {dtypes}")
+        check = functools.partial(check_fields, self, "config")
+        check("batch_size accumulate log_every", lambda n: n >= 1, "at least 1")
+        check("data.threads data.prefetch evaluation.batch_size", lambda n: n >= 1, "at least 1")
+        check("data.workers", lambda n: n >= -1, "at least -1")
+        check("data.bad_images data.image_width", lambda n: n >= 0, "at least 0")
+        check("data.train_count data.validation_count", lambda n: n >= 0, "at least 0")
+        check("data.image_size data.depth_scale data.max_depth", lambda x: x > 0, "above 0")
+        check("seed", lambda n: 0 <= n < 2**32, "at least 0 and below 2**32")
+        check("optimizer.b1 optimizer.b2 ema", lambda x: 0 <= x < 1, "in [0, 1)")
+        check("optimizer.lr optimizer.clip", lambda x: x > 0, "above 0")
+        check("optimizer.weight_decay profile.steps", lambda x: x >= 0, "at least 0")
+        check("profile.start", lambda n: n >= 1, "at least 1")
+        check("mesh.gradients", DTYPES.__contains__, f"in {DTYPES}")
+        check("processes.wait processes.lost_after", lambda x: x >= 1, "at least 1 (second)")
+        check("checkpoint.keep_last", lambda n: n >= 1, "at least 1: a run resumes from the last")
+        check("checkpoint.keep_best", lambda n: n >= 0, "at least 0")
         for rule in self.mesh.rules:
-            good = len(rule) == 2 and rule[1] in WAYS
-            check("mesh.rules", rule, good, f"pairs (pattern, {' or '.join(map(repr, WAYS))})")
-        decay = self.optimizer.weight_decay
-        check("optimizer.weight_decay", decay, decay >= 0, "at least 0")
-        check("profile.steps", self.profile.steps, self.profile.steps >= 0, "at least 0")
-        check("profile.start", self.profile.start, self.profile.start >= 1, "at least 1")
-        for name in ("wait", "lost_after"):
-            seconds = getattr(self.processes, name)
-            check(f"processes.{name}", seconds, seconds >= 1, "at least 1 (second)")
-        check("ema", self.ema, 0 <= self.ema < 1, "in [0, 1)")
-        check("optimizer.clip", self.optimizer.clip, self.optimizer.clip > 0, "above 0")
-        check("optimizer.lr", self.optimizer.lr, self.optimizer.lr > 0, "above 0")
-        checkpoint, evaluation = self.checkpoint, self.evaluation
-        keep = checkpoint.keep_last
-        check("checkpoint.keep_last", keep, keep >= 1, "at least 1: a run resumes from the last")
-        keep = checkpoint.keep_best
-        check("checkpoint.keep_best", keep, keep >= 0, "at least 0")
-        size = evaluation.batch_size
-        check("evaluation.batch_size", size, size >= 1, "at least 1")
-        for sub_network in evaluation.sub_networks:
-            check(
-                "evaluation.sub_networks",
-                sub_network,
-                len(sub_network) == 3,
-                "triples (num_tokens, width, depth)",
-            )
-        for name, text in (
-            ("length", self.length),
-            ("schedule.warmup", self.schedule.warmup),
-            ("evaluation.every", evaluation.every),
-            ("checkpoint.every", checkpoint.every),
-        ):
-            parse_duration(text, f"config.{name}")
+            if len(rule) != 2 or rule[1] not in WAYS:
+                ways = " or ".join(map(repr, WAYS))
+                raise ValueError(f"config.mesh.rules={rule!r}: must be pairs (pattern, {ways})")
+        for sub_network in self.evaluation.sub_networks:
+            if len(sub_network) != 3:
+                raise ValueError(
+                    f"config.evaluation.sub_networks={sub_network!r}: must be triples "
+                    "(num_tokens, width, depth)"
+                )
+        for name in ("length", "schedule.warmup", "evaluation.every", "checkpoint.every"):
+            parse_duration(operator.attrgetter(name)(self), f"config.{name}")
+
+
+def check_fields(
+    settings: Any, where: str, names: str, good: Callable[[Any], bool], allowed: str
+) -> None:
+    """ValueError for the first of the fields, named as 'a b.c', whose value is not good."""
+    for name in names.split():
+        value = operator.attrgetter(name)(settings)
+        if not good(value):
+            raise ValueError(f"{where}.{name}={value!r}: must be {allowed}")
 
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?)\s*(epochs?|steps?|%)\s*")
@@ -273,6 +260,35 @@ def steps_of(text: str, name: str, images: int, batch_size: int, total: int | No
     return round(value / 100 * total)
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run's durations, in steps."""
+
+    last: int
+    warmup: int
+    evaluate: int
+    save: int
+
+
+def make_plan(settings: Settings, images: int) -> Plan:
+    """The durations for an epoch of so many images; ValueError where they make no sense."""
+
+    def steps(text: str, name: str, total: int | None = None) -> int:
+        return steps_of(text, f"config.{name}", images, settings.batch_size, total)
+
+    last = steps(settings.length, "length")
+    if last < 1:
+        raise ValueError(f"config.length={settings.length!r}: is less than one step")
+    warmup = steps(settings.schedule.warmup, "schedule.warmup", last)
+    every = []
+    for name in ("evaluation", "checkpoint"):
+        text = getattr(settings, name).every
+        if parse_duration(text, f"config.{name}.every")[0] == 0:
+            raise ValueError(f"config.{name}.every={text!r}: must be above 0")
+        every.append(max(1, steps(text, f"{name}.every", last)))
+    return Plan(last, warmup, *every)
+
+
 def from_config(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """A config's values as a dataclass; ValueError names an unknown key or bad type.
 
@@ -293,7 +309,7 @@ def from_config(kind: type[T], values: Mapping[str, Any], where: str = "config")
 
 def check_key(kind: type, name: str) -> None:
     """Raises ValueError, with the nearest that there is, unless 'a.b' is a key of a config."""
-    known = list(_keys(kind))
+    known = list(keys_of(kind))
     if name in known:
         return
     section = name.rpartition(".")[0]
@@ -326,11 +342,12 @@ def _with(values: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
     return {**values, section: _with(values.get(section) or {}, rest, value)}
 
 
-def _keys(kind: type, above: str = "") -> Iterator[str]:
+def keys_of(kind: type, above: str = "") -> Iterator[str]:
+    """All keys of a config, 'a' and 'a.b'."""
     for name, hint in typing.get_type_hints(kind).items():
         yield above + name
         if dataclasses.is_dataclass(hint):
-            yield from _keys(hint, f"{above}{name}.")  # type: ignore[arg-type]
+            yield from keys_of(hint, f"{above}{name}.")  # type: ignore[arg-type]
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu.parameter_overview import get_parameter_overview
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,7 +52,7 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
 
 
 def _torn(shape: Sequence[int], devices: Sequence[Any]) -> str:
-    """Of a mesh that has an axis across a part of one of the torus's."""
+    """The message for a mesh with an axis across a part of one of the torus's."""
     sides = [max(places) + 1 for places in zip(*(d.coords for d in devices), strict=True)]
     fits = {1}
     for side in sides:
@@ -81,17 +82,17 @@ def check_batch(batch_size: int, parts: int, mesh: Mesh, name: str) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays with a leading batch axis."""
+    """The sharding of arrays with a leading batch axis."""
     return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Of what every device holds whole."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def way_of(name: str, rules: Sequence[tuple[str, str]] = ()) -> str:
-    """Of WAYS, that of the array with this path."""
+    """The way, one of WAYS, to split the array with this path."""
     return next((way for p, way in (*rules, *RULES) if re.fullmatch(p, name)), FSDP)
 
 
@@ -145,8 +146,20 @@ def _longest(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def constant_shardings(constants: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ()) -> Any:
-    """Of what a loss needs and nobody trains; its paths begin with 'constants/'."""
+    """Shardings of arrays that a loss needs and nobody trains; paths begin with 'constants/'."""
     return tree_shardings({"constants": constants}, mesh, rules)["constants"]
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """A tree of arrays or shapes as shapes with shardings: a tree of these, or one for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        one = shardings
+        shardings = jax.tree.map(lambda _: one, shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def gather(params: Any, mesh: Mesh, dtype: Any = None) -> Any:
@@ -164,24 +177,22 @@ def gather(params: Any, mesh: Mesh, dtype: Any = None) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """'a/b/0' -> array (or shape), for all of a tree."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def describe(tree: Any) -> str:
-    """A line an array: path, shape, how it is split, bytes a device."""
-    lines = []
-    total = held = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        mine = leaf.sharding.shard_shape(leaf.shape)
-        size = np.dtype(leaf.dtype).itemsize
-        each = math.prod(mine) * size
-        total, held = total + math.prod(leaf.shape) * size, held + each
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = getattr(leaf.sharding, "spec", "")
-        lines.append(f"{name:60s} {leaf.shape!s:20s} {spec!s:36s} {each:12,d} bytes a device")
-    summary = f"{total / 2**20:,.1f} MiB in {len(lines)} arrays, {held / 2**20:,.1f} MiB a device"
-    return "\n".join([*lines, summary])
+    """A table of all arrays: path, shape, dtype, elements, how each is split; sums below."""
+    table = get_parameter_overview(by_path(tree), include_stats="sharding")
+    return f"{table}\nEach device holds {held(tree):,} bytes"
 
 
 def held(shapes: Any) -> int:
-    """Bytes a device of shapes with shardings."""
+    """Bytes per device of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(shapes)

@@ -1,34 +1,120 @@
-"""One update, as two compiled programs with the host's share of the optimizer between them."""
+"""A run's state and one update of it: two compiled programs, the hosts' SOAP between them."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.models.platform import traced_for
+from adaperceiver_jax.optim.eigenvectors import Factors, Refresh
 from adaperceiver_jax.optim.ema import update_ema
 from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
 from adaperceiver_jax.optim.trainable import merge, split
-from adaperceiver_jax.train.metrics import BAD_IMAGES
-from adaperceiver_jax.train.refresh import Refresher
-from adaperceiver_jax.train.sharding import BATCH, gather, replicated, tree_shardings
-from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.reports import BAD_IMAGES
+from adaperceiver_jax.train.sharding import BATCH, gather, placed, replicated, tree_shardings
 from adaperceiver_jax.train.task import COUNT, Batch, Metrics, SubNetwork, Task
+
+
+@struct.dataclass
+class TrainState:
+    """A run after `step` updates."""
+
+    step: jax.Array
+    """() int32"""
+    params: Any
+    """All parameters, trained and frozen."""
+    ema: Any
+    """The running mean of the trained ones; the frozen ones are their own mean."""
+    opt_state: Any
+    """The optimizer's state, of the trained ones only."""
+    memory: dict[str, jax.Array] = struct.field(default_factory=dict)
+    """State that the task carries across steps; most have none."""
+    upcoming: dict[str, Any] = struct.field(default_factory=dict)
+    """In a checkpoint only: the eigenvectors that the next refresh begins to use, where the hosts
+    find them while steps go on."""
+
+    def ema_params(self) -> Any:
+        """The weights that are evaluated and handed on: all parameters, EMA where trained."""
+        return unflatten_dict(flatten_dict(self.params) | flatten_dict(self.ema))
+
+
+class Refresher:
+    """New eigenvectors where a step is due; all processes must ask for the same, in one order.
+
+    Exactly, that step waits for them. Overlapped, they are used from the next due step on, so that
+    the hosts have all the steps between to find them; only the first are waited for.
+    """
+
+    def __init__(self, optimizer: Optimizer, params: Any, overlap: bool = False) -> None:
+        """params: those that are trained, or their shapes."""
+        self._optimizer, self._params, self.overlap = optimizer, params, overlap
+        self._begun: Refresh | None = None
+        self._found: Factors | None = None
+        """The eigenvectors that come after those in use, once they are there."""
+        self.waited = 0.0
+        """Seconds, in all, in which a run waited for the hosts."""
+
+    def __call__(self, opt_state: Any, number: int) -> Any:
+        """The optimizer's state that step `number`, which is due, goes on with."""
+        with self._counted():
+            if not self.overlap or number <= self._optimizer.first:
+                found = self._begin(opt_state).result()
+            else:
+                found = self._upcoming() or self._optimizer.installed(opt_state)
+                self._begun, self._found = self._begin(opt_state), None
+        return self._optimizer.install(opt_state, found)
+
+    def to_save(self, step: int) -> Factors:
+        """What `resume` needs of a run that is saved after `step`, beside its state: the
+        eigenvectors that the next due step begins to use, if the state does not tell them.
+
+        Right after a due step its factors do: they are those that are being decomposed, and nobody
+        waits.
+        """
+        if not self.overlap or self._optimizer.due(step):
+            return {}
+        with self._counted():
+            return self._upcoming() or {}
+
+    def resume(self, opt_state: Any, step: int, upcoming: Factors) -> None:
+        """Goes on where a run was saved after `step`, with what `to_save` gave."""
+        self._begun, self._found = None, upcoming or None
+        if self.overlap and not upcoming and self._optimizer.due(step):
+            self._begun = self._begin(opt_state)
+
+    def _begin(self, opt_state: Any) -> Refresh:
+        return self._optimizer.refresh(opt_state, self._params)
+
+    def _upcoming(self) -> Factors | None:
+        """Waits for what was begun; None: nothing was."""
+        if self._begun is not None:
+            self._found, self._begun = self._begun.result(), None
+        return self._found
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What a run compiles."""
+    """The programs of a run."""
 
     init: Callable[[jax.Array], TrainState]
     """A key -> a fresh, sharded state."""
@@ -50,11 +136,11 @@ class Programs:
     """The state's shapes and dtypes, with their shardings, as it is saved."""
 
     def to_save(self, state: TrainState, step: int) -> TrainState:
-        """What a checkpoint has to hold of the state after a step."""
+        """The state after a step as a checkpoint has to hold it."""
         return state.replace(upcoming=self.refresher.to_save(step))  # type: ignore[attr-defined]
 
     def resume(self, state: TrainState) -> TrainState:
-        """What goes on from a checkpoint."""
+        """The state that goes on from a checkpoint."""
         self.refresher.resume(state.opt_state, int(state.step), state.upcoming)
         return state.replace(upcoming={})  # type: ignore[attr-defined]
 
@@ -221,11 +307,5 @@ def make_programs(
         evaluate=evaluate,
         refresher=refresher,
         mesh=mesh,
-        state=jax.tree.map(
-            lambda shape, sharding: jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=sharding
-            ),
-            saved,
-            tree_shardings(saved, mesh, rules),
-        ),
+        state=placed(saved, tree_shardings(saved, mesh, rules)),
     )

@@ -1,4 +1,4 @@
-"""What the trainer asks of a task; it knows none by name."""
+"""The interface of a task; the trainer knows none by name."""
 
 from __future__ import annotations
 
@@ -19,26 +19,16 @@ SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
 
 
-class NoMemory:
-    """A task's share of remembering, where each step is on its own."""
-
-    def memory(self) -> dict[str, jax.Array]:
-        return {}
-
-    def remember(self, memory: dict[str, jax.Array], metrics: Metrics) -> dict[str, jax.Array]:
-        return memory
-
-
 class Task(Protocol):
     """One objective: how a batch becomes a loss, and how a model is evaluated."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The network that is trained."""
 
     @property
     def metric(self) -> str:
-        """Of `summarise`'s, what the best checkpoint has the most of; '-NAME': the least."""
+        """The metric of `summarise` by which the best checkpoint is kept; '-NAME': the lowest."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -46,7 +36,7 @@ class Task(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """That the data set must have."""
+        """Number of classes that the data set must have."""
 
     def init_params(self, key: jax.Array) -> Any:
         """Fresh parameters of the model."""
@@ -55,11 +45,11 @@ class Task(Protocol):
         """Arrays the loss needs and nobody trains, the teacher's parameters say; {} for none."""
 
     def memory(self) -> dict[str, jax.Array]:
-        """What the loss knows of the steps before, as the first finds it; {} for nothing. It gets
+        """Initial value of the state that the task carries across steps; {} if none. The loss finds
         it among the constants, by the same names."""
 
     def remember(self, memory: dict[str, jax.Array], metrics: Metrics) -> dict[str, jax.Array]:
-        """What the next step knows, from what this one knew and its metrics."""
+        """The next value of that state, from this step's value and metrics."""
 
     def draw(self, batch: Batch, key: jax.Array, step: jax.Array) -> tuple[Any, Any]:
         """A batch, a step's key and its number, from 0 -> (samples, shared).
@@ -76,23 +66,23 @@ class Task(Protocol):
         else of the samples a row should show or `remember` needs, as a mean over them."""
 
     def sub_networks(self) -> tuple[SubNetwork | None, ...]:
-        """What is evaluated by name; the first is the whole model (None: it has no others)."""
+        """The sub-networks that are evaluated; first the whole model (None: it has no others)."""
 
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> dict[str, jax.Array]:
-        """What is added up over the validation images, by name: an entry a sample, (B, ...). Whole
-        numbers add up exactly."""
+        """Values that are added up over the validation images, by name: an entry per sample,
+        (B, ...). Whole numbers add up exactly."""
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """The metrics, from the sums of what `evaluate` gave over all images, and their COUNT."""
 
     def train_flops(self, trained: Any) -> float:
-        """FLOPs an image costs in a step that trains these parameters (or shapes): forward, and
-        what of the backward they need."""
+        """FLOPs per image of a step that trains these parameters (or shapes): forward, and the part
+        of the backward that they need."""
 
 
 def means(sums: Sums) -> dict[str, float]:
-    """The mean over all images of what each image has one number of."""
+    """Means over all images, of values with one number per image."""
     count = float(sums[COUNT])
     return {name: float(value) / count for name, value in sums.items() if name != COUNT}

@@ -1,16 +1,30 @@
-"""A run's folder: that it can be one is known before anything is compiled."""
+"""A run's folder: what stands in it, and that it can be one, before anything is compiled."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
+import logging
 import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 from adaperceiver_jax.train.processes import wait_for_all
+from adaperceiver_jax.train.settings import Settings
+from adaperceiver_jax.train.sharding import describe
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+SHARDINGS = "shardings.txt"
+MODEL = "model"
+"""The folder of the finished weights."""
 
 
 def find_workdir(workdir: str | os.PathLike) -> Path:
@@ -73,3 +87,28 @@ def check_shared(workdir: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             mine.unlink()
+
+
+def describe_run(workdir: Path, settings: Settings, arrays: Any, resumed: bool) -> None:
+    """Writes `config.json` and `shardings.txt`, from the first process.
+
+    resumed: settings that an earlier call had otherwise are named in warnings.
+    """
+    if jax.process_index() > 0:
+        return
+    values, path = dataclasses.asdict(settings), workdir / CONFIG
+    if resumed and path.exists():
+        before = flatten_dict(json.loads(path.read_text()), sep=".")
+        now = flatten_dict(json.loads(json.dumps(values)), sep=".")
+        for name, value in now.items():
+            if name in before and before[name] != value:
+                log.warning("config.%s was %r before and is %r now", name, before[name], value)
+    _write(path, json.dumps(values, indent=2))
+    _write(workdir / SHARDINGS, describe(arrays))
+
+
+def _write(path: Path, text: str) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -25,9 +25,8 @@ from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
 from adaperceiver_jax.evaluate.dense_table import DensePoint, csv_text
 from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores
 from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
-from adaperceiver_jax.tasks.config_file import read_config
 from adaperceiver_jax.tasks.dense_sweep import sweep_dense
-from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.tasks.make import RunConfig, make_task, read_config
 from adaperceiver_jax.tasks.weights import find_run
 from adaperceiver_jax.train.feed import open_data, prepared
 from adaperceiver_jax.train.loop import train

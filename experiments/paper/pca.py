@@ -45,8 +45,8 @@ from adaperceiver_jax.models.config import check_sub_network
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
-from adaperceiver_jax.train.loop import CONFIG, MODEL
 from adaperceiver_jax.train.settings import from_config
+from adaperceiver_jax.train.workdir import CONFIG, MODEL
 from experiments.paper.shared import refusals
 from tools.predict import find_view, open_image
 

@@ -31,7 +31,7 @@ from adaperceiver_jax.evaluate.speed import Program, forward_program
 from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.tasks.make import RunConfig
-from adaperceiver_jax.tasks.step_speed import step_program
+from adaperceiver_jax.tasks.shapes import step_program
 from adaperceiver_jax.train.settings import from_config
 from configs import scratch
 from experiments.paper.table_5 import read_table

@@ -19,7 +19,7 @@ from adaperceiver_jax.tasks.classify import Classify
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.depth import Depth
 from adaperceiver_jax.tasks.distill import Distill
-from adaperceiver_jax.tasks.images import ImageSettings
+from adaperceiver_jax.tasks.objective import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import LossSettings
 from adaperceiver_jax.tasks.segment import Segment
 from adaperceiver_jax.train.settings import MeshSettings

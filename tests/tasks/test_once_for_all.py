@@ -156,9 +156,10 @@ HEADS = ("(write_head|output_latents|output_adapter)(_feat)?/.*",)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("patterns", [(), HEADS], ids=["all", "heads"])
-@pytest.mark.parametrize("depths", [False, True], ids=["tokens", "depths"])
-@pytest.mark.parametrize("features", [None, 32], ids=["logits", "features"])
+@pytest.mark.parametrize(
+    ("patterns", "depths", "features"),
+    [((), True, 32), ((), False, None), (HEADS, True, None), (HEADS, False, 32)],
+)
 def test_a_step_costs_what_is_said_of_it(monkeypatch, patterns, depths, features):
     """By XLA's count; images have no gradient, and norms and softmaxes are not counted by us."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

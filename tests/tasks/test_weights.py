@@ -13,7 +13,7 @@ from adaperceiver_jax.convert.hub import save_orbax
 from adaperceiver_jax.tasks.weights import find_run, find_weights
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.step import TrainState
 from tests.convert.test_names import same
 from tests.small_models import random_params
 from tests.train.small import run_config
@@ -24,9 +24,8 @@ from tools import convert as tool
 def run(request, tmp_path_factory):
     """(folder, model, weights by step): a run's folder with checkpoints of steps 2 and 5."""
     workdir = tmp_path_factory.mktemp(request.param)
-    config = run_config("scratch", {"task": "classify"} | {})
-    if request.param == "teacher":
-        config = dataclasses.replace(config, task="teacher")
+    task = "teacher" if request.param == "teacher" else "classify"
+    config = run_config("scratch", {"task": task})
     model = ap.ViT(config.vit) if request.param == "teacher" else ap.AdaPerceiver(config.model)
     (workdir / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
     weights = {
@@ -44,8 +43,7 @@ def run(request, tmp_path_factory):
     return workdir, model, weights
 
 
-@pytest.mark.parametrize("item", ["params", "ema"])
-@pytest.mark.parametrize("step", [None, 2, 5])
+@pytest.mark.parametrize(("item", "step"), [("params", None), ("ema", 2), ("ema", 5)])
 def test_a_runs_folder(run, item, step):
     workdir, model, weights = run
     found = find_run(workdir, item, step)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from adaperceiver_jax.tasks.config_file import read_config
+from adaperceiver_jax.tasks.make import read_config
 from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.sharding import held
 from tests.tools.test_compile_for_tpu import compiled

@@ -9,7 +9,7 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.sweep import SweepFolder
-from adaperceiver_jax.tasks.learned import find_policy
+from adaperceiver_jax.tasks.weights import find_policy
 from tests.small_models import TINY, random_params
 from tests.train.small import run as train_run
 from tools import policies as tool

@@ -20,7 +20,7 @@ from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.evaluate import pictures
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.step import TrainState
 from tests.convert.test_names import MODELS
 from tests.small_models import random_params, run
 from tests.tools.conftest import photo

@@ -19,11 +19,11 @@ import jax
 
 import adaperceiver_jax.train.loop as loop
 from adaperceiver_jax.train.checkpoints import Checkpoints
-from adaperceiver_jax.train.metrics import Writer
+from adaperceiver_jax.train.reports import Writer
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def send(number: signal.Signals):
+    return lambda *_: os.kill(os.getpid(), number)
 
 
 def after(owner, name: str, number, what) -> None:
@@ -41,7 +41,7 @@ def after(owner, name: str, number, what) -> None:
 
 def wait_and_die(checkpoints) -> None:
     checkpoints.wait()
-    die()
+    send(signal.SIGKILL)()
 
 
 def fail(_) -> None:
@@ -57,7 +57,7 @@ def ask_in_evaluation() -> None:
 
     def evaluate(task, programs, state, *rest):
         if int(state.step) == STEP:
-            os.kill(os.getpid(), signal.SIGTERM)
+            send(signal.SIGTERM)()
         return original(task, programs, state, *rest)
 
     loop.evaluate = evaluate
@@ -76,26 +76,25 @@ def weave() -> None:
     jax.make_mesh = make_mesh
 
 
+WRITTEN = {
+    "logged": send(signal.SIGKILL),
+    "asked": send(signal.SIGTERM),
+    "interrupted": send(signal.SIGINT),
+    "failing": fail,
+    "full": fill,
+}
+SAVED = {"saving": send(signal.SIGKILL), "saved": wait_and_die}
 MOMENT, STEP = sys.argv[1], int(sys.argv[2])
-if MOMENT == "logged":
-    after(Writer, "write", lambda _, step, *rest: step, lambda _: die())
-elif MOMENT in ("asked", "interrupted"):
-    number = {"asked": signal.SIGTERM, "interrupted": signal.SIGINT}[MOMENT]
-    after(Writer, "write", lambda _, step, *rest: step, lambda _: os.kill(os.getpid(), number))
-elif MOMENT == "failing":
-    after(Writer, "write", lambda _, step, *rest: step, fail)
+if MOMENT in WRITTEN:
+    after(Writer, "write", lambda _, step, *rest: step, WRITTEN[MOMENT])
+elif MOMENT in SAVED:
+    after(Checkpoints, "save", lambda _, state, step, *rest: step, SAVED[MOMENT])
 elif MOMENT == "evaluating":
     ask_in_evaluation()
-elif MOMENT == "full":
-    after(Writer, "write", lambda _, step, *rest: step, fill)
-elif MOMENT == "saving":
-    after(Checkpoints, "save", lambda _, state, step, *rest: step, lambda _: die())
-elif MOMENT == "saved":
-    after(Checkpoints, "save", lambda _, state, step, *rest: step, wait_and_die)
 elif MOMENT == "woven":
     weave()
 elif MOMENT == "handing-on":
-    loop.save_pretrained = lambda *_: die()
+    loop.save_pretrained = send(signal.SIGKILL)
 else:
     sys.exit(f"{MOMENT!r}: no such moment")
 sys.argv = ["main.py", *sys.argv[3:]]

@@ -21,10 +21,11 @@ def start_all(
     count: int,
     config: str,
     workdir: Path,
-    cache: str,
     moments: Mapping[int, tuple[str, int]] | None = None,
     flags: Mapping[int, list[str]] | None = None,
     devices: int = 1,
+    *,
+    cache: str,
 ) -> list[subprocess.Popen]:
     """Starts them; `moments` (as tests/train/killed.py takes them) and `flags` are of single
     processes, by index."""

@@ -9,6 +9,7 @@ import optax
 
 from adaperceiver_jax.optim.optimizer import Optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.loop import Result, train
 from adaperceiver_jax.train.settings import MeshSettings, from_config
 from adaperceiver_jax.train.sharding import make_mesh
@@ -97,6 +98,11 @@ def rows(workdir: Path) -> list[dict[str, float]]:
     return [
         {n: float(v) for n, v in zip(names, line.split(","), strict=True) if v} for line in lines
     ]
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.steps()
 
 
 def programs_of(task, devices, patterns=()):

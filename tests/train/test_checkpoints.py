@@ -1,4 +1,4 @@
-"""Checkpoints of a made-up state: what is damaged is found out, named and passed over."""
+"""Checkpoints of a random state: what is damaged is found out, named and passed over."""
 
 import logging
 import shutil
@@ -10,12 +10,12 @@ import pytest
 
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.state import TrainState
-from tests.train.small import assert_same
+from adaperceiver_jax.train.sharding import placed
+from adaperceiver_jax.train.step import TrainState
+from tests.train.small import assert_same, rows, run
 
 # Reads that were broken off by an error are cleaned up late.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-ITEMS = ("params", "ema", "optimizer", "data")
 
 
 def state_at(step: int, width: int = 8) -> TrainState:
@@ -33,11 +33,16 @@ def state_at(step: int, width: int = 8) -> TrainState:
     )
 
 
+def with_memory(step: int) -> TrainState:
+    return state_at(step).replace(memory={"baseline": jnp.float32(step / 3)})
+
+
+def shapes_of(state: TrainState) -> TrainState:
+    return placed(state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
 def shapes(width: int = 8) -> TrainState:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state_at(0, width)
-    )
+    return shapes_of(state_at(0, width))
 
 
 def open_in(folder, **settings) -> Checkpoints:
@@ -99,7 +104,18 @@ def cut_names(folder, item):
             file.write_text(file.read_text()[:40])
 
 
-DAMAGES = (truncate, empty, flip, delete_part, delete_item, delete_names, cut_names)
+DAMAGES = [
+    (truncate, "params"),
+    (truncate, "data"),
+    (empty, "optimizer"),
+    (flip, "ema"),
+    (flip, "data"),
+    (delete_part, "optimizer"),
+    (delete_item, "params"),
+    (delete_item, "data"),
+    (delete_names, "ema"),
+    (cut_names, "params"),
+]
 
 
 def restored_from(checkpoints) -> int:
@@ -110,8 +126,7 @@ def restored_from(checkpoints) -> int:
     return step
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize(("damage", "item"), DAMAGES)
 def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(workdir, caplog, damage, item):
     damage(workdir / "checkpoints" / "6", item)
     checkpoints = open_in(workdir, keep_last=3)
@@ -168,13 +183,11 @@ def test_none_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("item", ["ema", "params"])
-@pytest.mark.parametrize("optimizer", ["there", "deleted"])
-def test_weights_load_without_the_optimizer(workdir, item, optimizer):
-    if optimizer == "deleted":
-        for step in ("2", "4", "6"):
-            shutil.rmtree(workdir / "checkpoints" / step / "optimizer")
+def test_weights_load_without_the_optimizer(workdir, item):
+    for step in ("2", "4", "6"):
+        shutil.rmtree(workdir / "checkpoints" / step / "optimizer")
     checkpoints = Checkpoints(workdir)
-    step, weights = checkpoints.restore_weights(None, item)
+    step, weights = checkpoints.restore_weights(item)
     want = state_at(6)
     assert step == 6
     assert_same(weights, want.params if item == "params" else want.ema_params())
@@ -184,7 +197,7 @@ def test_weights_load_without_the_optimizer(workdir, item, optimizer):
 def test_damaged_weights_are_passed_over(workdir, caplog):
     flip(workdir / "checkpoints" / "6", "ema")
     checkpoints = Checkpoints(workdir)
-    step, weights = checkpoints.restore_weights(None)
+    step, weights = checkpoints.restore_weights()
     assert step == 4
     assert_same(weights, state_at(4).ema_params())
     assert "is damaged and passed over" in caplog.text
@@ -225,3 +238,42 @@ def test_a_step_is_saved_once(tmp_path):
     checkpoints.wait()
     np.testing.assert_array_equal(restored_from(checkpoints), 3)
     checkpoints.close()
+
+
+def test_memory_is_an_item_that_is_checked_as_the_others(tmp_path, caplog):
+    checkpoints = open_in(tmp_path, keep_last=3)
+    for step in (2, 4):
+        checkpoints.save(with_memory(step), step, {}, None)
+    checkpoints.wait()
+    wanted = shapes_of(with_memory(0))
+    assert_same(checkpoints.restore(wanted).state, with_memory(4))
+    flip(tmp_path / "checkpoints" / "4", "memory")
+    assert_same(checkpoints.restore(wanted).state, with_memory(2))
+    assert "is damaged and passed over" in caplog.text
+    checkpoints.close()
+
+
+def test_a_checkpoint_without_memory_has_no_such_item(saved):
+    assert not (saved / "checkpoints" / "2" / "memory").exists()
+
+
+@pytest.mark.slow
+def test_a_policy_run_that_was_stopped_ends_as_one_never_stopped(tmp_path):
+    """Its memory, the running mean of rewards, goes on to the bit."""
+    changes = {"checkpoint.keep_last": 4, "policy.baseline_decay": 0.5, "policy.looks_at": "peek"}
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run(whole, "policy_in1k", changes).finished
+    table = rows(whole)
+    assert len({row["baseline"] for row in table}) == 4
+    assert table[-1]["baseline"] != table[-1]["reward"]
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "model")
+    for step in ("6", "8"):
+        shutil.rmtree(again / "checkpoints" / step)
+    assert run(again, "policy_in1k", changes).finished
+    for item in ("params", "ema", "optimizer", "memory"):
+        ours, theirs = (Checkpoints(w).restore_weights(item, 8)[1] for w in (again, whole))
+        assert_same(ours, theirs)
+    assert np.isfinite(float(ours["baseline"]))
+    for name in ("metrics.csv", "model/model.safetensors", "model/config.json"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes(), name

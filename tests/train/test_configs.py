@@ -39,3 +39,5 @@ def test_two_steps(tmp_path, name):
     assert first["update_norm"] > 0
     assert second["loss"] != first["loss"]
     assert (tmp_path / "model" / "model.safetensors").exists()
+    told = (tmp_path / "shardings.txt").read_text()
+    assert ("constants/" in told) == (config.task in ("distill", "policy"))

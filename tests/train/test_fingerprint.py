@@ -33,7 +33,7 @@ def test_the_mesh_does_not_matter(devices):
             assert of(jax.device_put(x, NamedSharding(mesh, spec))) == want
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "uint32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8", "uint32"])
 def test_any_flipped_bit_changes_it(dtype):
     x = np.asarray(jax.random.normal(jax.random.key(0), (3, 5)) * 50).astype(dtype)
     want, seen = of(jnp.asarray(x)), set()

@@ -12,7 +12,8 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.state import TrainState
+from adaperceiver_jax.train.sharding import placed
+from adaperceiver_jax.train.step import TrainState
 from tests.small_models import TINY, random_params
 from tests.train.small import PLAIN, assert_same, run, run_config
 
@@ -20,10 +21,7 @@ MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 
 
 def shapes(model=MODEL):
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), ap.param_shapes(model)
-    )
+    return placed(ap.param_shapes(model), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +74,13 @@ def test_what_may_stay_fresh_does_and_the_rest_is_loaded(weights):
     assert "(24, 5) there, (24, 7) here" in str(report)
 
 
-def test_what_does_not_fit_and_was_not_excused_is_named(weights):
+@pytest.mark.parametrize("skip", [(), ("output_adapter",), ("output_adapte./kerne",)])
+def test_what_does_not_fit_and_was_not_excused_is_named(weights, skip):
+    """Patterns are of whole paths."""
     other = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 7}))
     message = r"config.init_from='w' does not fit \d parameters: output_adapter.*config.init_skip"
-    for skip in ((), ("output_adapter",), ("output_adapte./kerne",)):  # whole paths only
-        with pytest.raises(ValueError, match=message):
-            initialise(never, shapes(other), weights, skip, "w")
-
-
-def test_weights_of_which_none_fit_are_an_error():
-    with pytest.raises(ValueError, match=r"config.init_from='w': none of its parameters fit"):
-        initialise(never, shapes(), {"elsewhere": np.zeros(3)}, (".*",), "w")
+    with pytest.raises(ValueError, match=message):
+        initialise(never, shapes(other), weights, skip, "w")
 
 
 def test_what_is_not_used_is_said(weights):
@@ -110,78 +104,6 @@ VIT = ap.ViT(
 )  # fmt: skip
 
 
-def test_the_blocks_of_a_vit_and_nothing_else(tmp_path):
-    vit = random_params(VIT, seed=3)
-    ap.save_pretrained(VIT, vit, tmp_path)
-    fresh = random_params(MODEL, seed=4)
-    params, report = initialise(lambda: fresh, shapes(), load_weights(str(tmp_path)), (), "w")
-    assert all(path.startswith("blocks/") for path in report.loaded)
-    assert not any(path.startswith("blocks/") for path in report.fresh)
-    assert {"head/kernel", "pos_embed", "patch_embed/proj/kernel"} <= set(report.unused)
-    attention, theirs = params["blocks"]["attn"], vit["blocks"]["attn"]["qkv"]
-    for i, name in enumerate("qkv"):
-        part = slice(24 * i, 24 * (i + 1))
-        np.testing.assert_array_equal(attention[name]["kernel"], theirs["kernel"][..., part])
-        np.testing.assert_array_equal(attention[name]["bias"], theirs["bias"][..., part])
-    np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], 1)
-    assert_same(params["read_head"], fresh["read_head"])
-
-
-def test_a_vit_of_other_sizes_is_refused(tmp_path):
-    other = ap.ViT(dataclasses.replace(VIT.config, mlp_ratio=4.0))
-    with pytest.raises(ValueError, match=r"blocks/ffn/fc1/kernel \(\(3, 24, 96\) there, .*61\) h"):
-        initialise(never, shapes(), random_params(other), (), "w")
-
-
-def test_a_vit_of_other_heads_is_refused(tmp_path):
-    other = ap.ViT(dataclasses.replace(VIT.config, num_heads=2))
-    ap.save_pretrained(other, random_params(other), tmp_path)
-    load_weights(str(tmp_path))
-    with pytest.raises(ValueError, match=r"whose num_heads is 2; the model's is 3: set config"):
-        load_weights(str(tmp_path), MODEL)
-
-
-@pytest.mark.parametrize("key", ["qkv_bias", "proj_bias"])
-def test_a_vit_with_biases_that_the_model_has_not_is_refused(key):
-    model = ap.AdaPerceiver(MODEL.config.replace(**{key: False}))
-    with pytest.raises(ValueError, match=r"a ViT with blocks/attn/\w+/bias.* which the model has"):
-        initialise(never, shapes(model), random_params(VIT), (), "w")
-
-
-def test_neither_having_a_bias_is_no_error():
-    model = ap.AdaPerceiver(MODEL.config.replace(qkv_bias=False))
-    vit = random_params(ap.ViT(dataclasses.replace(VIT.config, qkv_bias=False)))
-    fresh = random_params(model)
-    params, _ = initialise(lambda: fresh, shapes(model), vit, (), "w")
-    assert set(params["blocks"]["attn"]["q"]) == {"kernel"}
-
-
-def test_a_vit_of_another_activation_is_refused(tmp_path):
-    ap.save_pretrained(VIT, random_params(VIT), tmp_path)
-    model = ap.AdaPerceiver(MODEL.config.replace(act_layer="silu"))
-    with pytest.raises(ValueError, match=r"set config\.model\.act_layer=gelu"):
-        load_weights(str(tmp_path), model)
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_a_vit(tmp_path, capsys):
-    c = run_config("scratch").model
-    vit = ap.ViT(
-        ap.ViTConfig(
-            embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads, mlp_ratio=c.ffn_ratio,
-            image_size=16, patch_size=8, num_classes=5,
-        )
-    )  # fmt: skip
-    ap.save_pretrained(vit, random_params(vit), tmp_path / "vit")
-    changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
-    changes |= {"schedule.name": "constant"}
-    assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
-    assert "18 parameters loaded" in capsys.readouterr().out
-    params = ap.from_pretrained(tmp_path / "run" / "model")[1]
-    ours, theirs = params["blocks"]["ffn"], random_params(vit)["blocks"]["mlp"]
-    np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
-
-
 DENSE = ap.SegmentationModel(
     ap.SegmentationConfig(
         backbone=ap.AdaPerceiverConfig(
@@ -190,6 +112,90 @@ DENSE = ap.SegmentationModel(
         num_classes=3,
     )
 )
+
+
+def test_the_blocks_of_a_vit_and_nothing_else(tmp_path):
+    weights = random_params(VIT, seed=3)
+    ap.save_pretrained(VIT, weights, tmp_path)
+    fresh = random_params(MODEL, seed=4)
+    params, report = initialise(lambda: fresh, shapes(), load_weights(str(tmp_path)), (), "w")
+    assert all(path.startswith("blocks/") for path in report.loaded)
+    assert not any(path.startswith("blocks/") for path in report.fresh)
+    assert {"head/kernel", "pos_embed", "patch_embed/proj/kernel"} <= set(report.unused)
+    attention, theirs = params["blocks"]["attn"], weights["blocks"]["attn"]["qkv"]
+    for i, name in enumerate("qkv"):
+        part = slice(24 * i, 24 * (i + 1))
+        np.testing.assert_array_equal(attention[name]["kernel"], theirs["kernel"][..., part])
+        np.testing.assert_array_equal(attention[name]["bias"], theirs["bias"][..., part])
+    np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], 1)
+    assert_same(params["read_head"], fresh["read_head"])
+
+
+def vit(**changes):
+    return ap.ViT(dataclasses.replace(VIT.config, **changes))
+
+
+def without(*biases):
+    return ap.AdaPerceiver(MODEL.config.replace(**dict.fromkeys(biases, False)))
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "skip", "message"),
+    [
+        (MODEL, {"elsewhere": np.zeros(3)}, (".*",), "init_from='w': none of its parameters fit"),
+        (MODEL, vit(mlp_ratio=4.0), (), r"ffn/fc1/kernel \(\(3, 24, 96\) there, .*61\) h"),
+        (without("qkv_bias"), VIT, (), r"a ViT with blocks/attn/\w+/bias.* which the model has"),
+        (without("proj_bias"), VIT, (), r"a ViT with blocks/attn/\w+/bias.* which the model has"),
+        (DENSE, MODEL, ("head/.*",), r"backbone/output_\w+/\S+ \(missing there\)"),
+    ],
+)
+def test_weights_that_cannot_be_used_are_refused(model, weights, skip, message):
+    """A dense model needs a stream of features, which a classifier does not have."""
+    weights = weights if isinstance(weights, dict) else random_params(weights)
+    with pytest.raises(ValueError, match=message):
+        initialise(never, shapes(model), weights, skip, "w")
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        (MODEL, vit(num_heads=2), r"whose num_heads is 2; the model's is 3: set config"),
+        (
+            ap.AdaPerceiver(MODEL.config.replace(act_layer="silu")),
+            VIT,
+            r"set config\.model\.act_layer=gelu",
+        ),
+    ],
+)
+def test_a_vit_that_computes_otherwise_is_refused(tmp_path, model, weights, message):
+    ap.save_pretrained(weights, random_params(weights), tmp_path)
+    load_weights(str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        load_weights(str(tmp_path), model)
+
+
+def test_neither_having_a_bias_is_no_error():
+    model, weights = without("qkv_bias"), random_params(vit(qkv_bias=False))
+    fresh = random_params(model)
+    params, _ = initialise(lambda: fresh, shapes(model), weights, (), "w")
+    assert set(params["blocks"]["attn"]["q"]) == {"kernel"}
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_vit(tmp_path, capsys):
+    c = run_config("scratch").model
+    sizes = dict(embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads, patch_size=8)
+    other = vit(**sizes, mlp_ratio=c.ffn_ratio)
+    ap.save_pretrained(other, random_params(other), tmp_path / "vit")
+    changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
+    changes |= {"schedule.name": "constant"}
+    assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
+    assert "18 parameters loaded" in capsys.readouterr().out
+    params = ap.from_pretrained(tmp_path / "run" / "model")[1]
+    ours, theirs = params["blocks"]["ffn"], random_params(other)["blocks"]["mlp"]
+    np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
+
+
 STREAM = ("output_latents", "write_head", "output_adapter")
 
 
@@ -210,17 +216,10 @@ def test_a_dense_model_takes_the_stream_of_features_of_a_distilled_one():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_dense_model_on_a_classifier_says_what_is_missing(weights):
-    with pytest.raises(ValueError, match=r"backbone/output_\w+/\S+ \(missing there\)"):
-        initialise(never, shapes(DENSE), weights, ("head/.*",), "w")
-
-
 def test_a_dense_model_on_a_vit_takes_all_but_its_head():
-    vit = ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4)
-    config = ap.SegmentationConfig(
-        backbone=dataclasses.replace(vit, num_classes=None), num_classes=3, mlp=True
-    )
-    model, weights = ap.SegmentationModel(config), random_params(ap.ViT(vit))
+    bare = dataclasses.replace(VIT.config, num_classes=None)
+    config = ap.SegmentationConfig(backbone=bare, num_classes=3, mlp=True)
+    model, weights = ap.SegmentationModel(config), random_params(VIT)
     fresh = jax.tree.map(jnp.zeros_like, random_params(model))
     skip = ("head/.*", "mlp/.*")
     params, report = initialise(lambda: fresh, shapes(model), weights, skip, "w")

@@ -1,4 +1,4 @@
-"""Whole runs in this process: what stops them, what they leave, what they start from."""
+"""Whole runs in this process: what they report and leave, what stops them, where they start."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.tasks.make import make_task
 from adaperceiver_jax.train import loop
 from adaperceiver_jax.train.checkpoints import Checkpoints
@@ -17,9 +18,26 @@ from adaperceiver_jax.train.loop import NotFiniteError
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
-from tests.train.small import PLAIN, assert_same, gradient_descent, rows, run, run_config
+from tests.small_models import run as apply
+from tests.train.small import (
+    PLAIN,
+    assert_same,
+    gradient_descent,
+    rows,
+    run,
+    run_config,
+    saved_steps,
+)
 
-KEEP = {**PLAIN, "checkpoint.keep_last": 4}
+KEEP = {
+    **PLAIN,
+    "checkpoint.keep_last": 4,
+    "evaluation.sub_networks": "((2,6,1),)",
+    "ema": 0.9,
+    "optimizer.lr": 0.05,
+    "profile.start": 2,
+    "profile.steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +48,16 @@ def finished(tmp_path_factory):
         folder = tmp_path_factory.mktemp("finished")
         result = run(folder, "scratch", KEEP)
     assert (result.step, result.finished) == (8, True)
+    assert rows(folder)[-1].items() >= result.metrics.items()
     return folder
 
 
-def steps(folder) -> list[int]:
-    return Checkpoints(folder).steps()
-
-
 def weights(folder, item="ema"):
-    return Checkpoints(folder).restore_weights(None, item)[1]
+    return Checkpoints(folder).restore_weights(item)[1]
 
 
 def test_a_run_leaves_what_it_says(finished):
-    assert steps(finished) == [2, 4, 6, 8]
+    assert saved_steps(finished) == [2, 4, 6, 8]
     table = rows(finished)
     assert [row["step"] for row in table] == [2, 4, 6, 8]
     assert all(
@@ -86,17 +101,48 @@ def test_a_run_that_is_over_has_nothing_left_to_do(finished, capsys):
 def test_another_model_in_the_same_folder_is_an_error(finished):
     with pytest.raises(ValueError, match=r"the run's arrays are others .*config.model"):
         run(finished, "scratch", {**KEEP, "model.depth": 3})
-    assert steps(finished) == [2, 4, 6, 8]
+    assert saved_steps(finished) == [2, 4, 6, 8]
     # What converts and evaluates the run's checkpoints reads the model from there.
     assert json.loads((finished / "config.json").read_text())["model"]["depth"] == 2
 
 
-@pytest.mark.slow
-def test_how_the_teacher_is_split_is_told(tmp_path):
-    run(tmp_path, "stage1_tokens", {**PLAIN, "length": "1 steps"})
-    told = (tmp_path / "shardings.txt").read_text()
-    assert "state/ema/" in told
-    assert "constants/" in told
+def test_metrics_are_those_of_the_running_mean_over_every_image_once(finished):
+    config, reported = run_config(changes=KEEP), rows(finished)[-1]
+    model, params = ap.from_pretrained(finished / "model")
+    data = config.data
+    source = Scenes(
+        data.validation_count, data.image_size, "validation", data.seed, data.difficulty
+    )
+    images = np.stack([source[i]["image"] for i in range(len(source))]).astype(np.float32)
+    images = (images / 255 - np.float32(config.images.mean)) / np.float32(config.images.std)
+    labels = np.array([source[i]["label"] for i in range(len(source))])
+    losses = []
+    for t, w, l in ((4, 12, 2), (2, 6, 1)):
+        logits = np.asarray(
+            apply(model, params, images, num_tokens=t, width=w, depth=l).logits, np.float64
+        )
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        name = f"t{t}_w{w}_l{l}"
+        losses.append(-log_probs[np.arange(len(labels)), labels].mean())
+        assert reported[f"{name}/loss"] == pytest.approx(losses[-1], abs=1e-5)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        assert reported[f"{name}/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-4  # the sub-networks do differ
+
+
+def test_the_rate_that_is_logged_is_the_schedules(finished):
+    schedule = run_config(changes=KEEP).schedule
+    assert (schedule.name, schedule.warmup) == ("cosine", "10%")  # of 8 steps: one
+    steps = np.array([1, 3, 5, 7])
+    curve = schedule.min_lr + (0.05 - schedule.min_lr) * (1 + np.cos(np.pi * steps / 8)) / 2
+    np.testing.assert_allclose([row["lr"] for row in rows(finished)], curve, rtol=1e-5)
+
+
+def test_events_and_the_trace_that_was_asked_for_are_written(finished):
+    events = b"".join(file.read_bytes() for file in finished.glob("events.out.tfevents.*"))
+    assert b"t4_w12_l2/accuracy" in events
+    assert b"images_per_second" in events
+    assert list(finished.glob("profile/**/*.xplane.pb"))
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
@@ -139,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(
     assert "token=nan" in said
     assert "depth=nan" in said
     assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '4'}" in said
-    assert steps(tmp_path) == [2, 4]
+    assert saved_steps(tmp_path) == [2, 4]
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
     monkeypatch.undo()
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
@@ -150,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(
 def test_a_learning_rate_far_too_high_is_stopped_before_anything_is_saved(tmp_path):
     with pytest.raises(NotFiniteError, match=r"step \d is not finite: .*No checkpoint was saved"):
         run(tmp_path, "scratch", {**KEEP, "optimizer.lr": 1e30, "checkpoint.every": "8 steps"})
-    assert steps(tmp_path) == []
+    assert saved_steps(tmp_path) == []
 
 
 def test_frozen_parameters_stay_and_have_no_state(tmp_path):
@@ -173,7 +219,7 @@ def test_frozen_parameters_stay_and_have_no_state(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["scratch", "stage3_width", "teacher"])
+@pytest.mark.parametrize("name", ["stage3_width", "teacher"])
 def test_a_batch_in_two_parts_gives_the_same_step(name):
     """Parameters to 1e-5 of each one's largest step. Mixing, widths and tokens are drawn as one."""
     changes = {"task": "teacher"} if name == "teacher" else {}

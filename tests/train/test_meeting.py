@@ -129,39 +129,21 @@ def test_one_that_is_silent_is_named_to_all_and_hears_it_itself():
 
 
 def test_one_that_fails_is_named_with_its_error_and_the_first_ends_last(three):
-    ends = {}
-    waiting = [
-        threading.Thread(target=lambda i=i: ends.update({i: three.members[i].ends(30)}))
-        for i in (0, 1)
-    ]
-    for thread in waiting:
-        thread.start()
     three.members[2]._line.send(failed="OSError: part-7 cannot be read")
+    assert three.members[1].ends(30)
     (why,) = three.heard(1, 2)
     assert why == f"{name(2)} failed: OSError: part-7 cannot be read"
     assert 0 not in three.said  # 1 and 2 have not ended yet
     drop(three.members[1])
     drop(three.members[2])
     assert three.heard(0) == {why}
-    for thread in waiting:
-        thread.join(10)
-    assert ends == {0: True, 1: True}
 
 
 def test_one_that_waits_is_not_left_waiting(three):
-    errors = []
-
-    def wait() -> None:
-        try:
-            three.members[1].wait_for_all("save", "")
-        except MeetingError as error:
-            errors.append(str(error))
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    drop(three.members[2])
-    thread.join(10)
-    assert errors == [f"{name(2)} is gone: it was killed, or its host is down; {GOES_ON}"]
+    threading.Timer(0.2, drop, [three.members[2]]).start()
+    with pytest.raises(MeetingError) as error:
+        three.members[1].wait_for_all("save", "")
+    assert str(error.value) == f"{name(2)} is gone: it was killed, or its host is down; {GOES_ON}"
 
 
 def test_who_left_is_not_missed(three):
@@ -210,33 +192,23 @@ def test_who_stays_behind_is_named_with_its_host_but_where_the_others_are_patien
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "count", "message"),
     [
-        ({**SAME, "config.seed": 1}, "has config.seed=1, process 0 ({host}) 0: give all the same"),
-        ({"config.seed": 0}, "has --workdir=missing, process 0 ({host}) runs/a"),
-        ({**SAME, "config.x": 3}, "has config.x=3, process 0 ({host}) missing"),
+        ({**SAME, "config.seed": 1}, 2, "has config.seed=1, process 0 ({host}) 0: give all the"),
+        ({"config.seed": 0}, 2, "has --workdir=missing, process 0 ({host}) runs/a"),
+        ({**SAME, "config.x": 3}, 2, "has config.x=3, process 0 ({host}) missing"),
+        (SAME, 3, "was told of 3 processes, the first of 2: JAX_NUM_PROCESSES"),
     ],
 )
-def test_one_that_would_do_something_else_is_named_with_the_key(values, message):
+def test_one_that_would_do_something_else_is_named_with_the_difference(values, count, message):
     meeting = Meeting(2)
     meeting.host()
+    meeting.come(1, values, count)
     meeting.come(0)
-    meeting.come(1, values)
     meeting.together()
     (why,) = meeting.heard(0, 1)
     assert why.startswith(f"{name(1)} {message.format(host=socket.gethostname())}")
     assert meeting.members == {}
-
-
-def test_another_count_is_an_error_for_all():
-    meeting = Meeting(2)
-    meeting.host()
-    meeting.come(1, count=3)
-    time.sleep(0.2)
-    meeting.come(0)
-    meeting.together()
-    (why,) = meeting.heard(0, 1)
-    assert why.startswith(f"{name(1)} was told of 3 processes, the first of 2: JAX_NUM_PROCESSES")
 
 
 def test_the_same_number_twice_is_an_error_for_all():
@@ -261,23 +233,12 @@ def test_a_taken_port_is_said():
             Host(port, 2, 1, 60)
 
 
-def test_strangers_who_connect_are_passed_over():
-    meeting = Meeting(2)
-    meeting.host()
-    with socket.create_connection(meeting.address) as stranger:
-        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        meeting.come(0)
-        meeting.come(1)
-        meeting.together()
-    assert sorted(meeting.members) == [0, 1], meeting.said
-
-
-def test_callers_who_say_nothing_keep_nobody_waiting():
+def test_strangers_who_connect_keep_nobody_waiting():
     meeting = Meeting(2, wait=4.0)
     meeting.host()
     with contextlib.ExitStack() as stack:
-        for _ in range(3):
-            stack.enter_context(socket.create_connection(meeting.address))
+        strangers = [stack.enter_context(socket.create_connection(meeting.address)) for _ in "123"]
+        strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")  # the others say nothing
         time.sleep(0.5)
         meeting.come(0)
         meeting.come(1)

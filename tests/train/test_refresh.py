@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.optim.optimizer import make_optimizer
-from adaperceiver_jax.train.refresh import Refresher
+from adaperceiver_jax.train.step import Refresher
 from tests.train.small import assert_same, rows, run
 
 OVERLAP = {
@@ -44,16 +44,16 @@ def recorded(overlap):
     return Refresher(optimizer, "shapes", overlap), log
 
 
-def test_exactly_every_due_step_waits_for_its_own():
-    refresh, log = recorded(overlap=False)
-    assert [refresh(f"factors {n}", n) for n in (4, 6)] == ["factors 4", "factors 6"]
-    assert log == ["begin factors 4", "wait factors 4", "begin factors 6", "wait factors 6"]
-    assert refresh.to_save(7) == {}
-
-
 def steps(refresh, numbers):
     """What due steps go on with; a step's state is its number, as are its eigenvectors."""
     return [refresh(number, number) for number in numbers]
+
+
+def test_exactly_every_due_step_waits_for_its_own():
+    refresh, log = recorded(overlap=False)
+    assert steps(refresh, (4, 6)) == [4, 6]
+    assert log == ["begin 4", "wait 4", "begin 6", "wait 6"]
+    assert refresh.to_save(7) == {}
 
 
 def test_overlapped_a_due_step_uses_those_of_the_one_before():
@@ -62,28 +62,20 @@ def test_overlapped_a_due_step_uses_those_of_the_one_before():
     assert log == ["begin 4", "wait 4", "begin 6", "wait 6", "begin 8", "wait 8", "begin 10"]
 
 
-def test_a_run_that_goes_on_uses_what_was_upcoming_when_it_was_saved():
+@pytest.mark.parametrize(("saved", "upcoming", "waited"), [(7, 6, "wait 6"), (6, {}, "begin 6")])
+def test_a_run_that_goes_on_uses_what_was_upcoming_when_it_was_saved(saved, upcoming, waited):
+    """Saved at a due step nobody waits: what it began is begun again."""
     whole, log = recorded(overlap=True)
     assert whole.to_save(3) == {}
     steps(whole, (4,))
     assert whole.to_save(5) == {}  # those in use are all there are
     steps(whole, (6,))
-    assert whole.to_save(7) == whole.to_save(7) == 6
+    assert whole.to_save(saved) == whole.to_save(saved) == upcoming
+    assert log[-1] == waited
     again, log = recorded(overlap=True)
-    again.resume(7, 7, whole.to_save(7))
+    again.resume(saved, saved, upcoming)
     assert steps(again, (8,)) == steps(whole, (8,)) == [6]
-    assert log == ["begin 8"]
-
-
-def test_what_is_saved_at_a_due_step_waits_for_nobody_and_is_begun_again():
-    whole, log = recorded(overlap=True)
-    steps(whole, (4, 6))
-    assert whole.to_save(6) == {}
-    assert log[-1] == "begin 6"
-    again, log = recorded(overlap=True)
-    again.resume(6, 6, {})
-    assert log == ["begin 6"]
-    assert steps(again, (8,)) == steps(whole, (8,)) == [6]
+    assert log == (["begin 8"] if upcoming else ["begin 6", "wait 6", "begin 8"])
 
 
 def test_the_eigenvectors_of_an_overlapped_step_are_the_exact_ones_of_the_step_before():
@@ -111,7 +103,7 @@ def test_an_overlapped_run_that_was_stopped_ends_as_one_never_stopped(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     changes = {**OVERLAP, "length": "9 steps", "log_every": 1, "checkpoint.every": "1 steps"}
     run(whole, "scratch", {**changes, "checkpoint.keep_last": 9})
-    for step in (3, 5, 8):  # killed there: what came after is gone
+    for step in (3, 8):  # killed there: what came after is gone
         saved = f"checkpoints/{step}"
         shutil.copytree(whole / saved, again / str(step) / saved)
         run(again / str(step), "scratch", changes)
@@ -121,7 +113,7 @@ def test_an_overlapped_run_that_was_stopped_ends_as_one_never_stopped(tmp_path):
     exactly = {**changes, "optimizer.overlap": False, "checkpoint.keep_last": 9}
     run(exact, "scratch", exactly)
     assert [row["loss"] for row in rows(exact)] != [row["loss"] for row in rows(whole)]
-    for before, after, step in ((exact, changes, 3), (exact, changes, 8), (whole, exactly, 5)):
+    for before, after, step in ((exact, changes, 8), (whole, exactly, 5)):
         other = tmp_path / f"switched-{step}"  # what was saved the one way goes on the other
         saved = f"checkpoints/{step}"
         shutil.copytree(before / saved, other / saved)

@@ -3,16 +3,18 @@
 Every comparison is bit for bit: parameters, their mean, optimizer, metrics.csv, the model's folder.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from adaperceiver_jax.train.checkpoints import Checkpoints
-from tests.train.small import ROOT, SMALL, assert_same
+from tests.train.several import finish_all, start_all
+from tests.train.small import (
+    SMALL,
+    assert_same,
+    saved_steps,
+)
 
 CHANGES = {
     **SMALL,
@@ -29,30 +31,17 @@ CONFIG = "configs/scratch.py:runlocal," + ",".join(f"{k}={v}" for k, v in CHANGE
 @pytest.fixture(scope="session")
 def start(compilation_cache):
     """Starts main.py on one device; 'moment' and 'step' as tests/train/killed.py takes them."""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "JAX_COMPILATION_CACHE_DIR": compilation_cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
 
     def start(workdir, moment=None, step=0):
-        program = ["-m", "tests.train.killed", moment, str(step)] if moment else ["main.py"]
-        return subprocess.Popen(
-            [sys.executable, *program, f"--config={CONFIG}", f"--workdir={workdir}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        moments = {0: (moment, step)} if moment else None
+        (process,) = start_all(1, CONFIG, workdir, moments, cache=compilation_cache)
+        return process
 
     return start
 
 
 def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return finish_all([process])[0]
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +56,15 @@ def reference(start, tmp_path_factory):
 
 def final(workdir):
     """The last checkpoint's items, read as they were saved."""
-    checkpoints = Checkpoints(workdir)
-    items = {}
-    for item in ("params", "ema", "optimizer"):
-        step, items[item] = checkpoints.restore_weights(None, item)
-        assert step == 24
-    checkpoints.close()
-    return items
+    with Checkpoints(workdir) as checkpoints:
+        items = ("params", "ema", "optimizer")
+        return {item: checkpoints.restore_weights(item, 24)[1] for item in items}
 
 
 def assert_same_run(ours, theirs):
     assert_same(final(ours), final(theirs))
     for name in ("metrics.csv", "model/model.safetensors", "model/config.json", "config.json"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-
-
-def steps(workdir) -> list[int]:
-    checkpoints = Checkpoints(workdir)
-    try:
-        return checkpoints.steps()
-    finally:
-        checkpoints.close()
 
 
 @pytest.mark.slow
@@ -101,16 +78,16 @@ def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(start, reference, 
         code, out, err = finish(start(tmp_path, moment, step))
         assert code == -signal.SIGKILL, (moment, step, out, err)
         if saved is not None:
-            assert steps(tmp_path) == saved
+            assert saved_steps(tmp_path) == saved
         if moment == "saved":
-            assert steps(tmp_path)[-1] == step
+            assert saved_steps(tmp_path)[-1] == step
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows[-1].startswith("18,")
-    assert steps(tmp_path)[-1] in (12, 16)  # 16 may have been under way
+    assert saved_steps(tmp_path)[-1] in (12, 16)  # 16 may have been under way
 
     process = start(tmp_path)  # as soon as the folder of a checkpoint is seen from outside
     while not list((tmp_path / "checkpoints").glob("20*")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, finish(process)
         time.sleep(0.001)
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
@@ -129,7 +106,7 @@ def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(start, referen
     code, out, err = finish(start(tmp_path, "asked", 10))
     assert code == 0, err
     assert "asked to stop: saved at step 11; the same command goes on from there" in out
-    assert steps(tmp_path)[-1] == 11
+    assert saved_steps(tmp_path)[-1] == 11
     assert not (tmp_path / "model").exists()
     code, out, err = finish(start(tmp_path))
     assert code == 0, err
@@ -146,7 +123,7 @@ def test_a_run_asked_to_stop_as_it_evaluates_owes_that_evaluation(start, referen
         code, out, err = finish(start(tmp_path, "evaluating", step))
         assert code == 0, err
         assert f"asked to stop: saved at step {last};" in out
-        assert steps(tmp_path)[-1] == last
+        assert saved_steps(tmp_path)[-1] == last
         assert not (tmp_path / "model").exists()
     code, out, err = finish(start(tmp_path))
     assert code == 0, err

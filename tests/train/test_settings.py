@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 
 from adaperceiver_jax.tasks.make import RunConfig, make_task
-from adaperceiver_jax.train.loop import Plan, make_plan
 from adaperceiver_jax.train.settings import (
     EvaluationSettings,
+    Plan,
     Settings,
     check_key,
     from_config,
+    make_plan,
     steps_of,
     with_key,
 )

@@ -5,14 +5,19 @@ to one process with as many devices, since eigenvectors of factors that are near
 by rounding.
 """
 
+import functools
 import signal
 import time
 
 import pytest
 
-from adaperceiver_jax.train.checkpoints import Checkpoints
 from tests.train.several import finish_all, send_all, start_all
-from tests.train.small import PLAIN, SMALL, rows
+from tests.train.small import (
+    PLAIN,
+    SMALL,
+    rows,
+    saved_steps,
+)
 
 MOST = 20.0
 """Seconds after the first process's end in which all others must have ended, imports and all."""
@@ -37,15 +42,16 @@ LONG = config(
 
 
 @pytest.fixture(scope="module")
-def cache(compilation_cache):
-    return compilation_cache
+def start(compilation_cache):
+    """`start_all` with programs that are compiled once."""
+    return functools.partial(start_all, cache=compilation_cache)
 
 
 @pytest.fixture(scope="module")
-def alone(cache, tmp_path_factory):
+def alone(start, tmp_path_factory):
     """The rows of a run of one process that was never stopped."""
     workdir = tmp_path_factory.mktemp("alone")
-    ((code, _, err),) = finish_all(start_all(1, QUICK, workdir, cache))
+    ((code, _, err),) = finish_all(start(1, QUICK, workdir))
     assert code == 0, err
     return rows(workdir)
 
@@ -54,11 +60,6 @@ def assert_same_losses(ours, theirs, rtol=1e-5):
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]
     for our, their in zip(ours, theirs, strict=True):
         assert our == pytest.approx(their, rel=rtol), our["step"]
-
-
-def steps(workdir) -> list[int]:
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.steps()
 
 
 def until(started, condition) -> None:
@@ -76,48 +77,44 @@ def check_quiet(ended) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_train_what_one_does_and_only_the_first_speaks(
-    alone, cache, tmp_path, count
-):
-    ended = finish_all(start_all(count, QUICK, tmp_path, cache))
-    check_quiet(ended)
+def test_two_processes_train_what_one_does_and_only_the_first_speaks(alone, start, tmp_path):
+    check_quiet(finish_all(start(2, QUICK, tmp_path)))
     assert_same_losses(rows(tmp_path), alone)
     assert (tmp_path / "model" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
-def test_where_a_processs_devices_are_no_neighbours_it_is_the_same_run(alone, cache, tmp_path):
+def test_where_a_processs_devices_are_no_neighbours_it_is_the_same_run(alone, start, tmp_path):
     """On a pod a mesh follows the chips' torus, and a batch's places on a host lie apart."""
     woven = dict.fromkeys(range(2), ("woven", 0))
-    check_quiet(finish_all(start_all(2, QUICK, tmp_path, cache, woven, devices=2)))
+    check_quiet(finish_all(start(2, QUICK, tmp_path, woven, devices=2)))
     assert_same_losses(rows(tmp_path), alone)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_on_with_any_number_of_processes(alone, cache, tmp_path):
+def test_a_checkpoint_goes_on_with_any_number_of_processes(alone, start, tmp_path):
     """1 -> 4 -> 1 -> 2 -> 1; the first process is killed when its checkpoint is whole."""
     every = config({**PLAIN, "checkpoint.every": "1 steps"})
     before = 0
     for count, last in ((1, 2), (4, 4), (1, 5), (2, 6), (1, 8)):
         moments = {0: ("saved", last)} if last < 8 else None
-        ended = finish_all(start_all(count, every, tmp_path, cache, moments), MOST)
+        ended = finish_all(start(count, every, tmp_path, moments), MOST)
         assert ended[0][0] == (0 if last == 8 else -signal.SIGKILL), ended
         assert (f"going on from step {before} of 8" in ended[0][1]) == (before > 0)
         before = last
-        assert steps(tmp_path)[-1] == last
+        assert saved_steps(tmp_path)[-1] == last
     assert_same_losses(rows(tmp_path), alone)
 
 
 @pytest.mark.slow
-def test_what_one_process_alone_cannot_read_of_a_checkpoint_is_damaged_for_all(cache, tmp_path):
+def test_what_one_process_alone_cannot_read_of_a_checkpoint_is_damaged_for_all(start, tmp_path):
     split = config({**PLAIN, "mesh.fsdp": 2})
-    check_quiet(finish_all(start_all(2, split, tmp_path, cache)))
+    check_quiet(finish_all(start(2, split, tmp_path)))
     before = rows(tmp_path)
     # All of its files: which of them is still read depends on how many commits it wrote.
     for written in (tmp_path / "checkpoints/8/params/ocdbt.process_1/d").iterdir():
         written.write_bytes(written.read_bytes()[:60])
-    ended = finish_all(start_all(2, split, tmp_path, cache))
+    ended = finish_all(start(2, split, tmp_path))
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert "checkpoints/8 is damaged and passed over" in ended[0][2]
     assert "going on from step 6 of 8" in ended[0][1]
@@ -126,8 +123,8 @@ def test_what_one_process_alone_cannot_read_of_a_checkpoint_is_damaged_for_all(c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tmp_path, index):
-    ended = finish_all(start_all(2, QUICK, tmp_path, cache, {index: ("logged", 6)}), MOST)
+def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, start, tmp_path, index):
+    ended = finish_all(start(2, QUICK, tmp_path, {index: ("logged", 6)}), MOST)
     assert ended[index][0] == -signal.SIGKILL
     code, _, err = ended[1 - index]
     assert code != 0
@@ -136,7 +133,7 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tm
         assert f"process {index} (" in err
         assert ") is gone: it was killed, or its host is down" in err
         assert "the same command goes on from the last checkpoint" in err
-    ended = finish_all(start_all(2, QUICK, tmp_path, cache))
+    ended = finish_all(start(2, QUICK, tmp_path))
     check_quiet(ended)
     assert "going on from step" in ended[0][1]
     assert_same_losses(rows(tmp_path), alone)
@@ -144,9 +141,9 @@ def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, cache, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_stands_still_is_named_to_all(cache, tmp_path, index):
+def test_a_process_that_stands_still_is_named_to_all(start, tmp_path, index):
     config = f"{LONG},processes.lost_after=6"
-    started = start_all(2, config, tmp_path, cache)
+    started = start(2, config, tmp_path)
     until(started, (tmp_path / "metrics.csv").exists)
     started[index].send_signal(signal.SIGSTOP)
     started[1 - index].wait(MOST)
@@ -162,8 +159,8 @@ def test_a_process_that_stands_still_is_named_to_all(cache, tmp_path, index):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_process_that_fails_ends_the_others_with_its_error(cache, tmp_path, index):
-    ended = finish_all(start_all(2, QUICK, tmp_path, cache, {index: ("failing", 4)}), MOST)
+def test_a_process_that_fails_ends_the_others_with_its_error(start, tmp_path, index):
+    ended = finish_all(start(2, QUICK, tmp_path, {index: ("failing", 4)}), MOST)
     assert [code for code, _, _ in ended] == [1, 1]
     failed, other = ended[index][2], ended[1 - index][2]
     assert failed.startswith(f"process {index} (")
@@ -178,45 +175,45 @@ def test_a_process_that_fails_ends_the_others_with_its_error(cache, tmp_path, in
 
 
 @pytest.mark.slow
-def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_all(cache, tmp_path):
+def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_all(start, tmp_path):
     """Nor anything else: what it says into a file is lost, too, but the others hear it."""
     split = config({**PLAIN, "mesh.fsdp": 2})
-    ended = finish_all(start_all(2, split, tmp_path, cache, {1: ("full", 4)}), MOST)
+    ended = finish_all(start(2, split, tmp_path, {1: ("full", 4)}), MOST)
     assert [code for code, _, _ in ended] == [1, 1], ended
     said = f"NotWrittenError: {tmp_path}/checkpoints: a checkpoint was not written: "
     assert "): process 1 (" in ended[0][2]
     assert f") failed: {said}" in ended[0][2]
-    ended = finish_all(start_all(2, split, tmp_path, cache))
+    ended = finish_all(start(2, split, tmp_path))
     check_quiet(ended)
     assert "going on from step" in ended[0][1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_where_all_or_one_are_asked_to_stop_all_save_and_go_on(cache, tmp_path, number):
-    started = start_all(2, LONG, tmp_path, cache)
+def test_where_all_or_one_are_asked_to_stop_all_save_and_go_on(start, tmp_path, number):
+    started = start(2, LONG, tmp_path)
     until(started, (tmp_path / "metrics.csv").exists)
     send_all(started, number)
     ended = finish_all(started, MOST)
     check_quiet(ended)
-    last = steps(tmp_path)[-1]
+    last = saved_steps(tmp_path)[-1]
     said = f"asked to stop: saved at step {last}; the same command goes on from there"
     assert said in ended[0][1]
     assert not (tmp_path / "model").exists()
 
     moment = "asked" if number == signal.SIGTERM else "interrupted"
     begin = 10 * (last // 10) + 20
-    ended = finish_all(start_all(2, LONG, tmp_path, cache, {1: (moment, begin)}), MOST)
+    ended = finish_all(start(2, LONG, tmp_path, {1: (moment, begin)}), MOST)
     check_quiet(ended)
     assert f"going on from step {last} of" in ended[0][1]
-    last = steps(tmp_path)[-1]
+    last = saved_steps(tmp_path)[-1]
     assert last > begin
     assert f"asked to stop: saved at step {last};" in ended[0][1]
 
 
 @pytest.mark.slow
-def test_two_ctrl_c_end_all_at_once(cache, tmp_path):
-    started = start_all(2, LONG, tmp_path, cache)
+def test_two_ctrl_c_end_all_at_once(start, tmp_path):
+    started = start(2, LONG, tmp_path)
     until(started, (tmp_path / "metrics.csv").exists)
     for _ in range(2):
         started[1].send_signal(signal.SIGINT)
@@ -229,11 +226,11 @@ def test_two_ctrl_c_end_all_at_once(cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_would_do_something_else_is_named_before_anything_is_begun(cache, tmp_path):
+def test_a_process_that_would_do_something_else_is_named_before_anything_is_begun(start, tmp_path):
     workdir = tmp_path / "run"
     flags = {1: ["--config.optimizer.lr=3"]}
     for index, (code, out, err) in enumerate(
-        finish_all(start_all(2, QUICK, workdir, cache, flags=flags), MOST)
+        finish_all(start(2, QUICK, workdir, flags=flags), MOST)
     ):
         assert (code, out) == (1, ""), index
         assert err.startswith("MeetingError: process 1 (")
@@ -243,22 +240,22 @@ def test_a_process_that_would_do_something_else_is_named_before_anything_is_begu
 
 
 @pytest.mark.slow
-def test_soap_on_two_processes_is_soap_on_two_devices_and_compiled_once(cache, tmp_path):
+def test_soap_on_two_processes_is_soap_on_two_devices_and_compiled_once(start, tmp_path):
     soap = config({})
     two = tmp_path / "two"
-    check_quiet(finish_all(start_all(2, soap, two, cache)))
+    check_quiet(finish_all(start(2, soap, two)))
     one = tmp_path / "one"
-    check_quiet(finish_all(start_all(1, soap, one, cache, devices=2)))
+    check_quiet(finish_all(start(1, soap, one, devices=2)))
     assert_same_losses(rows(two), rows(one), 1e-4)
     again = tmp_path / "again"
-    ended = finish_all(start_all(2, soap, again, cache))
+    ended = finish_all(start(2, soap, again))
     check_quiet(ended)
     assert "compiled 0 programs and read" in ended[0][1]
     assert rows(again) == rows(two)
 
 
 @pytest.mark.slow
-def test_soap_overlapped_and_in_parts_goes_on_however_it_ended(cache, tmp_path):
+def test_soap_overlapped_and_in_parts_goes_on_however_it_ended(start, tmp_path):
     """Asked to stop in an evaluation, and killed as a checkpoint is written."""
     changes = {
         "optimizer.overlap": True,
@@ -269,12 +266,12 @@ def test_soap_overlapped_and_in_parts_goes_on_however_it_ended(cache, tmp_path):
         "checkpoint.every": "1 steps",
     }
     one, two = tmp_path / "one", tmp_path / "two"
-    check_quiet(finish_all(start_all(1, config(changes), one, cache, devices=2)))
-    check_quiet(finish_all(start_all(2, config(changes), two, cache, {1: ("evaluating", 4)})))
-    assert steps(two)[-1] in (4, 5)
-    ended = finish_all(start_all(2, config(changes), two, cache, {1: ("saving", 7)}), MOST)
+    check_quiet(finish_all(start(1, config(changes), one, devices=2)))
+    check_quiet(finish_all(start(2, config(changes), two, {1: ("evaluating", 4)})))
+    assert saved_steps(two)[-1] in (4, 5)
+    ended = finish_all(start(2, config(changes), two, {1: ("saving", 7)}), MOST)
     assert ended[1][0] == -signal.SIGKILL
-    ended = finish_all(start_all(2, config(changes), two, cache))
+    ended = finish_all(start(2, config(changes), two))
     check_quiet(ended)
     assert "going on from step 6 of 8" in ended[0][1]
     assert_same_losses(rows(two), rows(one), 1e-4)

@@ -6,7 +6,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.train.settings import MeshSettings
-from adaperceiver_jax.train.sharding import check_batch, describe, make_mesh, tree_shardings
+from adaperceiver_jax.train.sharding import (
+    check_batch,
+    describe,
+    make_mesh,
+    placed,
+    tree_shardings,
+)
 
 
 def shape(*sizes):
@@ -105,13 +111,9 @@ def test_the_table_counts_what_a_device_holds(devices):
     devices(8)
     mesh = make_mesh(MeshSettings(fsdp=4))
     tree = {"a": {"b": shape(1024, 1024)}, "c": shape(3)}
-    placed = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        tree,
-        tree_shardings(tree, mesh),
-    )
-    first, second, summary = describe(placed).splitlines()
-    assert first.split()[0] == "a/b"
-    assert first.endswith("1,048,576 bytes a device")
-    assert second.endswith(" 12 bytes a device")
-    assert summary == "4.0 MiB in 2 arrays, 1.0 MiB a device"
+    told = describe({"state": placed(tree, tree_shardings(tree, mesh))})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()]
+    assert ["state/a/b", "(1024, 1024)", "float32", "1,048,576", "(None, 'fsdp')"] in lines
+    assert ["state/c", "(3,)", "float32", "3", "()"] in lines
+    assert "Total: 1,048,579 -- 4,194,316 bytes" in told
+    assert told.endswith("Each device holds 1,048,588 bytes")

@@ -1,26 +1,33 @@
-"""What a run reports: `metrics.csv`, TensorBoard events, and a line on the screen."""
+"""What a run reports: `metrics.csv`, TensorBoard events, lines on the screen, a trace."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import tensorboardX
 
 from adaperceiver_jax.train.chips import peak_flops
+from adaperceiver_jax.train.settings import ProfileSettings
 
 CSV = "metrics.csv"
 BAD_IMAGES = "bad_images"
 """The metric that counts images that did not decode."""
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_HIT = "/jax/compilation_cache/cache_hits"
+_LONG = 1.0
+"""Seconds from which a program has a line of its own; also from which JAX keeps it."""
 
 
 class MetricsFile:
-    """`metrics.csv`: a row a logged step; the same run gives the same file, interrupted or not."""
+    """`metrics.csv`: a row per logged step; the same whether the run was interrupted or not."""
 
     def __init__(self, workdir: Path, step: int) -> None:
         """Goes on after `step`: rows beyond it, of a run that was killed, are dropped."""
@@ -80,10 +87,6 @@ class Writer:
         for name, value in {**values, **(speed or {})}.items():
             self._events.add_scalar(name, value, step)
 
-    def flush(self) -> None:
-        if self._events is not None:
-            self._events.flush()
-
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
@@ -96,7 +99,7 @@ def show_evaluation(run: str, step: int, values: Mapping[str, float], seconds: f
 
 
 class Progress:
-    """A line now and then: step, loss and its parts, images a second, time left."""
+    """A line now and then: step, loss and its parts, images per second, time left."""
 
     def __init__(
         self,
@@ -105,25 +108,33 @@ class Progress:
         batch_size: int,
         flops: float,
         label: str = "",
+        waited: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """The steps after `first` up to `last`, with `flops` a training image."""
+        """
+        Args:
+          first, last: the run makes the steps after `first` up to `last`.
+          flops: per training image.
+          waited: seconds so far in which steps waited for eigenvectors.
+        """
         self._last, self._batch_size, self._flops = last, batch_size, flops
         self._label = f"{label} " if label else ""
+        self._waited_now, self._waited = waited, waited()
         self._mark = (first, time.perf_counter())
         self._began: tuple[int, float] | None = None
-        self._away = self._waited = 0.0
+        self._away = 0.0
 
-    def pause(self, seconds: float) -> None:
-        """Time that was not spent on steps: evaluation, checkpoints."""
-        self._away += seconds
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time is not that of steps: evaluation, checkpoints. Time in which it
+        waits for eigenvectors is."""
+        began = time.perf_counter() - self._waited_now()
+        yield
+        self._away += time.perf_counter() - self._waited_now() - began
 
-    def speed(self, step: int, waited: float = 0.0) -> dict[str, float]:
-        """Since the last call: images a second, a chip, MFU where the chip is known, and the part
-        of the time in which steps waited for eigenvectors.
-
-        waited: seconds of it so far.
-        """
-        now = time.perf_counter()
+    def speed(self, step: int) -> dict[str, float]:
+        """Speed since the last call: images per second, per chip, MFU where the chip is known, and
+        the share of the time in which steps waited for eigenvectors."""
+        now, waited = time.perf_counter(), self._waited_now()
         before, then = self._mark
         seconds = max(now - then - self._away, 1e-9)
         if self._began is None:  # the first span holds the compilation
@@ -170,6 +181,72 @@ class Progress:
             return "?"
         pace = (time.perf_counter() - self._began[1]) / (step - self._began[0])
         return clock(pace * (self._last - step))
+
+
+def keep_programs(folder: str, workdir: Path) -> None:
+    """Has JAX cache what it compiles from now on, unless the user named a cache already.
+
+    `folder` is relative to the run's, '' caches nothing. JAX names programs by all that decides
+    them, so a folder never gives a stale one; of several processes the first one writes.
+    """
+    if folder and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / folder))
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """A context that says which programs were compiled, in what time, and which were cached."""
+    local, times = threading.local(), []
+
+    def hear(event: str, **_: str | int) -> None:
+        if event == _HIT:  # comes before the time, in the same thread
+            local.hit = True
+
+    def hear_time(event: str, duration_secs: float, **about: str | int) -> None:
+        if event != _COMPILED:
+            return
+        hit, local.hit = getattr(local, "hit", False), False
+        times.append((duration_secs, hit))
+        if duration_secs >= _LONG:
+            name = str(about.get("fun_name", "a program")).removeprefix("jit(").removesuffix(")")
+            say(f"{'read the kept' if hit else 'compiled'} {name} in {duration_secs:.1f} s")
+
+    jax.monitoring.register_event_listener(hear)
+    jax.monitoring.register_event_duration_secs_listener(hear_time)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_listener(hear)
+        jax.monitoring.unregister_event_duration_listener(hear_time)
+        if times:
+            kept = sum(hit for _, hit in times)
+            say(
+                f"compiled {len(times) - kept} programs and read {kept} kept ones "
+                f"in {sum(seconds for seconds, _ in times):.1f} s"
+            )
+
+
+class Trace:
+    """A profiler's trace of some steps, in the run's folder, for TensorBoard's profile page."""
+
+    def __init__(self, settings: ProfileSettings, workdir: Path) -> None:
+        self._settings, self._folder = settings, workdir / "profile"
+        self._open = False
+
+    def step(self, number: int) -> None:
+        """The call's step `number`, from 1, begins."""
+        start, steps = self._settings.start, self._settings.steps
+        if steps and number == start:
+            jax.profiler.start_trace(str(self._folder))
+            self._open = True
+        elif number == start + steps:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, if there is one under way."""
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False
 
 
 def say(text: str) -> None:

@@ -1,12 +1,21 @@
-"""metrics.csv that goes on where a run goes on, and the line on the screen."""
+"""metrics.csv that goes on where a run goes on, the line on the screen, what compiling took."""
 
+import time
 import types
 
+import jax
 import pytest
 
-from adaperceiver_jax.train import metrics
+from adaperceiver_jax.train import reports
 from adaperceiver_jax.train.chips import CHIPS, peak_flops
-from adaperceiver_jax.train.metrics import MetricsFile, Progress, clock, sub_network_name
+from adaperceiver_jax.train.reports import (
+    MetricsFile,
+    Progress,
+    clock,
+    compiling,
+    keep_programs,
+    sub_network_name,
+)
 
 
 def write(folder, step, rows):
@@ -28,12 +37,12 @@ def text(folder) -> str:
     return (folder / "metrics.csv").read_bytes().decode().replace("\r\n", "\n")
 
 
-@pytest.mark.parametrize("saved", [0, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize("killed", [0, 1, 2, 3, 4])
-def test_a_run_that_was_killed_leaves_the_same_file(tmp_path, saved, killed):
-    """Killed after as many rows, and gone on from the step that was saved."""
+@pytest.mark.parametrize(
+    ("killed", "saved"), [(0, 0), (1, 0), (2, 2), (2, 3), (2, 4), (3, 4), (4, 0), (4, 6), (4, 8)]
+)
+def test_a_run_that_was_killed_leaves_the_same_file(tmp_path, killed, saved):
+    """It was killed after `killed` rows, and goes on from the step that was saved."""
     write(tmp_path, 0, ROWS[:killed])
-    saved = min(saved, ROWS[killed - 1][0] if killed else 0)
     write(tmp_path, saved, [row for row in ROWS if row[0] > saved])
     assert text(tmp_path) == WHOLE
 
@@ -61,14 +70,15 @@ def test_times_and_names():
 
 def test_progress_says_how_far_how_fast_and_how_long(monkeypatch, capsys, devices):
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(reports.time, "perf_counter", lambda: now[0])
     devices(2)
     progress = Progress(first=10, last=50, batch_size=8, flops=1e9, label="run")
     values = {"loss": 1.5, "token": 1.25, "grad_norm": 3.0, "update_norm": 1.0, "lr": 1e-3}
     now[0] = 100.0  # the compilation
     progress.show(20, values, progress.speed(20))
-    now[0] += 9.0
-    progress.pause(5.0)  # an evaluation
+    now[0] += 4.0
+    with progress.paused():  # an evaluation
+        now[0] += 5.0
     speed = progress.speed(30)
     assert speed["images_per_second"] == pytest.approx(10 * 8 / 4)
     assert speed["images_per_second_per_chip"] == pytest.approx(10)
@@ -85,13 +95,17 @@ def test_progress_says_how_far_how_fast_and_how_long(monkeypatch, capsys, device
 
 def test_progress_says_how_long_steps_waited_for_eigenvectors(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    progress = Progress(first=0, last=50, batch_size=8, flops=1e9)
+    monkeypatch.setattr(reports.time, "perf_counter", lambda: now[0])
+    waited = [0.0]
+    progress = Progress(first=0, last=50, batch_size=8, flops=1e9, waited=lambda: waited[0])
     values = {"loss": 1.5, "lr": 1e-3}
     spans = []
-    for step, waited in ((10, 0.0), (20, 0.5), (30, 0.5), (40, 1.5)):
-        now[0] += 10.0
-        speed = progress.speed(step, waited)
+    for step, more in ((10, 0.0), (20, 0.5), (30, 0.0), (40, 1.0)):
+        with progress.paused():  # a checkpoint, for which the hosts are waited for too
+            now[0] += 5.0 + more
+            waited[0] += more
+        now[0] += 10.0 - more
+        speed = progress.speed(step)
         spans.append(speed.get("waited_for_eigenvectors", 0.0))
         progress.show(step, values, speed)
     assert spans == pytest.approx([0, 0.05, 0, 0.1])
@@ -113,3 +127,50 @@ def test_progress_says_how_long_steps_waited_for_eigenvectors(monkeypatch, capsy
 )
 def test_mfu_is_of_the_chips_own_peak(kind, flops):
     assert peak_flops(types.SimpleNamespace(device_kind=kind)) == flops
+
+
+def compile_one(seed: float) -> None:
+    """Compiles a program that nothing else does."""
+
+    @jax.jit
+    def curious(x):
+        return (x * seed).sum()
+
+    curious(jax.numpy.ones(3))
+
+
+def test_kept_programs_are_told_apart_from_compiled_ones(monkeypatch, capsys):
+    monkeypatch.setattr(reports, "_LONG", 0.0)
+    seed = time.time()
+    for want in ("compiled curious in ", "read the kept curious in "):
+        with compiling():
+            compile_one(seed)
+        lines = capsys.readouterr().out.splitlines()
+        assert next(line for line in lines if "curious" in line).startswith(want)
+        jax.clear_caches()
+    assert lines[-1].startswith("compiled 0 programs and read ")
+
+
+def test_programs_that_compile_fast_are_only_counted(capsys):
+    with compiling():
+        compile_one(time.time())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("compiled ")
+    compile_one(time.time())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "before", "want"),
+    [("compiled", None, "{run}/compiled"), ("", None, None), ("compiled", "mine", "mine")],
+)
+def test_programs_are_kept_where_the_user_says_else_in_the_runs_folder(
+    tmp_path, folder, before, want
+):
+    given = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", before)
+        keep_programs(folder, tmp_path)
+        assert jax.config.jax_compilation_cache_dir == (want and want.format(run=tmp_path))
+    finally:
+        jax.config.update("jax_compilation_cache_dir", given)
