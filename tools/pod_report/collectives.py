@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from adaperceiver_jax.train.chips import Chip
 from tools.pod_report.hlo import Array, Computation, Instruction, Module
 from tools.pod_report.loops import Visit
-from tools.pod_report.values import takers
+from tools.pod_report.topology import Layout
+from tools.pod_report.values import argument, takers
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
@@ -34,11 +36,9 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]
     """Chips that take part together, by their place in the mesh; pairs of a permutation."""
     times: int
-    computation: Computation
-    """Computation in which it is started."""
-    operand: Instruction
-    """Its first operand, there."""
     op_name: str
+    what: str = ""
+    """The argument of the program that is moved as it is; '' for computed arrays."""
     filled: int = 0
     """Count of numbers that only fill the arrays up, so that they can be cut into equal parts."""
     adds: bool = False
@@ -46,6 +46,10 @@ class Collective:
     the chips, as products are summed while they are computed."""
     waits: bool = False
     """True in a loop whose number of rounds depends on data."""
+    axes: str = ""
+    """Axes of the mesh along which it runs, as `along` names them."""
+    seconds: float = 0.0
+    """Total over all executions."""
 
     @property
     def reduces(self) -> bool:
@@ -74,6 +78,11 @@ class Collective:
         return sum(array.bytes for array in self.arrays)
 
     @property
+    def total_bytes(self) -> float:
+        """Bytes over all executions."""
+        return self.bytes * self.times
+
+    @property
     def dtype(self) -> str:
         return "+".join(sorted({array.dtype for array in self.arrays}))
 
@@ -82,7 +91,7 @@ class Collective:
         """Number of chips that take part together."""
         return len(self.groups[0]) if self.kind != "collective-permute" else 2
 
-    def axes(self, mesh: Sequence[tuple[str, int]]) -> str:
+    def along(self, mesh: Sequence[tuple[str, int]]) -> str:
         """The axes of a mesh, ('data', 16), ('fsdp', 16), along which the chips of a group differ.
 
         'data+fsdp' is all of both, 'part of data' a part of that axis.
@@ -109,8 +118,23 @@ class Collective:
             return self.bytes
         return (1 + (self.kind == "all-reduce")) * self.bytes * (self.size - 1) / self.size
 
+    def bandwidth(self, layout: Layout, chip: Chip) -> float:
+        """Bytes per second along the torus' axes that a group spans.
 
-def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator[Collective]:
+        Exchanged parts pass several links each. A permutation takes one direction of a link, and
+        several of its parts may share one.
+        """
+        axis, group = chip.ici_bandwidth / chip.torus, self.groups[0]
+        if self.kind == "collective-permute":
+            return axis / 2 / max(1, layout.crowd(self.groups, chip))
+        if self.kind == "all-to-all":
+            return axis / (layout.way(group, chip) or 1)
+        return axis * (layout.links(group, chip) or 1)
+
+
+def collectives(
+    module: Module, visits: Sequence[Visit], layout: Layout, chip: Chip
+) -> Iterator[Collective]:
     """All collectives; one that runs beside other work counts where it is started."""
     started = set()
     for visit in visits:
@@ -133,18 +157,21 @@ def collectives(module: Module, visits: Sequence[Visit], chips: int) -> Iterator
                     continue  # a later part of one that another fusion starts
                 if kind == "all-reduce" and scatters:
                     kind = "reduce-scatter"
-            yield Collective(
+            operands = where.operands(inner)
+            collective = Collective(
                 kind,
                 _whole(kind, where, inner),
-                _groups(inner, chips),
+                _groups(inner, layout.size),
                 visit.times,
-                where,
-                where.operands(inner)[0],
                 inner.op_name or instruction.op_name,
-                sum(_filled(where, operand) for operand in where.operands(inner)),
+                argument(module, where, operands[0]),
+                sum(_filled(where, operand) for operand in operands),
                 kind == "collective-permute" and _is_added_to(module, where, inner),
                 visit.waits,
             )
+            seconds = visit.times * collective.sent() / collective.bandwidth(layout, chip)
+            axes = collective.along(layout.axes)
+            yield dataclasses.replace(collective, axes=axes, seconds=seconds)
 
 
 def _is_added_to(module: Module, computation: Computation, permutation: Instruction) -> bool:

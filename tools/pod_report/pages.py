@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from tools.pod_report.program import Program, Sent
+from tools.pod_report.collectives import Collective
+from tools.pod_report.program import Program
 from tools.pod_report.report import Report, checks
 from tools.pod_report.topology import GIB
 
@@ -47,7 +48,7 @@ def table(reports: Sequence[Report | tuple[str, str, str]]) -> str:
             continue
         work, chip = report.work, report.topology.chip
         short, long = report.seconds
-        sent = sum(s.bytes for program in report.programs for s in program.sent)
+        sent = sum(c.total_bytes for program in report.programs for c in program.sent)
         memory = [program.memory for program in report.programs]
         bad = [check.what for check in checks(report) if not check.good]
         cells = [
@@ -142,23 +143,21 @@ def page(report: Report) -> str:
 
 def _collectives(program: Program) -> list[str]:
     """A row per kind, axes, dtype and kind of array, the longest first."""
-    rows: dict[tuple[str, str, str, str], list[Sent]] = defaultdict(list)
-    for sent in program.sent:
-        c = sent.collective
-        of = "given" if sent.what else "computed"
+    rows: dict[tuple[str, str, str, str], list[Collective]] = defaultdict(list)
+    for c in program.sent:
+        of = "given" if c.what else "computed"
         if c.reduces:
             of = "summed" if c.adds else ""
-        rows[c.kind, sent.axes, c.dtype, of].append(sent)
+        rows[c.kind, c.axes, c.dtype, of].append(c)
     lines = []
-    for key, group in sorted(rows.items(), key=lambda item: -sum(s.seconds for s in item[1])):
-        largest = max(group, key=lambda s: s.bytes)
+    for key, group in sorted(rows.items(), key=lambda item: -sum(c.seconds for c in item[1])):
+        largest = max(group, key=lambda c: c.total_bytes)
         kind, axes, dtype, of = key
-        most = largest.what or _short(largest.collective.op_name)
+        most = largest.what or _short(largest.op_name)
         lines.append(
-            f"| {program.name} | {kind} | {axes} | {dtype} | "
-            f"{sum(s.collective.times for s in group)} | "
-            f"{sum(s.bytes for s in group) / 1e6:,.1f} | "
-            f"{_number(1e3 * sum(s.seconds for s in group))} | "
+            f"| {program.name} | {kind} | {axes} | {dtype} | {sum(c.times for c in group)} | "
+            f"{sum(c.total_bytes for c in group) / 1e6:,.1f} | "
+            f"{_number(1e3 * sum(c.seconds for c in group))} | "
             f"{of + ', ' if of else ''}the most of {most} |"
         )
     return lines

@@ -24,7 +24,6 @@ from tools.pod_report.traffic import (
     host_transfers,
     softmaxes,
 )
-from tools.pod_report.values import argument
 
 PREFETCHES = ("copy-start", "slice-start")
 RECOMPUTED = "rematted_computation"
@@ -45,22 +44,6 @@ class Memory:
     @property
     def total(self) -> int:
         return self.arguments + self.temporaries + self.results
-
-
-@dataclasses.dataclass(frozen=True)
-class Sent:
-    """A collective, and what it costs."""
-
-    collective: Collective
-    axes: str
-    what: str
-    """The argument of the program that is moved as it is; '' for computed arrays."""
-    seconds: float
-    """Total over all executions."""
-
-    @property
-    def bytes(self) -> float:
-        return self.collective.bytes * self.collective.times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +87,7 @@ class Program:
     work: Work
     costs: tuple[Cost, ...]
     """The longest operations first."""
-    sent: tuple[Sent, ...]
+    sent: tuple[Collective, ...]
     host: tuple[Visit, ...]
     """Instructions that stop for the host."""
     unknown: tuple[Instruction, ...]
@@ -189,7 +172,7 @@ def read_program(
         memory=memory,
         work=work,
         costs=tuple(costs),
-        sent=tuple(_sent(module, c, layout, chip) for c in collectives(module, run, layout.size)),
+        sent=tuple(collectives(module, run, layout, chip)),
         host=tuple(host_transfers(run, module)),
         unknown=tuple(visit.instruction for visit in run if visit.endless),
         waiting=tuple(_waiting(module, run)),
@@ -241,28 +224,6 @@ def _work(module: Module, run: Sequence[Visit], chip: Chip) -> tuple[Work, list[
     least = work.hbm / chip.hbm_bandwidth
     work = dataclasses.replace(work, seconds=max(work.seconds, least))
     return work, sorted(costs.values(), key=lambda cost: -cost.seconds)
-
-
-def _sent(module: Module, collective: Collective, layout: Layout, chip: Chip) -> Sent:
-    axes = collective.axes(layout.axes)
-    what = argument(module, collective.computation, collective.operand)
-    seconds = collective.times * collective.sent() / _bandwidth(collective, layout, chip)
-    return Sent(collective, axes, what, seconds)
-
-
-def _bandwidth(collective: Collective, layout: Layout, chip: Chip) -> float:
-    """Bytes per second along the torus' axes that a group spans.
-
-    Exchanged parts pass several links each. A permutation takes one direction of a link, and
-    several of its parts may share one.
-    """
-    axis = chip.ici_bandwidth / chip.torus
-    group = collective.groups[0]
-    if collective.kind == "collective-permute":
-        return axis / 2 / max(1, layout.crowd(collective.groups, chip))
-    if collective.kind == "all-to-all":
-        return axis / (layout.way(group, chip) or 1)
-    return axis * (layout.links(group, chip) or 1)
 
 
 def _waiting(module: Module, run: Sequence[Visit]) -> Iterator[str]:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from adaperceiver_jax.train.sharding import LARGE as WHOLE
-from tools.pod_report.program import Program, Sent, Work
+from tools.pod_report.collectives import Collective
+from tools.pod_report.program import Program, Work
 from tools.pod_report.topology import GIB, Layout, Topology
 
 LARGE = 2**20
@@ -61,7 +62,7 @@ class Report:
 
     def sending(self, program: Program) -> float:
         """Seconds of collectives."""
-        return sum(sent.seconds for sent in program.sent)
+        return sum(collective.seconds for collective in program.sent)
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -150,11 +151,11 @@ def checks(report: Report) -> Iterator[Check]:
 
 
 def _gathers(report: Report) -> Check:
-    moved = [s for s in report.gradients.sent if not s.collective.reduces]
-    weights = sum(s.bytes for s in moved if s.what.startswith(WEIGHTS))
-    computed = [s for s in moved if _of_loss(s) and not s.what.startswith(WEIGHTS)]
-    of_loss = sum(s.bytes for s in computed if s.bytes >= LARGE)
-    others = sum(s.bytes for s in moved) - weights - of_loss
+    moved = [c for c in report.gradients.sent if not c.reduces]
+    weights = sum(c.total_bytes for c in moved if c.what.startswith(WEIGHTS))
+    computed = [c for c in moved if _of_loss(c) and not c.what.startswith(WEIGHTS)]
+    of_loss = sum(c.total_bytes for c in computed if c.total_bytes >= LARGE)
+    others = sum(c.total_bytes for c in moved) - weights - of_loss
     return Check(
         not of_loss,
         "the loss gathers nothing but weights",
@@ -163,14 +164,14 @@ def _gathers(report: Report) -> Check:
     )
 
 
-def _of_loss(sent: Sent) -> bool:
+def _of_loss(collective: Collective) -> bool:
     """True if the loss or its gradient asks for it: not the optimizer, nor drawing samples."""
-    return "jvp(" in sent.collective.op_name
+    return "jvp(" in collective.op_name
 
 
 def _reductions(report: Report) -> Check:
     """With fsdp each gradient is scattered over it, and its part then reduced over data."""
-    reduced = [s.collective for s in report.gradients.sent if s.collective.reduces and _of_loss(s)]
+    reduced = [c for c in report.gradients.sent if c.reduces and _of_loss(c)]
     numbers = sum(c.times * c.numbers for c in reduced)
     filled = sum(c.times * c.filled for c in reduced)
     dtypes: dict[str, float] = defaultdict(float)
@@ -193,7 +194,7 @@ def _loops(report: Report) -> Check:
     """Rounds that nobody counts may hold little: random numbers are drawn in them."""
     loops = sum(len(program.unknown) for program in report.programs)
     products = [name for program in report.programs for name in program.waiting]
-    sent = [s.collective for p in report.programs for s in p.sent if s.collective.waits]
+    sent = [c for program in report.programs for c in program.sent if c.waits]
     large = [f"{c.kind} {c.op_name}" for c in sent if c.bytes > LITTLE]
     most = max((c.bytes for c in sent), default=0)
     return Check(

@@ -7,7 +7,8 @@ import pytest
 from adaperceiver_jax.train.chips import CHIPS
 from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report import program as program_module
-from tools.pod_report.program import Memory, Program, Sent, read_program
+from tools.pod_report.collectives import Collective
+from tools.pod_report.program import Memory, Program, read_program
 from tools.pod_report.topology import Layout
 
 V5E = CHIPS["v5e"]
@@ -87,7 +88,7 @@ def torus(*sides: int) -> Layout:
     return Layout((("data", len(places)),), places)
 
 
-def sent(kind: str, attributes: str, layout: Layout = MESH) -> Sent:
+def sent(kind: str, attributes: str, layout: Layout = MESH) -> Collective:
     """A collective of parameters, a MiB on each chip."""
     text = entry(
         "%x = f32[512,512]{1,0} parameter(0), metadata={op_name=\"params['w']\"}",

@@ -13,8 +13,9 @@ from adaperceiver_jax.train.sharding import held
 from tests.tools.pod_report.test_collectives import gathered
 from tests.tools.pod_report.test_program import MESH, read
 from tests.tools.pod_report.texts import LOOP, entry
+from tools.pod_report.collectives import Collective
 from tools.pod_report.pages import page, table
-from tools.pod_report.program import Memory, Sent, Work
+from tools.pod_report.program import Memory, Work
 from tools.pod_report.report import Report, checks, replicated
 from tools.pod_report.topology import GIB, Topology
 from tools.pod_report.traffic import Softmax
@@ -23,7 +24,7 @@ TRAINED = 8 * 1024 * 1024
 LOSS, OPTIMIZER = "jit(gradients)/transpose(jvp(Model))/reduce_sum", "jit(gradients)/ab,bc->ac"
 
 
-def reduced(numbers: int, where: str = LOSS) -> Sent:
+def reduced(numbers: int, where: str = LOSS) -> Collective:
     text = entry(
         f"%x = bf16[{numbers}]{{0}} parameter(0)",
         f"%y = bf16[{numbers}]{{0}} all-reduce(%x), replica_groups=[1,16]<=[16], to_apply=%add, "
@@ -33,9 +34,9 @@ def reduced(numbers: int, where: str = LOSS) -> Sent:
     return sent
 
 
-def sent_gather(what: str, size: int, where: str = LOSS) -> Sent:
-    collective = dataclasses.replace(gathered("[4,2]<=[8]"), times=size // 256, op_name=where)
-    return Sent(collective, "fsdp", what, 1e-3)
+def sent_gather(what: str, size: int, where: str = LOSS) -> Collective:
+    found = gathered("[4,2]<=[8]")
+    return dataclasses.replace(found, times=size // 256, op_name=where, what=what, seconds=1e-3)
 
 
 @pytest.fixture
@@ -76,13 +77,12 @@ def change(report: Report, **changes) -> Report:
     return dataclasses.replace(report, gradients=dataclasses.replace(report.gradients, **changes))
 
 
-def waiting(size: int) -> Sent:
+def waiting(size: int) -> Collective:
     """A reduction in a loop that waits for data, as numbers are drawn."""
-    sent = reduced(size // 2, OPTIMIZER)
-    return dataclasses.replace(sent, collective=dataclasses.replace(sent.collective, waits=True))
+    return dataclasses.replace(reduced(size // 2, OPTIMIZER), waits=True)
 
 
-def summed(numbers: int) -> Sent:
+def summed(numbers: int) -> Collective:
     """A sum on its way around the chips."""
     ring = tuple((chip, (chip + 1) % 16) for chip in range(16))
     text = entry(
@@ -92,7 +92,7 @@ def summed(numbers: int) -> Sent:
         f"%z = f32[{numbers // 16}]{{0}} add(%y, %x)",
     )
     (sent,) = read(text).sent
-    return dataclasses.replace(sent, collective=dataclasses.replace(sent.collective, times=17))
+    return dataclasses.replace(sent, times=17)
 
 
 def found(report: Report, what: str) -> str:
@@ -123,13 +123,10 @@ def test_sums_on_their_way_count_as_what_is_reduced(lean):
 
 def test_numbers_that_fill_parts_up_are_named_and_not_counted(lean):
     gather, scattered, rest = lean.gradients.sent
-    assert scattered.collective.numbers == TRAINED
-    arrays = tuple(
-        dataclasses.replace(a, dims=(a.size * 5 // 4,)) for a in scattered.collective.arrays
-    )
-    padded = dataclasses.replace(scattered.collective, arrays=arrays, filled=TRAINED // 4)
-    sent = gather, dataclasses.replace(scattered, collective=padded), rest
-    report = change(lean, sent=sent)
+    assert scattered.numbers == TRAINED
+    arrays = tuple(dataclasses.replace(a, dims=(a.size * 5 // 4,)) for a in scattered.arrays)
+    padded = dataclasses.replace(scattered, arrays=arrays, filled=TRAINED // 4)
+    report = change(lean, sent=(gather, padded, rest))
     assert "20% more to fill up parts" in found(report, "reduced once")
     assert wrong(report) == []
 
@@ -139,7 +136,7 @@ def host(report: Report) -> Report:
     return change(report, host=read(text).host)
 
 
-def more(report: Report, sent: Sent) -> Report:
+def more(report: Report, sent: Collective) -> Report:
     return change(report, sent=(*report.gradients.sent, sent))
 
 
