@@ -35,9 +35,9 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.convert.timm import HUB
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.data.decode import decode, read_image
-from adaperceiver_jax.data.geometry import resize
 from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.data.sources import SCENES
+from adaperceiver_jax.data.transforms import resize
 from adaperceiver_jax.evaluate import pictures
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments

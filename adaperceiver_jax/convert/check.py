@@ -35,13 +35,7 @@ def different_tensors(state: State, other: State) -> list[str]:
 
 
 def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return np.array_equal(_bytes(a), _bytes(b))
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from adaperceiver_jax.convert.files import naming
 from adaperceiver_jax.convert.timm import config_from_timm
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
@@ -50,23 +51,19 @@ _TIMM_KEY = "architecture"
 
 
 def _hub_config(config: AdaPerceiverConfig) -> dict[str, Any]:
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in _OPTIONAL and value is None:
-            continue
-        values[_HUB_KEYS.get(field.name, field.name)] = value
-    return values
+    return {
+        _HUB_KEYS.get(name, name): value
+        for name, value in _fields(config).items()
+        if name not in _OPTIONAL or value is not None
+    }
 
 
 def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
     ours = {hub: name for name, hub in _HUB_KEYS.items()}
-    names = {field.name for field in dataclasses.fields(AdaPerceiverConfig)}
     given = {ours.get(key, key): value for key, value in values.items()}
+    names = set(_names(AdaPerceiverConfig))
     unknown = sorted(key for key in values if ours.get(key, key) not in names)
-    missing = sorted(
-        _HUB_KEYS.get(name, name) for name in names - set(given) if name not in _OPTIONAL
-    )
+    missing = sorted(_HUB_KEYS.get(name, name) for name in names - set(given) - set(_OPTIONAL))
     if unknown or missing:
         raise ValueError(
             f"not an AdaPerceiver's config: unknown keys {unknown}, missing keys {missing}"
@@ -86,8 +83,12 @@ def config_to_dict(model: nn.Module) -> dict[str, Any]:
     return {_KIND_KEY: kind, **_fields(model.config)}
 
 
+def _names(config: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(config)]
+
+
 def _fields(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: getattr(config, name) for name in _names(config)}
 
 
 def _dense_config(config: DenseConfig) -> dict[str, Any]:
@@ -114,9 +115,8 @@ def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
     if kind not in _KINDS:
         raise ValueError(f"{_KIND_KEY}={kind!r}: must be one of {', '.join(_KINDS)}, or left out")
     model, config = _KINDS[kind]
-    names = {field.name for field in dataclasses.fields(config)}
-    if set(values) - names:
-        raise ValueError(f"not a {kind}'s config: unknown keys {sorted(set(values) - names)}")
+    if unknown := sorted(values.keys() - set(_names(config))):
+        raise ValueError(f"not a {kind}'s config: unknown keys {unknown}")
     if "backbone" in values:
         backbone = model_from_dict(values["backbone"])
         if not isinstance(backbone, AdaPerceiver | ViT):
@@ -134,13 +134,11 @@ def config_text(model: nn.Module) -> str:
 
 def read_config(path: Path) -> nn.Module:
     """The model that a `config.json` describes; ValueError names the file and what is wrong."""
-    try:
+    with naming(path):
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError(f"holds a {type(values).__name__}, not an object")
         return model_from_dict(values)
-    except (ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def for_reference(model: nn.Module) -> tuple[nn.Module, str]:
@@ -158,11 +156,11 @@ def for_reference(model: nn.Module) -> tuple[nn.Module, str]:
     if not isinstance(model, AdaPerceiver):
         return model, ""
     c = model.config
-    unsaid = []
-    if c.rope_scale is not None:
-        unsaid.append(f"rope_scale={c.rope_scale}")
-    if c.fourier_bands is not None:
-        unsaid.append(f"fourier_bands={c.fourier_bands}")
+    unsaid = [
+        f"{name}={value}"
+        for name in ("rope_scale", "fourier_bands")
+        if (value := getattr(c, name)) is not None
+    ]
     if c.max_width is not None:
         both = c.num_classes is not None and c.output_feat_dim is not None
         if c.use_embed_ffn or c.use_output_ffn or both:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import zipfile
@@ -23,10 +24,31 @@ PICKLED = (".pth", ".pt")
 _WRAPPERS = ("module", "_orig_mod")  # of DataParallel and AveragedModel; of torch.compile
 _COUNTERS = ("n_averaged", "ema_n_averaged")  # of AveragedModel
 _SAFETENSORS_DTYPES = ("F16", "BF16", "F32", "F64")
-_TORCH_HELP = (
-    "needs PyTorch: pip install torch --index-url https://download.pytorch.org/whl/cpu (or convert "
-    "the file to .safetensors where PyTorch is)"
-)
+
+
+def _import_torch(use: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{use} needs PyTorch: pip install torch --index-url "
+            "https://download.pytorch.org/whl/cpu (or convert the file to .safetensors where "
+            "PyTorch is)"
+        ) from error
+    return torch
+
+
+def _first_sentence(text: str) -> str:
+    return text.strip().split("\n")[0].split(". ")[0][:200] or "no reason given"
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with its content."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class SafetensorsFile(Mapping[str, np.ndarray]):
@@ -91,10 +113,7 @@ def _plain_names(state: State, path: Path) -> State:
 
 
 def _read_pickled(path: Path) -> State:
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"{path}: reading it {_TORCH_HELP}") from error
+    torch = _import_torch(f"{path}: reading it")
     _check_zip(path)
     try:
         try:  # tensors stay in the file until they are used
@@ -137,17 +156,13 @@ def _tensors(found: Any, path: Path) -> Mapping[str, Any]:
             isinstance(tensor, torch.Tensor) for tensor in value.values()
         )
 
-    inner = (
-        [key for key, value in found.items() if is_state(value)]
-        if isinstance(found, Mapping)
-        else []
-    )
-    if len(inner) > 1:
-        raise ValueError(
-            f"{path}: holds several state dicts ({', '.join(map(str, inner))}); save one alone"
-        )
-    if inner:
-        found = found[inner[0]]
+    if isinstance(found, Mapping):
+        inner = [key for key, value in found.items() if is_state(value)]
+        if len(inner) > 1:
+            raise ValueError(
+                f"{path}: holds several state dicts ({', '.join(map(str, inner))}); save one alone"
+            )
+        found = found[inner[0]] if inner else found
     if not isinstance(found, Mapping) or not found:
         raise ValueError(f"{path}: holds a {type(found).__name__}, not a state dict of tensors")
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -157,18 +172,12 @@ def _tensors(found: Any, path: Path) -> Mapping[str, Any]:
                 f"{path}: {key!r} is a {type(value).__name__}, not a tensor under a name; save the "
                 "model's state_dict() alone"
             )
-        if key in _COUNTERS:
-            continue
-        if value.dtype not in kinds or value.layout is not torch.strided:
+        if key not in _COUNTERS and (value.dtype not in kinds or value.layout != torch.strided):
             raise ValueError(
                 f"{path}: {key} is of dtype {value.dtype}, layout {value.layout}; weights are "
                 "dense, float16, bfloat16, or wider"
             )
-    return {key: value for key, value in found.items() if key not in _COUNTERS}
-
-
-def _first_sentence(text: str) -> str:
-    return text.strip().split("\n")[0].split(". ")[0][:200] or "no reason given"
+    return found
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -193,10 +202,7 @@ def write_state(path: Path, state: State) -> None:
     if path.suffix in SAFETENSORS:
         write_whole(path, lambda to: safetensors.numpy.save_file(dict(state), to))
     elif path.suffix in PICKLED:
-        try:
-            import torch
-        except ImportError as error:
-            raise ValueError(f"{path}: writing it {_TORCH_HELP}") from error
+        torch = _import_torch(f"{path}: writing it")
         tensors = {name: _to_torch(array) for name, array in state.items()}
         write_whole(path, lambda to: torch.save(tensors, to))
     else:

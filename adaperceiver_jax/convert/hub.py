@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from adaperceiver_jax.convert.describe import config_text, read_config
-from adaperceiver_jax.convert.files import SafetensorsFile, write_state
+from adaperceiver_jax.convert.files import SafetensorsFile, naming, write_state
 from adaperceiver_jax.convert.names import check_params, params_from_torch, params_to_torch
 from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.convert.whole import write_bytes
@@ -61,32 +61,28 @@ def find_pretrained(name: str | os.PathLike, revision: str | None = None) -> Pre
 
 def _read_safetensors(model: nn.Module, path: Path) -> Any:
     state = SafetensorsFile(path)
-    try:
+    with naming(path):
         return params_from_torch(model, state)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_orbax(model: nn.Module, path: Path) -> Any:
     """On this process's first device."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        with _naming(path):
+        with _said_by_orbax(path):
             stored = checkpointer.metadata(path.absolute()).item_metadata
             shapes = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
                 stored.tree,
             )
-        try:
+        with naming(path):
             check_params(model, shapes)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        with _naming(path):
+        with _said_by_orbax(path):
             return checkpointer.restore(path.absolute(), shapes)
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _said_by_orbax(path: Path) -> Iterator[None]:
     """Says which folder is damaged; Orbax raises what it meets: ValueError, KeyError, OSError."""
     try:
         yield

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from adaperceiver_jax.models.params import param_shapes
 
@@ -35,11 +35,6 @@ def _transpose(path: tuple[str, ...], array: np.ndarray, to_torch: bool) -> np.n
     return array.transpose((3, 2, 0, 1) if to_torch else (2, 3, 1, 0))
 
 
-def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield tuple(entry.key for entry in path), leaf
-
-
 def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
     """The parameters of any model of the package as NumPy arrays under their PyTorch names.
 
@@ -47,23 +42,22 @@ def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
     """
     check_params(model, params)
     state = {}
-    for path, leaf in _leaves(params):
+    for path, leaf in flatten_dict(params).items():
         array = np.asarray(leaf)
         prefix, suffix = _torch_names(path)
         if suffix is None:
-            state[prefix] = np.ascontiguousarray(_transpose(path, array, to_torch=True))
-            continue
-        for block, row in enumerate(array):
-            state[f"{prefix}{block}{suffix}"] = np.ascontiguousarray(
-                _transpose(path, row, to_torch=True)
-            )
+            named = {prefix: array}
+        else:
+            named = {f"{prefix}{block}{suffix}": row for block, row in enumerate(array)}
+        for name, array in named.items():
+            state[name] = np.ascontiguousarray(_transpose(path, array, to_torch=True))
     return state
 
 
 def check_params(model: nn.Module, params: Any) -> None:
     """Raises ValueError naming the parameters that are missing, left over or of another shape."""
-    ours = {path: leaf.shape for path, leaf in _leaves(param_shapes(model))}
-    given = {path: np.shape(leaf) for path, leaf in _leaves(params)}
+    ours = {path: leaf.shape for path, leaf in flatten_dict(param_shapes(model)).items()}
+    given = {path: np.shape(leaf) for path, leaf in flatten_dict(params).items()}
     wrong = [
         f"{'.'.join(path)} is {given.get(path, 'missing')}, the model's is {ours.get(path, 'none')}"
         for path in sorted(ours.keys() | given.keys())
@@ -78,7 +72,6 @@ def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
 
     Raises ValueError naming what is missing, left over or of another shape.
     """
-    shapes = param_shapes(model)
     unused = set(state_dict)
     missing, wrong = [], []
 
@@ -104,18 +97,10 @@ def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
         found = [row for row in rows if row is not None]
         return np.stack(found) if len(found) == len(rows) else None
 
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: convert(tuple(entry.key for entry in path), leaf.shape), shapes
-    )
-    problems = [
-        f"{what}: {_some(sorted(names))}"
-        for what, names in (
-            ("missing", missing),
-            ("left over", unused),
-            ("of another shape", wrong),
-        )
-        if names
-    ]
+    shapes = flatten_dict(param_shapes(model))
+    params = unflatten_dict({path: convert(path, leaf.shape) for path, leaf in shapes.items()})
+    kinds = {"missing": missing, "left over": unused, "of another shape": wrong}
+    problems = [f"{kind}: {_some(sorted(names))}" for kind, names in kinds.items() if names]
     if problems:
         raise ValueError(f"these weights do not fit {type(model).__name__}; " + "; ".join(problems))
     return params

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from adaperceiver_jax.convert.files import State, read_state
+from adaperceiver_jax.convert.files import State, naming, read_state
 from adaperceiver_jax.convert.hub import Pretrained
 from adaperceiver_jax.convert.names import params_from_torch
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
@@ -35,15 +35,14 @@ ASSUMED = (
 def find_in_file(path: Path, model: nn.Module | None = None) -> Pretrained:
     """A file of weights as a model: `model`, or what its tensors say."""
     state = read_state(path)
+    with naming(path):
+        found = recognise(state) if model is None else model
 
-    def named(call: Any, *arguments: Any) -> Any:
-        try:
-            return call(*arguments)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+    def read() -> Any:
+        with naming(path):
+            return params_from_torch(found, state)
 
-    found = named(recognise, state) if model is None else model
-    return Pretrained(found, lambda: named(params_from_torch, found, state))
+    return Pretrained(found, read)
 
 
 def recognise(state: State) -> nn.Module:
@@ -54,12 +53,34 @@ def recognise(state: State) -> nn.Module:
     anything else.
     """
     if "mixer_block.norm1.weight" in state:
-        return PolicyNetwork(_policy(state))
-    if "backbone.process_latents.token" in state:
-        if "head.cls_emb" in state:
-            return SegmentationModel(_segmenter(state))
-        if "head.conv_seg.weight" in state:
-            return _linear_head(state)
+        heads = ("tokens", "mat_dim", "depth")
+        tokens, widths, depths = (_shape(state, f"head_{head}.weight")[0] for head in heads)
+        return PolicyNetwork(
+            PolicyConfig(
+                embed_dim=len(state["mixer_block.norm1.weight"]),
+                num_patches=_shape(state, "mixer_block.mlp_tokens.fc1.weight")[1],
+                token_choices=tokens,
+                width_choices=widths,
+                depth_choices=depths,
+            )
+        )
+    if "backbone.process_latents.token" in state and "head.cls_emb" in state:
+        _, classes, features = _shape(state, "head.cls_emb")  # its heads follow from its channels
+        return SegmentationModel(
+            SegmentationConfig(
+                backbone=_adaperceiver(state, "backbone."),
+                num_classes=classes,
+                head="segmenter",
+                decoder_features=features,
+                decoder_depth=_depth(state, "head.blocks."),
+            )
+        )
+    if "backbone.process_latents.token" in state and "head.conv_seg.weight" in state:
+        backbone = _adaperceiver(state, "backbone.")
+        out, _, height, _ = _shape(state, "head.conv_seg.weight")
+        if height == 1:
+            return SegmentationModel(SegmentationConfig(backbone=backbone, num_classes=out))
+        return DepthModel(DepthConfig(backbone=backbone, bins=out))
     if "process_latents.token" in state:
         return AdaPerceiver(_adaperceiver(state, ""))
     for prefix, what in (("", "a ViT"), ("backbone.", "a dense model on a ViT")):
@@ -69,35 +90,10 @@ def recognise(state: State) -> nn.Module:
     raise ValueError(f"not a model of this package (it holds {some}, ...), or {_BY_MODEL}")
 
 
-def _linear_head(state: State) -> SegmentationModel | DepthModel:
-    backbone = _adaperceiver(state, "backbone.")
-    kernel = _shape(state, "head.conv_seg.weight")  # (out, in, height, width)
-    if kernel[-1] == 1:
-        return SegmentationModel(SegmentationConfig(backbone=backbone, num_classes=kernel[0]))
-    return DepthModel(DepthConfig(backbone=backbone, bins=kernel[0]))
-
-
-def _segmenter(state: State) -> SegmentationConfig:
-    """The mask transformer's heads follow from its channels."""
-    _, classes, features = _shape(state, "head.cls_emb")
-    blocks = {int(name.split(".")[2]) for name in state if name.startswith("head.blocks.")}
-    return SegmentationConfig(
-        backbone=_adaperceiver(state, "backbone."),
-        num_classes=classes,
-        head="segmenter",
-        decoder_features=features,
-        decoder_depth=max(blocks, default=0) + 1,
-    )
-
-
-def _policy(state: State) -> PolicyConfig:
-    return PolicyConfig(
-        embed_dim=len(state["mixer_block.norm1.weight"]),
-        num_patches=_shape(state, "mixer_block.mlp_tokens.fc1.weight")[1],
-        token_choices=_shape(state, "head_tokens.weight")[0],
-        width_choices=_shape(state, "head_mat_dim.weight")[0],
-        depth_choices=_shape(state, "head_depth.weight")[0],
-    )
+def _depth(state: State, prefix: str) -> int:
+    """The number of blocks."""
+    numbers = {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+    return max(map(int, numbers), default=0) + 1
 
 
 def _shape(state: State, name: str) -> tuple[int, ...]:
@@ -121,7 +117,6 @@ def _adaperceiver(state: State, prefix: str) -> AdaPerceiverConfig:
     bands = None
     if channels > 4:  # 3 of the image, 2 (2 bands + 1) Fourier maps
         bands, channels = (channels - 5) // 4, 3
-    blocks = {int(name.split(".")[1]) for name in names if name.startswith("blocks.")}
     hidden = shape("blocks.0.ffn.fc1.weight")[0]
     embed_ffn = "patch_embed.ffn.fc1.weight" in names
     full = shape("patch_embed.ffn.fc1.weight")[0] if embed_ffn else hidden
@@ -137,7 +132,7 @@ def _adaperceiver(state: State, prefix: str) -> AdaPerceiverConfig:
     if "output_latents.token" not in names:  # dense: the one output is features
         classes, features = None, classes
     return PAPER.replace(
-        depth=max(blocks) + 1,
+        depth=_depth(state, f"{prefix}blocks."),
         in_channels=channels,
         fourier_bands=bands,
         patch_size=patch_size,

@@ -1,4 +1,4 @@
-"""timm's ViTs by name: sizes, classes, pre-processing; and their blocks for an AdaPerceiver."""
+"""timm's ViTs by name: sizes, classes, pre-processing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import functools
 import re
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from adaperceiver_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 from adaperceiver_jax.models.vit import ViTConfig
@@ -232,51 +230,3 @@ def config_from_timm(values: Mapping[str, Any]) -> ViTConfig:
             f"{', '.join(sorted({name.partition('.')[0] for name in _registry()}))}"
         )
     return _config(architecture, int(values["num_classes"]))
-
-
-def is_vit(params: Mapping[str, Any]) -> bool:
-    """Whether these are a ViT's parameters."""
-    return "qkv" in params.get("blocks", {}).get("attn", {})
-
-
-def adaperceiver_blocks(params: Mapping[str, Any], layer_scale: bool) -> dict[str, Any]:
-    """A ViT's blocks as AdaPerceiver's: {'blocks': norms, q, k, v, proj, FFN and LayerScale}.
-
-    With one latent, where RoPE turns nothing, an AdaPerceiver's block then computes what the ViT's
-    does. A bias that the ViT has not becomes 0, a LayerScale 1; one that AdaPerceiver has not
-    (`layer_scale` False) is multiplied into the layer before it.
-    """
-    theirs = params["blocks"]
-    attention, mlp = theirs["attn"], theirs["mlp"]
-    kernels = np.split(np.asarray(attention["qkv"]["kernel"]), 3, axis=-1)
-    bias = attention["qkv"].get("bias")
-    biases = np.split(
-        np.zeros_like(attention["qkv"]["kernel"][:, 0]) if bias is None else np.asarray(bias),
-        3,
-        axis=-1,
-    )
-    projected = {
-        name: {"kernel": kernel, "bias": bias}
-        for name, kernel, bias in zip("qkv", kernels, biases, strict=True)
-    }
-    last = {"ls1": dict(attention["proj"]), "ls2": dict(mlp["fc2"])}
-    ones = np.ones_like(np.asarray(theirs["norm1"]["scale"]))
-    gammas = {name: np.asarray(theirs[name]["gamma"] if name in theirs else ones) for name in last}
-    scales: dict[str, Any] = {}
-    for name, gamma in gammas.items():
-        if layer_scale:
-            scales[name] = {"gamma": gamma}
-        else:
-            last[name] = {
-                "kernel": np.asarray(last[name]["kernel"]) * gamma[:, None, :],
-                "bias": np.asarray(last[name]["bias"]) * gamma,
-            }
-    return {
-        "blocks": {
-            "norm1": dict(theirs["norm1"]),
-            "norm2": dict(theirs["norm2"]),
-            "attn": {**projected, "proj": last["ls1"]},
-            "ffn": {"fc1": dict(mlp["fc1"]), "fc2": last["ls2"]},
-            **scales,
-        }
-    }

@@ -19,8 +19,69 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adaperceiver_jax.convert.torch_twin_dense import Dense, ViT
-from adaperceiver_jax.convert.torch_twin_layers import FFN, Parameters, Patches, Scale
+Config = Mapping[str, Any]
+"""The content of a config.json."""
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu}
+
+
+# Layers.
+
+
+class FFN(nn.Module):
+    """fc2(act(fc1(x))), or with a gate fc2(act(gate(x)) * fc1(x))."""
+
+    def __init__(self, features: int, hidden: int, out: int, kind: str = "mlp", act: str = "gelu"):
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden)
+        if kind == "swiglu":
+            self.gate = nn.Linear(features, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+        self.act = ACTIVATIONS[act]
+
+    def forward(self, x: Tensor, hidden: int | None = None) -> Tensor:
+        """Uses the first `hidden` units only."""
+        y = self.fc1(x)
+        y = self.act(self.gate(x)) * y if hasattr(self, "gate") else self.act(y)
+        return F.linear(y[..., :hidden], self.fc2.weight[:, :hidden], self.fc2.bias)
+
+
+class Patches(nn.Module):
+    """A convolution whose stride is its size: (B, C, H, W) -> (B, patches, D), rows first."""
+
+    def __init__(self, channels: int, patch: int, features: int, bias: bool = True):
+        super().__init__()
+        self.proj = nn.Conv2d(channels, features, patch, patch, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Scale(nn.Module):
+    """LayerScale."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Parameters(nn.Module):
+    """A module that only holds tensors or projections, by their names."""
+
+    def __init__(self, **parts: Any):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def scales(dim: int, scaled: Any) -> tuple[nn.Module, nn.Module]:
+    """The LayerScales of a block's attention and FFN, if it has any."""
+    return (Scale(dim), Scale(dim)) if scaled else (nn.Identity(), nn.Identity())
+
+
+# AdaPerceiver.
 
 
 def turn(x: Tensor, angles: Tensor) -> Tensor:
@@ -38,7 +99,7 @@ def turn(x: Tensor, angles: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Separate q, k, v and proj; either side may be turned by RoPE."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config):
         super().__init__()
         dim, self.heads = c["embed_dim"], c["num_heads"]
         self.q, self.k, self.v = (nn.Linear(dim, dim, c["qkv_bias"]) for _ in range(3))
@@ -58,7 +119,7 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Reads a source into a sink, each with its norm."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config):
         super().__init__()
         self.snk_norm = nn.LayerNorm(c["embed_dim"], 1e-6)
         self.src_norm = nn.LayerNorm(c["embed_dim"], 1e-6)
@@ -71,15 +132,14 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """z + ls1 attention, z + ls2 FFN; the FFN may be narrower than `ffn_ratio` says."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config):
         super().__init__()
         dim = c["embed_dim"]
         hidden = int((c.get("max_width") or dim) * c["ffn_ratio"])
         self.norm1, self.norm2 = nn.LayerNorm(dim, 1e-6), nn.LayerNorm(dim, 1e-6)
         self.attn = Attention(c)
         self.ffn = FFN(dim, hidden, dim, c["ffn_layer"], c["act_layer"])
-        scaled = c["ls_init_values"]
-        self.ls1, self.ls2 = (Scale(dim) if scaled else nn.Identity() for _ in range(2))
+        self.ls1, self.ls2 = scales(dim, c["ls_init_values"])
 
     def forward(self, z: Tensor, angles: Tensor, mask: Tensor | None, hidden: int | None) -> Tensor:
         y = self.norm1(z)
@@ -99,7 +159,7 @@ def fourier_maps(size: int, bands: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Patches plus positions; with the embed FFN LayerNorm and FFN after them."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config):
         super().__init__()
         dim, size = c["embed_dim"], c["img_size"]
         self.bands, self.size, self.patch = c.get("fourier_bands"), size, c["patch_size"]
@@ -132,25 +192,23 @@ class PatchEmbed(nn.Module):
 class OutputAdapter(nn.Module):
     """A linear layer, or LayerNorm and FFN."""
 
-    def __init__(self, c: Mapping[str, Any], out: int, use_ffn: bool):
+    def __init__(self, c: Config, out: int, use_ffn: bool):
         super().__init__()
         dim = c["embed_dim"]
-        self.norm = nn.LayerNorm(dim, 1e-6) if use_ffn else nn.Identity()
-        hidden = int(dim * c["ffn_ratio"])
-        self.ffn = (
-            FFN(dim, hidden, out, c["ffn_layer"], c["act_layer"])
-            if use_ffn
-            else nn.Linear(dim, out)
-        )
+        if use_ffn:
+            self.norm = nn.LayerNorm(dim, 1e-6)
+            self.ffn = FFN(dim, int(dim * c["ffn_ratio"]), out, c["ffn_layer"], c["act_layer"])
+        else:
+            self.norm, self.ffn = nn.Identity(), nn.Linear(dim, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.norm(x))
 
 
 class AdaPerceiver(nn.Module):
-    """Of any output: {'logits': (B, classes), 'features': (B, patches, features)}."""
+    """Any of its outputs: {'logits': (B, classes), 'features': (B, patches, features)}."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config):
         super().__init__()
         self.c, dim = c, c["embed_dim"]
         self.patch_embed = PatchEmbed(c)
@@ -198,16 +256,18 @@ class AdaPerceiver(nn.Module):
         found = {}
         for name, suffix in self.streams.items():
             latents = getattr(self, f"output_latents{suffix}")
-            o = (
-                latents.token.expand(len(images), 1, -1)
-                if name == "logits"
-                else latents.proj(patches)
-            )
+            if name == "logits":
+                o = latents.token.expand(len(images), 1, -1)
+            else:
+                o = latents.proj(patches)
             o = getattr(self, f"write_head{suffix}")(o, z, angles_k=angles)
             found[name] = getattr(self, f"output_adapter{suffix}")(o)
         if "logits" in found:
             found["logits"] = found["logits"][:, 0]
         return found
+
+
+# Policies.
 
 
 class MixerBlock(nn.Module):
@@ -224,41 +284,209 @@ class MixerBlock(nn.Module):
         return x + self.mlp_channels(self.norm2(x))
 
 
-class Policy(nn.Module):
-    """Patches (B, patches, D) to the scores of every axis' choices."""
+class Heads(nn.Module):
+    """The scores of every axis' choices."""
 
-    def __init__(self, c: Mapping[str, Any]):
+    def __init__(self, c: Config, features: int, bias: bool):
         super().__init__()
+        self.head_tokens = nn.Linear(features, c["token_choices"], bias)
+        self.head_mat_dim = nn.Linear(features, c["width_choices"], bias)
+        self.head_depth = nn.Linear(features, c["depth_choices"], bias)
+
+    def scores(self, h: Tensor) -> dict[str, Tensor]:
+        heads = {"token": self.head_tokens, "width": self.head_mat_dim, "depth": self.head_depth}
+        return {f"{axis}_logits": head(h) for axis, head in heads.items()}
+
+
+class Policy(Heads):
+    """Patches (B, patches, D) to scores."""
+
+    def __init__(self, c: Config):
         dim, patches = c["embed_dim"], c["num_patches"]
+        super().__init__(c, dim, bias=False)
         self.mixer_block, self.mixer_block_2 = MixerBlock(patches, dim), MixerBlock(patches, dim)
         first, second = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.fuse = nn.Sequential(nn.LayerNorm(dim), first, nn.GELU(), second, nn.GELU())
-        self.head_tokens = nn.Linear(dim, c["token_choices"], bias=False)
-        self.head_mat_dim = nn.Linear(dim, c["width_choices"], bias=False)
-        self.head_depth = nn.Linear(dim, c["depth_choices"], bias=False)
 
     def forward(self, patches: Tensor) -> dict[str, Tensor]:
-        h = self.fuse(self.mixer_block_2(self.mixer_block(patches)).mean(1))
-        heads = {"token": self.head_tokens, "width": self.head_mat_dim, "depth": self.head_depth}
-        return {f"{axis}_logits": head(h) for axis, head in heads.items()}
+        return self.scores(self.fuse(self.mixer_block_2(self.mixer_block(patches)).mean(1)))
 
 
-class Peek(nn.Module):
-    """Log-probabilities (B, classes) to the scores of every axis' choices."""
+class Peek(Heads):
+    """Log-probabilities (B, classes) to scores."""
 
-    def __init__(self, c: Mapping[str, Any]):
-        super().__init__()
+    def __init__(self, c: Config):
         hidden = c["hidden"]
+        super().__init__(c, hidden, bias=True)
         self.fc1, self.fc2 = nn.Linear(c["num_classes"], hidden), nn.Linear(hidden, hidden)
-        self.head_tokens = nn.Linear(hidden, c["token_choices"])
-        self.head_mat_dim = nn.Linear(hidden, c["width_choices"])
-        self.head_depth = nn.Linear(hidden, c["depth_choices"])
 
     def forward(self, log_probs: Tensor) -> dict[str, Tensor]:
-        gelu = nn.functional.gelu
-        h = gelu(self.fc2(gelu(self.fc1(log_probs.clamp(min=-20.0) / 4))))
-        heads = {"token": self.head_tokens, "width": self.head_mat_dim, "depth": self.head_depth}
-        return {f"{axis}_logits": head(h) for axis, head in heads.items()}
+        return self.scores(F.gelu(self.fc2(F.gelu(self.fc1(log_probs.clamp(min=-20.0) / 4)))))
+
+
+# ViTs.
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm block with a fused qkv."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        dim, eps = c["embed_dim"], c["norm_epsilon"]
+        self.heads = c["num_heads"]
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
+        self.attn = Parameters(qkv=nn.Linear(dim, 3 * dim, c["qkv_bias"]), proj=nn.Linear(dim, dim))
+        self.mlp = FFN(dim, int(dim * c["mlp_ratio"]), dim)
+        self.ls1, self.ls2 = scales(dim, c["layer_scale"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.attn.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))
+        y = F.scaled_dot_product_attention(*qkv.movedim(2, 0).transpose(2, 3))
+        x = x + self.ls1(self.attn.proj(y.transpose(1, 2).flatten(-2)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """timm's ViT: {'logits', 'features', 'prefix'}, the latter two patches and the tokens before
+    them, after the norm before pooling."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.c, dim = c, c["embed_dim"]
+        self.patch_embed = Patches(c["in_channels"], c["patch_size"], dim, not c["pre_norm"])
+        self.prefix = int(c["class_token"]) + c["reg_tokens"]
+        if c["class_token"]:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        if c["reg_tokens"]:
+            self.reg_token = nn.Parameter(torch.zeros(1, c["reg_tokens"], dim))
+        count = (c["image_size"] // c["patch_size"]) ** 2
+        count += 0 if c["no_embed_class"] else self.prefix
+        self.pos_embed = nn.Parameter(torch.zeros(1, count, dim))
+        norm = nn.LayerNorm(dim, c["norm_epsilon"])
+        self.norm_pre = nn.LayerNorm(dim, c["norm_epsilon"]) if c["pre_norm"] else nn.Identity()
+        self.blocks = nn.Sequential(*(ViTBlock(c) for _ in range(c["depth"])))
+        after = c["global_pool"] == "avg" if c["fc_norm"] is None else c["fc_norm"]
+        self.norm, self.fc_norm = (nn.Identity(), norm) if after else (norm, nn.Identity())
+        self.head = nn.Linear(dim, c["num_classes"]) if c["num_classes"] else None
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        names = ("cls_token", "reg_token")
+        tokens = [getattr(self, n).expand(len(images), -1, -1) for n in names if hasattr(self, n)]
+        x = self.patch_embed(images)
+        if self.c["no_embed_class"]:
+            x = torch.cat([*tokens, x + self.pos_embed], dim=1)
+        else:
+            x = torch.cat([*tokens, x], dim=1) + self.pos_embed
+        x = self.norm(self.blocks(self.norm_pre(x)))
+        features = x[:, self.prefix :]
+        found = {"features": features}
+        if self.prefix:
+            found["prefix"] = x[:, : self.prefix]
+        if self.head is not None:
+            pooled = x[:, 0] if self.c["global_pool"] == "token" else features.mean(1)
+            found["logits"] = self.head(self.fc_norm(pooled))
+        return found
+
+
+# Segmentation and depth, on an AdaPerceiver or a ViT.
+
+
+class LinearSegmentation(nn.Module):
+    """Logits of every patch from its features alone."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__()
+        self.bn = nn.LayerNorm(features, 1e-6)
+        self.conv_seg = nn.Conv2d(features, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, classes, h, w)."""
+        return self.conv_seg(self.bn(x.movedim(1, -1)).movedim(-1, 1))
+
+
+class MaskTransformer(nn.Module):
+    """Patches and a token a class through blocks; the cosine of both is the patch's score."""
+
+    def __init__(self, features: int, classes: int, dim: int, depth: int):
+        super().__init__()
+        block = dict(embed_dim=dim, num_heads=max(1, dim // 64), mlp_ratio=4, norm_epsilon=1e-6)
+        block |= dict(qkv_bias=True, layer_scale=None)
+        self.proj_dec = nn.Linear(features, dim)
+        self.cls_emb = nn.Parameter(torch.zeros(1, classes, dim))
+        self.blocks = nn.Sequential(*(ViTBlock(block) for _ in range(depth)))
+        self.decoder_norm, self.mask_norm = nn.LayerNorm(dim, 1e-6), nn.LayerNorm(classes, 1e-6)
+        self.proj_patch = nn.Linear(dim, dim, bias=False)
+        self.proj_classes = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, classes, h, w)."""
+        grid, patches = x.shape[-2:], self.proj_dec(x.flatten(2).transpose(1, 2))
+        tokens = torch.cat([patches, self.cls_emb.expand(len(x), -1, -1)], dim=1)
+        tokens = self.decoder_norm(self.blocks(tokens))
+        count = patches.shape[1]
+        patches = unit(self.proj_patch(tokens[:, :count]))
+        classes = unit(self.proj_classes(tokens[:, count:]))
+        masks = self.mask_norm(patches @ classes.transpose(1, 2))
+        return masks.transpose(1, 2).unflatten(-1, grid)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1, but for those shorter than 1e-6."""
+    return x / x.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+
+
+class LinearDepth(nn.Module):
+    """The expectation of depth's bins, four times as fine as the patches."""
+
+    def __init__(self, features: int, bins: int, nearest: float, farthest: float):
+        super().__init__()
+        self.conv_seg = nn.Conv2d(features, bins, 3, padding=1)
+        self.range = (nearest, farthest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 1, 4h, 4w)."""
+        x = F.interpolate(x, scale_factor=4, mode="bilinear")
+        weights = F.relu(self.conv_seg(x)) + 0.1
+        bins = torch.linspace(*self.range, weights.shape[1])
+        return torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), bins)[:, None]
+
+
+class Dense(nn.Module):
+    """Segmentation or depth on the features of an AdaPerceiver or a ViT."""
+
+    def __init__(self, c: Config, backbone: nn.Module):
+        super().__init__()
+        self.backbone, dim = backbone, c["backbone"]["embed_dim"]
+        self.patch, self.class_token = c["backbone"]["patch_size"], c.get("class_token", False)
+        if c.get("mlp", False):
+            self.mlp = FFN(dim, dim, dim)
+        on_vit = c["backbone"].get("model") == "ViT"
+        features = dim * (1 + self.class_token) if on_vit else c["backbone"]["output_feat_dim"]
+        self.output = "depth" if c["model"] == "DepthModel" else "logits"
+        if self.output == "depth":
+            self.head = LinearDepth(features, c["bins"], c["min_depth"], c["max_depth"])
+        elif c.get("head", "linear") == "linear":
+            self.head = LinearSegmentation(features, c["num_classes"])
+        else:
+            decoder = c["decoder_features"], c["decoder_depth"]
+            self.head = MaskTransformer(features, c["num_classes"], *decoder)
+
+    def features(self, images: Tensor, **sub_network: Any) -> Tensor:
+        """(B, patches, C)."""
+        out = self.backbone(images, **sub_network)
+        if hasattr(self, "mlp"):
+            out = {name: self.mlp(out[name]) for name in ("features", "prefix") if name in out}
+        if not self.class_token:
+            return out["features"]
+        token = out["prefix"][:, :1].expand_as(out["features"])
+        return torch.cat([token, out["features"]], dim=-1)
+
+    def forward(self, images: Tensor, **sub_network: Any) -> dict[str, Tensor]:
+        size = images.shape[-2:]
+        x = self.features(images, **sub_network).transpose(1, 2)
+        maps = self.head(x.unflatten(-1, (size[0] // self.patch, size[1] // self.patch)))
+        maps = F.interpolate(maps, size, mode="bilinear")
+        return {self.output: maps[:, 0] if self.output == "depth" else maps.movedim(1, -1)}
 
 
 KINDS: dict[str, type[nn.Module]] = {
@@ -269,8 +497,8 @@ KINDS: dict[str, type[nn.Module]] = {
 }
 
 
-def twin(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a config.json, with made-up weights until load_state_dict."""
+def twin(config: Config) -> nn.Module:
+    """The model of a config.json, its weights to be replaced by load_state_dict."""
     if "backbone" in config:
         return Dense(config, twin(config["backbone"])).eval()
     return KINDS[config.get("model", "")](config).eval()

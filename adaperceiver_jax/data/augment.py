@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adaperceiver_jax.data.colour import NAMES, jitter
+from adaperceiver_jax.data import transforms
 from adaperceiver_jax.data.decode import (
     IGNORED,
     BadImageError,
@@ -18,18 +18,9 @@ from adaperceiver_jax.data.decode import (
     read_image,
     reduce,
 )
-from adaperceiver_jax.data.geometry import (
-    Box,
-    draw_crop,
-    mirror,
-    resize,
-    resize_map,
-    rotate,
-    rotate_map,
-)
 from adaperceiver_jax.data.preprocess import Preprocessing
-from adaperceiver_jax.data.rand_augment import rand_augment
 from adaperceiver_jax.data.sample import Sample
+from adaperceiver_jax.data.transforms import Box
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,26 +51,19 @@ class AugmentSettings:
             if not good:
                 raise ValueError(f"config.augment.{name}={getattr(self, name)}: must be {allowed}")
 
+        crop, ratio, amounts = self.crop, self.crop_ratio, self.jitter
         check("rotation", 0 <= self.rotation <= 180, "in [0, 180]")
-        good = not self.crop or (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1)
+        good = not crop or (len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1)
         check("crop", good, "() or two shares of the area, the smaller first, above 0 and up to 1")
-        good = len(self.crop_ratio) == 2 and 0 < self.crop_ratio[0] <= self.crop_ratio[1]
+        good = len(ratio) == 2 and 0 < ratio[0] <= ratio[1]
         check("crop_ratio", good, "two ratios above 0, the smaller first")
         check("rand_augment", self.rand_augment >= 0, "at least 0")
         check("bins", self.bins >= 2, "at least 2")
         check("magnitude", 0 <= self.magnitude < self.bins, f"in 0..{self.bins - 1}")
-        good = not self.jitter or (
-            len(self.jitter) == len(NAMES)
-            and min(self.jitter) >= 0
-            and self.jitter[NAMES.index("hue")] <= 0.5
-        )
-        check("jitter", good, f"() or four numbers ({', '.join(NAMES)}), the hue's up to 0.5")
+        good = len(amounts) == len(transforms.COLOURS) and min(amounts) >= 0 and amounts[-1] <= 0.5
+        allowed = f"() or four numbers ({', '.join(transforms.COLOURS)}), the hue's up to 0.5"
+        check("jitter", not amounts or good, allowed)
         check("evaluation_crop", 0 < self.evaluation_crop <= 1, "above 0, up to 1")
-
-    @property
-    def pictures(self) -> bool:
-        """Whether anything is done to an image but mirroring it."""
-        return bool(self.rotation or self.crop or self.rand_augment or any(self.jitter))
 
 
 MAPS = ("segmentation", "depth")
@@ -120,27 +104,33 @@ class Preparation:
     def train(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Augmented by `rng`, which is the sample's own."""
         a = self.augment
-        if not a.pictures and self._is_made(sample):
+        plain = not (a.rotation or a.crop or a.rand_augment or any(a.jitter))
+        if plain and self._is_made(sample):
             flip = a.flip and rng.random() >= 0.5
-            return self._finish(sample, {n: _mirrored(sample[n]) for n in self._of(sample) if flip})
+            kinds = self._kinds(sample) if flip else []
+            return self._finish(
+                sample, {kind: np.ascontiguousarray(sample[kind][:, ::-1]) for kind in kinds}
+            )
         image, maps = self._open(sample)
         turn = rng.uniform(-a.rotation, a.rotation) if a.rotation else 0.0
         box: Box = (0, 0, *image.size)
         if a.crop:
-            ratio = (a.crop_ratio[0], a.crop_ratio[1])
-            box = draw_crop(rng, image.height, image.width, (a.crop[0], a.crop[1]), ratio)
+            box = transforms.draw_crop(rng, image.height, image.width, a.crop, a.crop_ratio)
         flip = a.flip and rng.random() >= 0.5
-        image = self._shown(image, sample, turn, box)
-        for name, x in maps.items():
+        image = self._shown(image, _name(sample), turn, box)
+        for kind, x in maps.items():
             if turn:
-                x = rotate_map(x, turn, IGNORED if name == "segmentation" else 0)
-            maps[name] = resize_map(x, self.size, box)
+                x = transforms.rotate_map(x, turn, IGNORED if kind == "segmentation" else 0)
+            maps[kind] = transforms.resize_map(x, self.size, box)
         if flip:
-            image, maps = mirror(image), {name: mirror(x) for name, x in maps.items()}
+            image, maps = (
+                transforms.mirror(image),
+                {kind: transforms.mirror(x) for kind, x in maps.items()},
+            )
         if a.rand_augment:
-            image = rand_augment(image, rng, a.rand_augment, a.magnitude, a.bins)
+            image = transforms.rand_augment(image, rng, a.rand_augment, a.magnitude, a.bins)
         if any(a.jitter):
-            image = jitter(image, rng, a.jitter)
+            image = transforms.jitter(image, rng, a.jitter)
         return self._finish(sample, {"image": image, **maps})
 
     def own_size(self, sample: Sample) -> Sample:
@@ -154,55 +144,51 @@ class Preparation:
         if self._is_made(sample) and not self.augment.crop:
             return self._finish(sample, {})
         image, maps = self._open(sample)
-        image = decode(image, sample.get("name", "an image"))
+        image = decode(image, _name(sample))
         if self.augment.crop and not self._maps:
             cut = Preprocessing(image_size=self.size[0], crop=self.augment.evaluation_crop)
             return self._finish(sample, {"image": cut.pixels(image)})
-        maps = {name: resize_map(x, self.size) for name, x in maps.items()}
-        return self._finish(sample, {"image": resize(image, self.size), **maps})
+        maps = {kind: transforms.resize_map(x, self.size) for kind, x in maps.items()}
+        return self._finish(sample, {"image": transforms.resize(image, self.size), **maps})
 
     def _is_made(self, sample: Sample) -> bool:
         """Whether image and maps are arrays of the size that is wanted."""
-        return all(
-            isinstance(sample[n], np.ndarray) and sample[n].shape[:2] == self.size
-            for n in self._of(sample)
-        )
+        made = (sample[kind] for kind in self._kinds(sample))
+        return all(isinstance(x, np.ndarray) and x.shape[:2] == self.size for x in made)
 
-    def _of(self, sample: Sample) -> list[str]:
+    def _kinds(self, sample: Sample) -> list[str]:
         """The names of what has a height and a width."""
-        return [n for n in ("image", *MAPS) if n in self.inputs and n in sample]
+        return [kind for kind in ("image", *MAPS) if kind in self.inputs and kind in sample]
 
     def _open(self, sample: Sample) -> tuple[Image.Image, dict[str, Image.Image]]:
         """The image, its pixels not decoded, and its maps."""
-        image, name = sample["image"], sample.get("name", "an image")
+        image, name = sample["image"], _name(sample)
         image = read_image(image, name) if isinstance(image, bytes) else Image.fromarray(image)
         maps = {}
         if "segmentation" in self.inputs:
             maps["segmentation"] = label_map(sample["segmentation"], name)
         if "depth" in self.inputs:
             maps["depth"] = depth_map(sample["depth"], name, self.depth_scale)
-        for what, x in maps.items():
+        for kind, x in maps.items():
             if x.size != image.size:
                 raise BadImageError(
-                    f"{name}: its {what} is {x.height} x {x.width}, the image {image.height} x "
+                    f"{name}: its {kind} is {x.height} x {x.width}, the image {image.height} x "
                     f"{image.width}"
                 )
         return image, maps
 
-    def _shown(self, image: Image.Image, sample: Sample, turn: float, box: Box) -> Image.Image:
+    def _shown(self, image: Image.Image, name: str, turn: float, box: Box) -> Image.Image:
         """The part `box` of an image, turned first, at the size that is wanted."""
-        name = sample.get("name", "an image")
-        height, width = self.size
         if turn:
-            return resize(rotate(decode(image, name), turn), self.size, box)
-        factor = reduce(image, (box[2] - box[0], box[3] - box[1]), (width, height))
-        image = decode(image, name)
+            return transforms.resize(transforms.rotate(decode(image, name), turn), self.size, box)
+        left, top, right, bottom = box
+        factor = reduce(image, (right - left, bottom - top), self.size[::-1])
         left, top, right, bottom = (round(edge / factor) for edge in box)
-        return resize(image, self.size, (left, top, right, bottom))
+        return transforms.resize(decode(image, name), self.size, (left, top, right, bottom))
 
     def _finish(self, sample: Sample, made: dict[str, Any]) -> Sample:
         """The arrays of `inputs`, their labels checked."""
-        name = sample.get("name", "an image")
+        name = _name(sample)
         out = {n: np.asarray(made.get(n, sample[n])) for n in self.inputs}
         if "segmentation" in out:
             out["segmentation"] = self._labels(out["segmentation"], name)
@@ -237,5 +223,6 @@ def check_label(label: int, num_classes: int | None, name: str) -> None:
         )
 
 
-def _mirrored(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x[:, ::-1])
+def _name(sample: Sample) -> str:
+    """The image's name for errors; rendered ones have none."""
+    return sample.get("name", "an image")

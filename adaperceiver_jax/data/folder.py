@@ -6,8 +6,8 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from adaperceiver_jax.data.sample import Sample
-from adaperceiver_jax.data.storage import Names, files_below, folders, is_folder, read
+from adaperceiver_jax.data.sample import Sample, Split
+from adaperceiver_jax.data.storage import Names, files_below, folders, is_folder, join, read
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif")
 MAP_FILES = {"segmentation": (".png",), "depth": (".png", ".npy", ".tif", ".tiff")}
@@ -18,26 +18,9 @@ SPLITS = {
 }
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGES)
-
-
-def find_split(root: str, split: str, inside: str = "") -> str | None:
-    """The folder of a split, under any of its usual names; None if there is none."""
-    below = f"{root}/{inside}".rstrip("/")
-    there = {name.lower(): name for name in (folders(below) if is_folder(below) else [])}
-    name = next((there[name] for name in SPLITS[split] if name in there), None)
-    return name and f"{below}/{name}"
-
-
-def is_paired(root: str) -> bool:
-    """Whether a folder holds images and maps of them: `images/` with `annotations/` or `depth/`."""
-    places = [root, *(place for split in SPLITS if (place := find_split(root, split)))]
-    return any(
-        is_folder(f"{place}/images") and is_folder(f"{place}/{name}")
-        for place in places
-        for name in MAP_FOLDERS
-    )
+def _files(folder: str, endings: tuple[str, ...] = IMAGES) -> list[str]:
+    """The files of a kind in a folder and below it, from it on."""
+    return [name for name in files_below(folder) if name.lower().endswith(endings)]
 
 
 class ClassFolders:
@@ -59,13 +42,13 @@ class ClassFolders:
             )
         names, labels = [], []
         for name in there:
-            found = [f"{name}/{x}" for x in files_below(f"{root}/{name}") if _is_image(x)]
+            found = _files(f"{root}/{name}")
             if not found:
                 raise ValueError(
                     f"{root}/{name}: holds no images ({', '.join(IMAGES)}); a folder is a class: "
                     "take it away, or put its images in"
                 )
-            names += found
+            names += [f"{name}/{x}" for x in found]
             labels += [self.classes.index(name)] * len(found)
         self._names, self._labels = Names(names), np.array(labels, np.int32)
 
@@ -77,8 +60,9 @@ class ClassFolders:
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """image: the file's bytes; label; name."""
-        path = f"{self.root}/{self._names[index.__index__()]}"
-        return {"image": read(path), "label": self._labels[index.__index__()], "name": path}
+        i = index.__index__()
+        path = f"{self.root}/{self._names[i]}"
+        return {"image": read(path), "label": self._labels[i], "name": path}
 
 
 class Pairs:
@@ -88,25 +72,22 @@ class Pairs:
         """images: their folder; maps: that of each kind, by its name in a sample."""
         self.root = images.rstrip("/")
         self.fields = ("image", *maps)
-        names = [name for name in files_below(images) if _is_image(name)]
+        names = _files(images)
         if not names:
             raise ValueError(f"{images}: holds no images ({', '.join(IMAGES)})")
         self._names = Names(names)
         self._maps: dict[str, tuple[str, Names]] = {}
+        stems = [name.rpartition(".")[0] for name in names]
         for what, folder in maps.items():
-            found = {
-                name.rpartition(".")[0]: name
-                for name in (files_below(folder) if is_folder(folder) else [])
-                if name.lower().endswith(MAP_FILES[what])
-            }
-            missing = [name for name in names if name.rpartition(".")[0] not in found]
+            found = {name.rpartition(".")[0]: name for name in _files(folder, MAP_FILES[what])}
+            missing = [i for i, stem in enumerate(stems) if stem not in found]
             if missing:
                 raise ValueError(
-                    f"{images}/{missing[0]}: has no {what} "
-                    f"{folder}/{missing[0].rpartition('.')[0]}{MAP_FILES[what][0]}; "
+                    f"{images}/{names[missing[0]]}: has no {what} "
+                    f"{folder}/{stems[missing[0]]}{MAP_FILES[what][0]}; "
                     f"{len(missing)} of {len(names)} images have none"
                 )
-            self._maps[what] = (folder, Names([found[name.rpartition(".")[0]] for name in names]))
+            self._maps[what] = (folder, Names([found[stem] for stem in stems]))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -122,35 +103,48 @@ class Pairs:
         return {"image": read(path), "name": path, **maps}
 
 
-def open_folder(root: str, split: str) -> ClassFolders | Pairs | None:
+def find_split(root: str, split: str, inside: str = "") -> str | None:
+    """The folder of a split, under any of its usual names; None if there is none."""
+    below = f"{root}/{inside}".rstrip("/")
+    there = {name.lower(): name for name in (folders(below) if is_folder(below) else [])}
+    name = next((there[name] for name in SPLITS[split] if name in there), None)
+    return name and f"{below}/{name}"
+
+
+def _maps_of(images: str) -> dict[str, str]:
+    """The folders of maps beside one of images, by their kind.
+
+    Beside PATH/images are PATH/annotations and PATH/depth, and beside PATH/images/training are
+    PATH/annotations/training and so on, as ADE20K is published.
+    """
+    before, _, after = images.rpartition("/images")
+    places = {what: f"{before}/{name}{after}" for name, what in MAP_FOLDERS.items()}
+    return {what: place for what, place in places.items() if is_folder(place)}
+
+
+def open_folder(path: str, folder: str, split: str) -> Split | None:
     """A split of a folder; None if the folder has no such split."""
+    root = join(folder, path).rstrip("/")
     if not is_folder(root):
         raise ValueError(f"{root}: there is no such folder")
-    root = root.rstrip("/")
-    if is_paired(root):
-        # images/training, as ADE20K is published, or training/images
-        images = find_split(root, split, "images")
-        if images:
-            inside = images.rpartition("/")[2]
-            places = {f"{root}/{name}/{inside}": what for name, what in MAP_FOLDERS.items()}
-        else:
-            place = find_split(root, split)
-            if place is None:
-                return _whole(root) if split == "train" else None
-            images = f"{place}/images"
-            places = {f"{place}/{name}": what for name, what in MAP_FOLDERS.items()}
-        return Pairs(images, {what: place for place, what in places.items() if is_folder(place)})
     train, place = (find_split(root, name) for name in ("train", split))
+    parts = (root, train, find_split(root, "validation"))
+    if any(is_folder(f"{x}/images") and _maps_of(f"{x}/images") for x in parts if x):
+        images = find_split(root, split, "images") or (f"{place}/images" if place else None)
+        if images is None and split == "train":
+            images = f"{root}/images"
+        if images is None:
+            return None
+        pairs = Pairs(images, _maps_of(images))
+        return Split(pairs, pairs.fields)
     if train is None and (lone := find_split(root, "validation")):
         raise ValueError(
             f"{lone}: is there, but no folder of training images beside it ({root}/train)"
         )
     if split == "train":
-        return ClassFolders(train or root)
-    return ClassFolders(place, folders(train)) if train and place else None
-
-
-def _whole(root: str) -> Pairs:
-    """Pairs that are not split: images/ with annotations/ or depth/ right in the folder."""
-    places = {f"{root}/{name}": what for name, what in MAP_FOLDERS.items()}
-    return Pairs(f"{root}/images", {what: x for x, what in places.items() if is_folder(x)})
+        found = ClassFolders(train or root)
+    elif train and place:
+        found = ClassFolders(place, folders(train))
+    else:
+        return None
+    return Split(found, found.fields, len(found.classes), classes=tuple(found.classes))

@@ -119,12 +119,6 @@ class Batches:
         return self
 
     def __next__(self) -> Sample:
-        # Plain arrays: those of a worker lie in shared memory, which is freed as they are dropped.
-        return {
-            name: x if type(x) is np.ndarray else np.array(x) for name, x in self._next().items()
-        }
-
-    def _next(self) -> dict[str, Any]:
         try:
             with spared() if self._to_start else contextlib.nullcontext():
                 batch = next(self._batches)
@@ -136,7 +130,8 @@ class Batches:
                 "config.data.workers or config.data.prefetch"
             ) from error
         self._to_start = False
-        return batch
+        # Plain arrays: those of a worker lie in shared memory, which is freed as they are dropped.
+        return {name: x if type(x) is np.ndarray else np.array(x) for name, x in batch.items()}
 
     def close(self) -> None:
         """Ends the processes and frees their memory."""

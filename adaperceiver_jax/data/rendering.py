@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]
+"""Red, green, blue."""
 
 MAX_DEPTH = 10.0
 TEXTURES = ("plain", "stripes", "checks", "dots", "marble")
@@ -67,7 +68,7 @@ class Scene:
     """Depth of the wall, metres."""
     wall_texture: Texture
     floor_texture: Texture
-    light: Colour
+    light: tuple[float, float, float]
     """Unit vector towards the light: right, down, out of the image."""
     ambient: float
     haze: float

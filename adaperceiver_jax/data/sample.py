@@ -1,7 +1,8 @@
-"""What a source gives: one image and what is known of it."""
+"""Samples, where they come from, and the parts of a data set."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 Sample = dict[str, Any]
@@ -14,3 +15,18 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of one part of a data set."""
+
+    source: Source
+    fields: tuple[str, ...]
+    """What its samples hold: 'image' and 'label', 'segmentation' or 'depth'."""
+    num_classes: int | None = None
+    """As the data set says; None where it does not."""
+    smallest_num_classes: int = 0
+    """As its labels show."""
+    classes: tuple[str, ...] = ()
+    """Their names, where they are known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -14,11 +15,6 @@ MIN_SIZE = 8
 MAX_DISTRACTORS = 7
 DIFFICULTY = 0.7
 """Unless said otherwise: of the hardest images."""
-
-
-def _colour(draws: list[float]) -> tuple[float, float, float]:
-    red, green, blue = draws
-    return red, green, blue
 
 
 def _mix(a: list[float], b: list[float], share: float) -> list[float]:
@@ -35,8 +31,8 @@ def _texture(
         frequency=waves[0] + (waves[1] - waves[0]) * frequency,
         angle=np.pi * angle,
         phase=2 * np.pi * phase,
-        low=_colour(low),
-        high=_colour(_mix(low, draws[4:7], contrast)),
+        low=tuple(low),
+        high=tuple(_mix(low, draws[4:7], contrast)),
     )
 
 
@@ -115,56 +111,45 @@ def draw_scene(rng: np.random.Generator, difficulty: float = DIFFICULTY) -> Scen
         light=light,
         ambient=0.3 + 0.35 * d[32],
         haze=0.5 * d[33],
-        haze_colour=_colour(d[34:37]),
+        haze_colour=tuple(d[34:37]),
         contrast=1.0 - 0.4 * level(d[37]),
         brightness=0.2 * (d[38] - 0.5),
         noise=0.005 + 0.06 * level(d[39]),
     )
 
 
+@dataclasses.dataclass(frozen=True)
 class Scenes:
     """A random-access source of scenes, as grain reads it; `count` only bounds the index.
 
-    Scene i of a seed and split is the same at every size: only the sensor's noise, a value a
+    Scene i of a seed and split is the same at every size: only the sensor's noise, a value per
     pixel, differs. The label is the class of the subject: the largest thing by area, and the only
     one of its class. Distractors are of other classes, each class once, at most 0.68 times as
     large and farther away, but for at most two small ones that may hide part of the subject.
     """
 
-    def __init__(
-        self,
-        count: int,
-        size: int = 64,
-        split: str = "train",
-        seed: int = 0,
-        difficulty: float = DIFFICULTY,
-    ) -> None:
-        """difficulty: of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn
-        and noise; the others spread evenly below."""
-        if count < 0:
-            raise ValueError(f"count={count}: must be at least 0")
-        if size < MIN_SIZE:
-            raise ValueError(f"size={size}: must be at least {MIN_SIZE} pixels")
-        if split not in SPLITS:
-            raise ValueError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: must be at least 0 and below 2**32")
-        if not 0 <= difficulty <= 1:
-            raise ValueError(f"difficulty={difficulty}: must be in [0, 1]")
-        self.count = count
-        self.size = size
-        self.split = split
-        self.seed = seed
-        self.difficulty = difficulty
+    count: int
+    size: int = 64
+    split: str = "train"
+    seed: int = 0
+    difficulty: float = DIFFICULTY
+    """Of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn and noise; the
+    others spread evenly below."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError(f"count={self.count}: must be at least 0")
+        if self.size < MIN_SIZE:
+            raise ValueError(f"size={self.size}: must be at least {MIN_SIZE} pixels")
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: must be one of {', '.join(SPLITS)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must be at least 0 and below 2**32")
+        if not 0 <= self.difficulty <= 1:
+            raise ValueError(f"difficulty={self.difficulty}: must be in [0, 1]")
 
     def __len__(self) -> int:
         return self.count
-
-    def __repr__(self) -> str:
-        return (
-            f"Scenes(count={self.count}, size={self.size}, split={self.split!r}, "
-            f"seed={self.seed}, difficulty={self.difficulty})"
-        )
 
     def _rng(self, index: SupportsIndex) -> np.random.Generator:
         i = index.__index__()

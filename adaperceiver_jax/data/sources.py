@@ -9,31 +9,15 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from adaperceiver_jax.data.array_records import open_records
-from adaperceiver_jax.data.folder import ClassFolders, open_folder
-from adaperceiver_jax.data.sample import Sample, Source
+from adaperceiver_jax.data.array_records import open_array_records, open_tfds
+from adaperceiver_jax.data.folder import open_folder
+from adaperceiver_jax.data.sample import Sample, Source, Split
 from adaperceiver_jax.data.scenes import CLASSES, Scenes
-from adaperceiver_jax.data.storage import is_folder, join
-from adaperceiver_jax.data.tfds_data import TfdsData
-from adaperceiver_jax.data.webdataset import WebDataset
+from adaperceiver_jax.data.storage import is_folder
+from adaperceiver_jax.data.webdataset import open_wds
 
 SCENES = "scenes"
 _PART = re.compile(r"(\d+(?:\.\d+)?)%")
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """The images of one part of a data set."""
-
-    source: Source
-    fields: tuple[str, ...]
-    """What its samples hold: 'image' and 'label', 'segmentation' or 'depth'."""
-    num_classes: int | None = None
-    """As the data set says; None where it does not."""
-    smallest_num_classes: int = 0
-    """As its labels show."""
-    classes: tuple[str, ...] = ()
-    """Their names, where they are known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,45 +46,11 @@ class Part:
         return self._source[int(self._indices[index])]
 
 
-def _open_tfds(name: str, folder: str, split: str) -> Split | None:
-    data = TfdsData(name, folder, split)
-    if not data.split:
-        return None
-    data.check()
-    return Split(data, data.fields, data.num_classes)
-
-
-def _open_array_records(pattern: str, folder: str, split: str) -> Split | None:
-    found = open_records(join(folder, pattern), split)
-    if found is None:
-        return None
-    records, about = found
-    said, shown = about.get("num_classes"), about.get("smallest_num_classes", 0)
-    return Split(records, records.fields, said, shown, tuple(about.get("classes", ())))
-
-
-def _open_folder(path: str, folder: str, split: str) -> Split | None:
-    found = open_folder(join(folder, path), split)
-    if found is None:
-        return None
-    if isinstance(found, ClassFolders):
-        return Split(found, found.fields, len(found.classes), classes=tuple(found.classes))
-    return Split(found, found.fields)
-
-
-def _open_wds(pattern: str, folder: str, split: str) -> Split | None:
-    if split != "train":
-        return None
-    shards = WebDataset(join(folder, pattern))
-    largest = shards.largest_label
-    return Split(shards, shards.fields, None, 0 if largest is None else largest + 1)
-
-
 KINDS: dict[str, Callable[[str, str, str], Split | None]] = {
-    "tfds": _open_tfds,
-    "array_record": _open_array_records,
-    "folder": _open_folder,
-    "wds": _open_wds,
+    "tfds": open_tfds,
+    "array_record": open_array_records,
+    "folder": open_folder,
+    "wds": open_wds,
 }
 """Opens a split: (what stands behind the colon, config.data.dir, 'train' or 'validation')."""
 
@@ -174,14 +124,12 @@ def open_source(
             for split, n in counts.items()
         ]
         return Opened(rendered[0], rendered[1], rendered=True)
-    found = open_split(name, folder, "train")
-    if found is None:
+    train = open_split(name, folder, "train")
+    if train is None:
         raise ValueError(f"config.data.source={name!r}: has no training images")
     if part := _PART.fullmatch(validation):
-        train, held = _hold_out(found, float(part[1]) / 100, seed)
-        return Opened(_at_most(train, train_count, seed), _at_most(held, validation_count, seed))
-    train = found
-    if validation:
+        train, own = _hold_out(train, float(part[1]) / 100, seed)
+    elif validation:
         own = open_split(validation, folder, "validation", "validation")
         own = own or open_split(validation, folder, "train", "validation")
     else:
@@ -206,13 +154,16 @@ def open_source(
     return Opened(_at_most(train, train_count, seed), _at_most(own, validation_count, seed))
 
 
+def _part(split: Split, indices: np.ndarray) -> Split:
+    return dataclasses.replace(split, source=Part(split.source, np.sort(indices)))
+
+
 def _at_most(split: Split, count: int, seed: int) -> Split:
-    """So many images, drawn from all; 0 takes all."""
+    """As many images at most, drawn from all; 0 takes all."""
     size = len(split.source)
     if not 0 < count < size:
         return split
-    some = np.sort(np.random.default_rng(seed).permutation(size)[:count])
-    return dataclasses.replace(split, source=Part(split.source, some))
+    return _part(split, np.random.default_rng(seed).permutation(size)[:count])
 
 
 def _hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
@@ -225,8 +176,4 @@ def _hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
             "a share that leaves some to both"
         )
     order = np.random.default_rng(seed).permutation(count)
-    parts = (np.sort(order[held:]), np.sort(order[:held]))
-    train, validation = (
-        dataclasses.replace(split, source=Part(split.source, part)) for part in parts
-    )
-    return train, validation
+    return _part(split, order[held:]), _part(split, order[:held])

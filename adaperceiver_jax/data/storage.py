@@ -77,10 +77,8 @@ def size_and_time(path: str) -> tuple[int, str]:
 
 def is_folder(path: str) -> bool:
     """Whether there is a folder of that name."""
-    if is_remote(path):
-        system, name = fsspec.core.url_to_fs(path)
-        return bool(system.isdir(name))
-    return os.path.isdir(os.path.expanduser(path))
+    system, name = fsspec.core.url_to_fs(path)
+    return bool(system.isdir(name))
 
 
 def read(path: str, start: int = 0, size: int | None = None) -> bytes:

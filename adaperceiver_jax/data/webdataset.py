@@ -10,7 +10,6 @@ import multiprocessing
 import operator
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from adaperceiver_jax.data import storage
 from adaperceiver_jax.data.loading import cores
-from adaperceiver_jax.data.sample import Sample
+from adaperceiver_jax.data.sample import Sample, Split
 
 FILES = {
     "image": ("jpg", "jpeg", "png", "webp"),
@@ -31,6 +30,7 @@ FILES = {
 }
 """A sample's parts, by what their files end in."""
 BLOCK = 512
+CUT_SHORT = "is no whole tar file; was its copy cut short?"
 MANY = 2 << 30
 """Bytes of shards from which on they are gone through by several processes."""
 
@@ -55,10 +55,9 @@ class WebDataset:
         self.__dict__.update(state)
         self._open()
 
-    @property
-    def largest_label(self) -> int | None:
-        """None: its samples have no labels."""
-        return int(self._index["label"].max()) if "label" in self.fields else None
+    def num_labels(self) -> int:
+        """The largest label plus 1; 0 if samples have none."""
+        return int(self._index["label"].max()) + 1 if "label" in self.fields else 0
 
     def __len__(self) -> int:
         return len(self._index)
@@ -118,59 +117,55 @@ def _is_index(path: Path) -> bool:
 def _store(index: np.ndarray, folder: Path, name: str) -> Path:
     """The path of an index, there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+    temporary = folder / f"{name}.{os.getpid()}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             np.save(file, index)
-        os.chmod(temporary, 0o644)
         os.replace(temporary, folder / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     return folder / name
 
 
 def make_index(shards: list[str], total: int, pattern: str) -> np.ndarray:
-    """A row a sample: its shard, where its files lie in it, its label.
+    """A row per sample: its shard, where its files lie in it, its label.
 
     ValueError names a shard that is cut short, and samples that have not what the first has.
     """
     workers = min(len(shards), len(cores())) if total > MANY else 1
-    rows: list[np.ndarray] = []
     with contextlib.ExitStack() as stack:
         scans: Iterable[np.ndarray] = map(scan, shards)
         if workers > 1:
             context = multiprocessing.get_context("spawn")
             pool = concurrent.futures.ProcessPoolExecutor(workers, context)
             scans = stack.enter_context(pool).map(scan, shards)
-        named = f"index of {pattern}"
-        scans = tqdm(scans, named, len(shards), unit="shard", disable=None)
-        for number, found in enumerate(scans):
-            found["shard"] = number
-            rows.append(found)
-    rows = [found for found in rows if len(found)]
-    if not rows:
+        bar = tqdm(scans, f"index of {pattern}", len(shards), unit="shard", disable=None)
+        found = list(bar)
+    for number, rows in enumerate(found):
+        rows["shard"] = number
+    found = [rows for rows in found if len(rows)]
+    if not found:
         raise ValueError(f"{pattern}: its shards hold no images ({', '.join(FILES['image'])})")
-    for found in rows:
-        if found.dtype != rows[0].dtype:
-            shard, other = shards[rows[0]["shard"][0]], shards[found["shard"][0]]
+    for rows in found:
+        if rows.dtype != found[0].dtype:
+            shard, other = shards[found[0]["shard"][0]], shards[rows["shard"][0]]
             raise ValueError(
-                f"{shard} has {', '.join(_kinds(rows[0]))}, but {other} has "
-                f"{', '.join(_kinds(found))}; all shards must have the same"
+                f"{shard} has {', '.join(_kinds(found[0]))}, but {other} has "
+                f"{', '.join(_kinds(rows))}; all shards must have the same"
             )
-    return np.concatenate(rows)
+    return np.concatenate(found)
 
 
 def _kinds(index: np.ndarray) -> tuple[str, ...]:
     """The parts of FILES that an index has."""
     names = index.dtype.names or ()
-    return tuple(name for name in FILES if name in names or f"{name}_at" in names)
+    return tuple(kind for kind in FILES if kind in names or f"{kind}_at" in names)
 
 
 def scan(shard: str) -> np.ndarray:
     """The rows of one shard."""
     size, _ = storage.size_and_time(shard)
-    samples: dict[str, dict[str, Any]] = {}
+    samples: dict[str, dict[str, int]] = {}
     end = 0
     with fsspec.open(shard, "rb").open() as file:
         try:
@@ -180,61 +175,60 @@ def scan(shard: str) -> np.ndarray:
                     if after > size:
                         raise tarfile.ReadError(f"{member.name} goes beyond the end")
                     end = -(-after // BLOCK) * BLOCK
-                    folder, _, base = member.name.rpartition("/")
-                    stem, _, ending = base.partition(".")
-                    what = next((w for w, ends in FILES.items() if ending.lower() in ends), None)
-                    if not member.isfile() or what is None:
-                        continue
-                    sample = samples.setdefault(f"{folder}/{stem}", {})
-                    if what in sample or f"{what}_at" in sample:
-                        raise ValueError(
-                            f"{shard}, {member.name}: is a second {what} of {stem}; give each "
-                            "sample a key of its own, and one file of a kind"
-                        )
-                    if what == "label":
-                        text = tar.extractfile(member).read()  # type: ignore[union-attr]
-                        sample["label"] = _number(text, f"{shard}, {member.name}")
-                    else:
-                        sample[f"{what}_at"] = member.offset_data
-                        sample[f"{what}_size"] = member.size
+                    if member.isfile():
+                        _add(samples, member, tar, f"{shard}, {member.name}")
         except tarfile.TarError as error:
-            raise ValueError(
-                f"{shard}: is no whole tar file; was its copy cut short? ({error})"
-            ) from error
+            raise ValueError(f"{shard}: {CUT_SHORT} ({error})") from error
         file.seek(end)
         if file.read(BLOCK) != bytes(BLOCK):
-            raise ValueError(
-                f"{shard}: is no whole tar file; was its copy cut short? (it ends without its mark)"
-            )
+            raise ValueError(f"{shard}: {CUT_SHORT} (it ends without its mark)")
     return _rows(samples, shard)
 
 
-def _number(text: bytes, name: str) -> int:
-    digits = text.strip()
+def _add(
+    samples: dict[str, dict[str, int]], member: tarfile.TarInfo, tar: tarfile.TarFile, name: str
+) -> None:
+    """Adds a file to its sample, if it is one of FILES."""
+    folder, _, base = member.name.rpartition("/")
+    stem, _, ending = base.partition(".")
+    kind = next((kind for kind, endings in FILES.items() if ending.lower() in endings), None)
+    if kind is None:
+        return
+    sample = samples.setdefault(f"{folder}/{stem}", {})
+    if kind in sample or f"{kind}_at" in sample:
+        raise ValueError(
+            f"{name}: is a second {kind} of {stem}; give each sample a key of its own, and one "
+            "file of a kind"
+        )
+    if kind != "label":
+        sample |= {f"{kind}_at": member.offset_data, f"{kind}_size": member.size}
+        return
+    digits = tar.extractfile(member).read().strip()  # type: ignore[union-attr]
     if not digits.isdigit() or int(digits) > np.iinfo(np.int32).max:
         shown = digits[:40].decode(errors="replace")
         raise ValueError(f"{name}: holds {shown!r}, not the number of a class")
-    return int(digits)
+    sample["label"] = int(digits)
 
 
-def _rows(samples: dict[str, dict[str, Any]], shard: str) -> np.ndarray:
-    wanted: set[str] = set()
-    for sample in samples.values():
-        wanted |= sample.keys()
-    fields: list[tuple[str, type]] = [("shard", np.int32)]
-    for name in FILES:
-        if name == "label" and name in wanted:
-            fields.append(("label", np.int32))
-        elif f"{name}_at" in wanted:
-            fields += [(f"{name}_at", np.int64), (f"{name}_size", np.int64)]
-    if "image_at" not in wanted:
+def _rows(samples: dict[str, dict[str, int]], shard: str) -> np.ndarray:
+    there = {name for sample in samples.values() for name in sample}
+    if "image_at" not in there:
         return np.zeros(0, [("shard", np.int32)])
-    rows = np.zeros(len(samples), fields)
+    names = [name for kind in FILES for name in (kind, f"{kind}_at", f"{kind}_size")]
+    fields = [(x, np.int32 if x == "label" else np.int64) for x in names if x in there]
+    rows = np.zeros(len(samples), [("shard", np.int32), *fields])
     for i, (key, sample) in enumerate(samples.items()):
-        missing = wanted - sample.keys()
-        if missing:
-            what = sorted(name.removesuffix("_at").removesuffix("_size") for name in missing)[0]
-            raise ValueError(f"{shard}: {key.strip('/')} has no {what}; others have one")
+        if missing := there - sample.keys():
+            kind = min(name.removesuffix("_at").removesuffix("_size") for name in missing)
+            raise ValueError(f"{shard}: {key.strip('/')} has no {kind}; others have one")
         for name, value in sample.items():
             rows[i][name] = value
     return rows
+
+
+def open_wds(pattern: str, folder: str, split: str) -> Split | None:
+    """The training images of some shards; they have no other split."""
+    if split != "train":
+        return None
+    shards = WebDataset(storage.join(folder, pattern))
+    return Split(shards, shards.fields, smallest_num_classes=shards.num_labels())

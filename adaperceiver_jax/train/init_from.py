@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from adaperceiver_jax.convert.backbone import dense_backbone
+from adaperceiver_jax.convert.backbone import adaperceiver_blocks, dense_backbone, is_vit
 from adaperceiver_jax.convert.hub import find_pretrained
-from adaperceiver_jax.convert.timm import adaperceiver_blocks, is_vit
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.train.checkpoints import FOLDER, Checkpoints
 

@@ -16,6 +16,8 @@ from adaperceiver_jax.convert.hub import find_model, save_orbax
 from tests.convert.test_names import MODELS, same
 from tests.small_models import model_and_params, random_params
 
+MODEL = MODELS["classification"]
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_save_then_load_is_the_identity_bit_for_bit(name, tmp_path):
@@ -28,8 +30,11 @@ def test_save_then_load_is_the_identity_bit_for_bit(name, tmp_path):
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded_params))
 
 
+# What config.json says.
+
+
 @pytest.mark.parametrize("seed", range(6))
-def test_any_configuration_survives_its_config_json(seed, tmp_path):
+def test_any_configuration_survives_its_config_json(seed):
     model, _ = model_and_params(seed)
     text = json.dumps(describe.config_to_dict(model))
     assert describe.model_from_dict(json.loads(text)) == model
@@ -39,7 +44,7 @@ def test_a_hub_config_holds_only_what_the_reference_knows():
     keys = set(describe.config_to_dict(MODELS["distillation"]))
     assert keys >= {"mask_token_grans", "mat_dims", "img_size", "ls_init_values", "num_classes"}
     assert not keys & {"max_width", "rope_scale", "fourier_bands", "model"}
-    assert "output_feat_dim" not in describe.config_to_dict(MODELS["classification"])
+    assert "output_feat_dim" not in describe.config_to_dict(MODEL)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,10 @@ def test_a_dense_config_says_whatever_is_not_as_usual():
         (lambda c: c.update(model="PolicyNetwork"), "not a PolicyNetwork's config: unknown keys"),
         (lambda c: c.update(width=3), r"not a ViT's config: unknown keys \['width'\]"),
         (lambda c: c.update(global_pool="avg"), "backbone: a ViT whose last norm comes after"),
+        (
+            lambda c: (c.clear(), c.update(describe.config_to_dict(MODELS["policy"]))),
+            "backbone: a PolicyNetwork; must be an AdaPerceiver or",
+        ),
     ],
 )
 def test_a_backbone_that_is_none_is_refused(edit, message):
@@ -84,98 +93,90 @@ def test_a_backbone_that_is_none_is_refused(edit, message):
         describe.model_from_dict(values)
 
 
-def test_a_model_that_gives_no_patches_is_no_backbone():
-    values = json.loads(describe.config_text(MODELS["vit depth"]))
-    values["backbone"] = describe.config_to_dict(MODELS["policy"])
-    with pytest.raises(ValueError, match="backbone: a PolicyNetwork; must be an AdaPerceiver or"):
-        describe.model_from_dict(values)
+# Folders.
 
 
 @pytest.fixture
 def folder(tmp_path):
-    model = MODELS["classification"]
-    ap.save_pretrained(model, random_params(model), tmp_path)
+    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path)
     return tmp_path
 
 
-def test_saving_again_replaces_and_leaves_nothing_else(folder):
-    model = MODELS["classification"]
-    params = random_params(model, seed=1)
-    ap.save_pretrained(model, params, folder)
+def test_saving_again_replaces_and_a_failed_save_leaves_the_old_files(folder, monkeypatch):
+    files = ["config.json", "model.safetensors"]
+    params = random_params(MODEL, seed=1)
+    ap.save_pretrained(MODEL, params, folder)
     assert same(ap.from_pretrained(folder)[1], params)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_failed_save_leaves_the_old_files(folder, monkeypatch):
+    assert sorted(path.name for path in folder.iterdir()) == files
     before = (folder / "model.safetensors").read_bytes()
 
     def full(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(whole.os, "fsync", full)
-    model = MODELS["classification"]
     with pytest.raises(OSError, match="no space left"):
-        ap.save_pretrained(model, random_params(model, seed=1), folder)
+        ap.save_pretrained(MODEL, random_params(MODEL, seed=2), folder)
     assert (folder / "model.safetensors").read_bytes() == before
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
 
 
 def test_parameters_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="do not fit AdaPerceiver"):
-        ap.save_pretrained(MODELS["classification"], {}, tmp_path / "new")
+        ap.save_pretrained(MODEL, {}, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_a_folder_that_is_no_checkpoint(folder, file):
-    (folder / file).unlink()
-    with pytest.raises(ValueError, match=f"not a checkpoint folder, it has no {file}"):
-        ap.from_pretrained(folder)
+def change(**values):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text()) | values
+        config = {key: value for key, value in config.items() if value != "gone"}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
 
 
-def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="not a checkpoint folder"):
-        ap.from_pretrained(tmp_path / "nowhere")
+def text(content):
+    return lambda folder: (folder / "config.json").write_text(content)
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (lambda c: c.pop("depth"), r"missing keys \['depth'\]"),
-        (lambda c: c.update(mixture=3), r"unknown keys \['mixture'\]"),
-        (lambda c: c.update(depth=0), r"depth=0: must be an integer, at least 1"),
-        (lambda c: c.update(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
-        (lambda c: c.update(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
-        (lambda c: c.update(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
-    ],
-)
-def test_a_config_that_does_not_fit(folder, edit, message):
-    config = json.loads((folder / "config.json").read_text())
-    edit(config)
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message):
-        ap.from_pretrained(folder)
+def gone(file):
+    return lambda folder: (folder / file).unlink()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"not json"])
-def test_a_config_that_is_not_json(folder, content):
-    (folder / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config\.json"):
-        ap.from_pretrained(folder)
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
 
 
-def test_a_truncated_weight_file(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model\.safetensors: "):
-        ap.from_pretrained(folder)
-
-
-def test_a_tensor_of_another_shape_is_named(folder):
+def another_shape(folder):
     state = load_file(folder / "model.safetensors")
     state["blocks.0.norm1.weight"] = np.ones(7, np.float32)
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"blocks\.0\.norm1\.weight is \(7,\), .* \(24,\)"):
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (gone("config.json"), "not a checkpoint folder, it has no config.json"),
+        (gone("model.safetensors"), "not a checkpoint folder, it has no model.safetensors"),
+        (shutil.rmtree, "not a checkpoint folder"),
+        (change(depth="gone"), r"config\.json: .*missing keys \['depth'\]"),
+        (change(mixture=3), r"unknown keys \['mixture'\]"),
+        (change(depth=0), r"depth=0: must be an integer, at least 1"),
+        (change(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
+        (change(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
+        (change(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
+        (text(""), r"config\.json: "),
+        (text("{"), r"config\.json: "),
+        (text("[1, 2]"), r"config\.json: holds a list, not an object"),
+        (text("3"), r"config\.json: holds a int, not an object"),
+        (cut_short, r"model\.safetensors: "),
+        (another_shape, r"blocks\.0\.norm1\.weight is \(7,\), .* \(24,\)"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_or_does_not_fit_itself(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
         ap.from_pretrained(folder)
 
 
@@ -188,16 +189,35 @@ def test_a_hub_id_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
     for file in ("config.json", "model.safetensors"):
         shutil.copy(folder / file, snapshot / file)
     (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    (repository / "refs" / "v1").write_text(commit)
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     model, params = ap.from_pretrained("someone/adaperceiver", revision="v1")
-    assert model == MODELS["classification"]
+    assert model == MODEL
     assert same(params, ap.from_pretrained(folder)[1])
     with pytest.raises(ValueError, match="someone/other: neither a folder here nor"):
         ap.from_pretrained("someone/other")
+
+
+def test_a_model_alone_is_found_without_weights(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    assert find_model(folder) == find_model(folder / "config.json") == MODEL
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    assert find_model(name) == ap.ViT(ap.timm_model(name).config)
+    with pytest.raises(ValueError, match=r"not a checkpoint folder, it has no config\.json"):
+        find_model(tmp_path / "nowhere")
+
+
+def test_a_file_is_sent_to_the_tool_and_half_a_timm_name_to_the_whole(folder):
+    with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
+        ap.from_pretrained(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"did you mean timm's vit_base_patch16_224\."):
+        ap.from_pretrained("vit_base_patch16_224")
+
+
+# Orbax's folders.
 
 
 @pytest.fixture
@@ -207,26 +227,28 @@ def orbax_folder(tmp_path):
     return tmp_path / "orbax"
 
 
-def test_orbax_folders_are_read(orbax_folder):
+def test_orbax_folders_are_read_here_and_by_orbax_alone_onto_a_mesh(orbax_folder):
     model, params = ap.from_pretrained(orbax_folder)
     assert model == MODELS["distillation"]
     assert same(params, random_params(model))
-
-
-def test_orbax_alone_restores_them_onto_a_mesh(orbax_folder):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        ap.param_shapes(MODELS["distillation"]),
+        ap.param_shapes(model),
     )
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(orbax_folder / "params", shapes)
-    assert same(params, random_params(MODELS["distillation"]))
+    assert same(params, random_params(model))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(params))
 
 
-def test_a_damaged_orbax_folder(orbax_folder):
+def test_an_orbax_folder_of_another_model_or_damaged(orbax_folder):
+    config = (orbax_folder / "config.json").read_text()
+    (orbax_folder / "config.json").write_text(describe.config_text(MODEL))
+    with pytest.raises(ValueError, match=r"orbax/params: these parameters do not fit"):
+        ap.from_pretrained(orbax_folder)
+    (orbax_folder / "config.json").write_text(config)
     for path in sorted((orbax_folder / "params").rglob("*")):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:100])
@@ -234,47 +256,12 @@ def test_a_damaged_orbax_folder(orbax_folder):
         ap.from_pretrained(orbax_folder)
 
 
-def test_an_orbax_folder_of_another_model(orbax_folder):
-    text = describe.config_text(MODELS["classification"])
-    (orbax_folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"orbax/params: these parameters do not fit"):
-        ap.from_pretrained(orbax_folder)
-
-
-def test_a_model_alone_is_found_without_weights(folder, tmp_path):
-    model = MODELS["classification"]
-    (folder / "model.safetensors").unlink()
-    assert find_model(folder) == find_model(folder / "config.json") == model
-    name = "vit_tiny_patch16_224.augreg_in21k"
-    assert find_model(name) == ap.ViT(ap.timm_model(name).config)
-    with pytest.raises(ValueError, match=r"not a checkpoint folder, it has no config\.json"):
-        find_model(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("content", ["[1, 2]", "3"])
-def test_a_config_that_is_no_object(folder, content):
-    (folder / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"config\.json: holds a (list|int), not an object"):
-        ap.from_pretrained(folder)
-
-
-def test_a_file_is_sent_to_the_tool(folder):
-    with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
-        ap.from_pretrained(folder / "model.safetensors")
-
-
 def test_a_folder_holds_one_format(folder, orbax_folder):
-    model = MODELS["classification"]
     with pytest.raises(ValueError, match=r"has weights in model\.safetensors already"):
-        save_orbax(model, random_params(model), folder)
+        save_orbax(MODEL, random_params(MODEL), folder)
     other = MODELS["distillation"]
     with pytest.raises(ValueError, match="has weights in params already"):
         ap.save_pretrained(other, random_params(other), orbax_folder)
     shutil.copy(folder / "model.safetensors", orbax_folder)
     with pytest.raises(ValueError, match=r"has both model\.safetensors and params/"):
         ap.from_pretrained(orbax_folder)
-
-
-def test_a_timm_name_without_what_it_was_trained_on():
-    with pytest.raises(ValueError, match=r"did you mean timm's vit_base_patch16_224\."):
-        ap.from_pretrained("vit_base_patch16_224")

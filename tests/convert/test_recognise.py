@@ -1,5 +1,6 @@
 """Which model a bare file of weights holds."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,8 @@ from tests.small_models import random_params
 
 PAPER = ap.AdaPerceiverConfig(depth=2)
 DENSE = PAPER.replace(num_classes=None, output_feat_dim=40)
+SEGMENTER = dict(backbone=DENSE, num_classes=9, head="segmenter")
+SEGMENTER |= dict(decoder_features=192, decoder_depth=3)
 RECOGNISED = {
     "classification": PAPER,
     "distillation": PAPER.replace(output_feat_dim=40),
@@ -26,28 +29,22 @@ RECOGNISED = {
 }
 
 
-class Shapes(dict):
-    """Arrays of the right shapes that take no memory."""
-
-    def __init__(self, model):
-        zero = np.zeros((), np.float32)
-        import jax
-
-        params = jax.tree.map(
-            lambda leaf: np.broadcast_to(zero, leaf.shape), ap.param_shapes(model)
-        )
-        super().__init__(ap.params_to_torch(model, params))
+def weights_of(model):
+    """Arrays of the right shapes."""
+    zero = np.zeros((), np.float32)
+    params = jax.tree.map(lambda leaf: np.broadcast_to(zero, leaf.shape), ap.param_shapes(model))
+    return ap.params_to_torch(model, params)
 
 
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_an_adaperceiver_of_the_papers_width(name):
     model = ap.AdaPerceiver(RECOGNISED[name])
-    assert recognise(Shapes(model)) == model
+    assert recognise(weights_of(model)) == model
 
 
 def test_other_ffn_ratios_hold_as_many_hidden_units():
     model = ap.AdaPerceiver(PAPER.replace(ffn_ratio=34 / 13))
-    found = recognise(Shapes(model))
+    found = recognise(weights_of(model))
     assert found.config.ffn_hidden == model.config.ffn_hidden == 2176
     assert ap.param_shapes(found) == ap.param_shapes(model)
 
@@ -57,18 +54,13 @@ def test_other_ffn_ratios_hold_as_many_hidden_units():
     [
         ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=9)),
         ap.DepthModel(ap.DepthConfig(backbone=DENSE, bins=32)),
-        ap.SegmentationModel(
-            ap.SegmentationConfig(
-                backbone=DENSE, num_classes=9, head="segmenter", decoder_features=192,
-                decoder_depth=3,
-            )
-        ),
+        ap.SegmentationModel(ap.SegmentationConfig(**SEGMENTER)),
         MODELS["policy"],
     ],
     ids=["segmentation", "depth", "segmenter", "policy"],
-)  # fmt: skip
+)
 def test_heads_and_policies(model):
-    assert recognise(Shapes(model)) == model
+    assert recognise(weights_of(model)) == model
 
 
 @pytest.mark.parametrize(
@@ -102,16 +94,10 @@ def test_what_is_no_model(tmp_path):
         find_in_file(path)
 
 
-def test_missing_and_extra_tensors_and_other_shapes_are_named(tmp_path):
+def test_weights_that_do_not_fit_the_model_name_the_file(tmp_path):
     model = MODELS["classification"]
     state = ap.params_to_torch(model, random_params(model))
     path = tmp_path / "w.safetensors"
-    name = "read_head.cattn.q.weight"
-    for change, message in (
-        ({k: v for k, v in state.items() if k != name}, f"missing: {name}"),
-        (state | {"extra.weight": state[name]}, r"left over: extra\.weight"),
-        (state | {name: state[name][:3]}, rf"{name} is \(3, 24\), the model's is \(24, 24\)"),
-    ):
-        write_state(path, change)
-        with pytest.raises(ValueError, match=rf"w\.safetensors: .*{message}"):
-            find_in_file(path, model).read()
+    write_state(path, state | {"extra.weight": state["read_head.cattn.q.weight"]})
+    with pytest.raises(ValueError, match=r"w\.safetensors: .*left over: extra\.weight"):
+        find_in_file(path, model).read()

@@ -38,12 +38,13 @@ VITS = {
 }
 
 
-def in_pytorch(folder):
-    """The exported folder as a PyTorch model."""
-    model = twin(json.loads((folder / "config.json").read_text()))
+def in_pytorch(model, params, folder):
+    """A model, exported and read as a PyTorch model."""
+    ap.save_pretrained(model, params, folder)
+    other = twin(json.loads((folder / "config.json").read_text()))
     state = safetensors_torch.load_file(folder / "model.safetensors")
-    model.load_state_dict(state, strict=True)
-    return model
+    other.load_state_dict(state, strict=True)
+    return other
 
 
 def assert_same_outputs(model, params, other, **sub_network):
@@ -58,40 +59,25 @@ def assert_same_outputs(model, params, other, **sub_network):
         np.testing.assert_allclose(getattr(ours, name), want, **OUTPUTS, err_msg=name)
 
 
+def assert_same_in_pytorch(model, folder):
+    params = random_params(model)
+    assert_same_outputs(model, params, in_pytorch(model, params, folder))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model(name, tmp_path):
-    model = MODELS[name]
-    params = random_params(model)
-    ap.save_pretrained(model, params, tmp_path)
-    assert_same_outputs(model, params, in_pytorch(tmp_path))
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_any_adaperceiver_and_its_sub_networks(seed, tmp_path):
-    model, params = model_and_params(seed, fourier_bands=2 if seed == 4 else None)
-    ap.save_pretrained(model, params, tmp_path)
-    other, c = in_pytorch(tmp_path), model.config
-    assert_same_outputs(model, params, other)
-    assert_same_outputs(model, params, other, num_tokens=c.max_latent_tokens + 3)
-    assert_same_outputs(
-        model, params, other, num_tokens=max(1, c.max_latent_tokens // 2), width=c.widths[0],
-        depth=1,
-    )  # fmt: skip
+    assert_same_in_pytorch(MODELS[name], tmp_path)
 
 
 @pytest.mark.parametrize("name", VITS)
 def test_every_vit(name, tmp_path):
-    model = ap.ViT(ap.ViTConfig(**(VIT | VITS[name])))
-    params = random_params(model)
-    ap.save_pretrained(model, params, tmp_path)
-    assert_same_outputs(model, params, in_pytorch(tmp_path))
+    assert_same_in_pytorch(ap.ViT(ap.ViTConfig(**(VIT | VITS[name]))), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("variant", "joined"),
     [
         ("deit3", dict(class_token=True)),
-        ("deit3", dict(mlp=True)),
         ("clip", dict(class_token=True, mlp=True)),
         ("so150m", {}),
         ("so150m", dict(mlp=True)),
@@ -99,27 +85,32 @@ def test_every_vit(name, tmp_path):
 )
 def test_every_way_to_join_a_vits_tokens(variant, joined, tmp_path):
     backbone = ap.ViTConfig(**(VIT | VITS[variant] | dict(num_classes=None)))
-    model = ap.DepthModel(ap.DepthConfig(backbone=backbone, bins=4, **joined))
-    params = random_params(model)
-    ap.save_pretrained(model, params, tmp_path)
-    assert_same_outputs(model, params, in_pytorch(tmp_path))
+    assert_same_in_pytorch(
+        ap.DepthModel(ap.DepthConfig(backbone=backbone, bins=4, **joined)), tmp_path
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 7])
+def test_any_adaperceiver_and_its_sub_networks(seed, tmp_path):
+    model, params = model_and_params(seed, fourier_bands=2 if seed == 4 else None)
+    other, c = in_pytorch(model, params, tmp_path), model.config
+    assert_same_outputs(model, params, other, num_tokens=c.max_latent_tokens + 3)
+    few = dict(num_tokens=max(1, c.max_latent_tokens // 2), width=c.widths[0], depth=1)
+    assert_same_outputs(model, params, other, **few)
 
 
 @pytest.mark.parametrize("name", ["classification", "distillation", "segmentation", "depth"])
 def test_a_shallower_sub_network_is_an_ordinary_model(name, tmp_path):
-    model = MODELS[name]
-    params = random_params(model)
-    small, small_params = ap.extract(model, params, depth=2)
+    small, params = ap.extract(MODELS[name], random_params(MODELS[name]), depth=2)
     small, unsaid = for_reference(small)
     assert unsaid == ""
-    ap.save_pretrained(small, small_params, tmp_path)
-    assert_same_outputs(small, small_params, in_pytorch(tmp_path))
+    assert_same_outputs(small, params, in_pytorch(small, params, tmp_path))
 
 
 PLAIN = ap.AdaPerceiverConfig(**TINY, use_embed_ffn=False)
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 16, 23])
+@pytest.mark.parametrize("width", [1, 8, 23])
 def test_a_narrower_one_too_where_no_adapter_has_an_ffn(width, tmp_path):
     model = ap.AdaPerceiver(PLAIN)
     params = random_params(model)
@@ -127,8 +118,7 @@ def test_a_narrower_one_too_where_no_adapter_has_an_ffn(width, tmp_path):
     ordinary, unsaid = for_reference(small)
     assert unsaid == ""
     assert "max_width" not in config_to_dict(ordinary)
-    ap.save_pretrained(ordinary, small_params, tmp_path)
-    other = in_pytorch(tmp_path)
+    other = in_pytorch(ordinary, small_params, tmp_path)
     assert other.blocks[0].ffn.fc1.out_features == int(24 * ordinary.config.ffn_ratio)
     assert_same_outputs(ordinary, small_params, other)
     images = np.random.default_rng(1).standard_normal((2, 16, 16, 3)).astype(np.float32)
@@ -152,8 +142,8 @@ def test_where_the_reference_cannot_say_a_width_it_is_said(config, tmp_path):
     same, unsaid = for_reference(small)
     assert same == small
     assert "a width of 8" in unsaid
-    ap.save_pretrained(same, params, tmp_path)  # loads in the twin, which knows max_width
-    assert_same_outputs(same, params, in_pytorch(tmp_path))
+    # It loads in the twin, which knows max_width.
+    assert_same_outputs(same, params, in_pytorch(same, params, tmp_path))
 
 
 def test_what_else_the_reference_cannot_say():
@@ -166,15 +156,11 @@ def test_what_else_the_reference_cannot_say():
     segmenter = ap.SegmentationModel(dataclasses.replace(dense.config, head="segmenter"))
     assert for_reference(segmenter)[1] == "rope_scale=2.0; head=segmenter"
     assert for_reference(MODELS["segmenter"]) == (MODELS["segmenter"], "head=segmenter")
+    for name in ("vit segmentation", "vit depth"):
+        assert for_reference(MODELS[name]) == (MODELS[name], "")
 
 
-@pytest.mark.parametrize("name", ["vit segmentation", "vit depth"])
-def test_nothing_of_a_dense_vit_changes_for_the_reference(name):
-    assert for_reference(MODELS[name]) == (MODELS[name], "")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["distillation", "policy", "segmenter", "vit depth"])
 def test_the_check_sees_one_wrong_tensor(name):
     model = MODELS[name]
     params = random_params(model)
@@ -196,14 +182,10 @@ def test_different_tensors_are_named():
     assert different_tensors(nan, {"x": nan["x"].copy()}) == []
 
 
-def test_half_precision_weights_are_run_too():
-    model = MODELS["classification"]
+def test_the_check_runs_half_precision_and_sees_what_is_not_finite():
+    model = MODELS["distillation"]
     params = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), random_params(model))
     assert torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4
-
-
-def test_the_check_sees_what_is_not_finite():
-    model = MODELS["distillation"]
     params = random_params(model)
     state = ap.params_to_torch(model, params)
     for name in ("read_head.cattn.q.weight", "output_adapter_feat.ffn.fc2.bias"):

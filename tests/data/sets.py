@@ -127,7 +127,7 @@ def as_array_records(root: Path, some=photos) -> str:
     """Written by ArrayRecord's own writer, two files a split."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from adaperceiver_jax.data.examples import encode
+    from tools.prepare_data import example
 
     root.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
@@ -135,8 +135,8 @@ def as_array_records(root: Path, some=photos) -> str:
         for i in range(2):
             writer = ArrayRecordWriter(str(root / f"{split}-{i}.array_record"), "group_size:1")
             for photo in every[len(every) * i // 2 : len(every) * (i + 1) // 2]:
-                fields = {"image": photo.data, "label": photo.label, "name": photo.name}
-                writer.write(encode(fields))
+                name = photo.name.encode()
+                writer.write(example({"image": photo.data, "label": photo.label, "name": name}))
             writer.close()
     return f"array_record:{root}/train-*"
 

@@ -3,15 +3,15 @@
 import shutil
 import tarfile
 
-import numpy as np
+import fsspec
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from adaperceiver_jax.data.decode import BadImageError
-from adaperceiver_jax.data.examples import decode, encode
 from adaperceiver_jax.data.pipeline import TrainOrder
-from adaperceiver_jax.data.prepare import prepare
 from adaperceiver_jax.data.sources import open_source, open_split
 from tests.data import sets
+from tools.prepare_data import example, prepare
 
 
 def refused(message, *arguments, **more):
@@ -42,38 +42,42 @@ def test_scenes(arguments, message):
 # Folders.
 
 
-def test_folders_that_hold_nothing(tmp_path):
-    refused("no/where: there is no such folder", "folder:no/where")
-    refused(r"holds no folders; make one a class", f"folder:{tmp_path}")
-    sets.as_folder(tmp_path)
-    (tmp_path / "train" / "empty").mkdir()
-    (tmp_path / "train" / "empty" / "notes.txt").write_text("x")
-    refused(r"train/empty: holds no images \(.jpg, .*take it away", f"folder:{tmp_path}")
+def empty_class(root):
+    (root / "train" / "empty").mkdir()
+    (root / "train" / "empty" / "notes.txt").write_text("x")
 
 
-def test_a_folder_without_validation_images_says_what_to_do(tmp_path):
-    sets.as_folder(tmp_path)
-    shutil.rmtree(tmp_path / "val")
-    said = refused("says of no images that they are for validation", f"folder:{tmp_path}")
-    assert "config.data.validation='10%'" in said
-
-
-def test_a_folder_without_training_images(tmp_path):
-    sets.as_folder(tmp_path)
-    shutil.rmtree(tmp_path / "train")
-    refused("val: is there, but no folder of training images beside it", f"folder:{tmp_path}")
-
-
-def test_a_link_to_a_folder_it_is_in(tmp_path):
-    sets.as_folder(tmp_path)
-    (tmp_path / "train" / "cat" / "again").symlink_to(tmp_path / "train")
-    refused("cat/again: is a link to a folder that it is in; take it away", f"folder:{tmp_path}")
-
-
-def test_a_class_that_training_does_not_have(tmp_path):
-    sets.as_folder(tmp_path)
-    shutil.copytree(tmp_path / "val" / "cat", tmp_path / "val" / "cow")
-    refused("val: has the class 'cow', which the training images do not have", f"folder:{tmp_path}")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "there is no such folder"),
+        (
+            lambda root: (shutil.rmtree(root), root.mkdir()),
+            "holds no folders; make one a class, with its images in it",
+        ),
+        (empty_class, r"train/empty: holds no images \(.jpg, .*take it away"),
+        (
+            lambda root: shutil.rmtree(root / "val"),
+            r"says of no images that they are for validation.*config.data.validation='10%'",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "train"),
+            "val: is there, but no folder of training images beside it",
+        ),
+        (
+            lambda root: (root / "train" / "cat" / "again").symlink_to(root / "train"),
+            "cat/again: is a link to a folder that it is in; take it away",
+        ),
+        (
+            lambda root: shutil.copytree(root / "val" / "cat", root / "val" / "cow"),
+            "val: has the class 'cow', which the training images do not have",
+        ),
+    ],
+)
+def test_folders_of_classes(tmp_path, change, message):
+    source = sets.as_folder(tmp_path / "photos")
+    change(tmp_path / "photos")
+    refused(message, source)
 
 
 def test_other_classes_in_another_folder(tmp_path):
@@ -107,7 +111,7 @@ def test_shards_that_are_not_there(tmp_path):
     refused("there is no such file", f"wds:{tmp_path}/none-*.tar")
 
 
-@pytest.mark.parametrize("left", [100, 700, 2000, 4096, -10240])
+@pytest.mark.parametrize("left", [100, 2000, 4096, -10240])
 def test_a_shard_cut_short(tmp_path, left):
     source = sets.as_tars(tmp_path)[0]
     shard = tmp_path / "train-1.tar"
@@ -120,51 +124,27 @@ def test_a_shard_cut_short(tmp_path, left):
     assert not list(tmp_path.glob(".adaperceiver*"))
 
 
-def test_samples_that_lack_something(tmp_path):
-    for missing, message in (
-        ("cls", "a.tar: 2 has no label; others have one"),
-        ("jpg", "a.tar: 2 has no image; others have one"),
-    ):
-        with tarfile.open(tmp_path / "a.tar", "w") as tar:
-            for i in range(3):
-                for kind, data in (("jpg", sets.jpeg(i)), ("cls", b"1")):
-                    if (i, kind) != (2, missing):
-                        sets.add(tar, f"{i}.{kind}", data)
-        refused(message, f"wds:{tmp_path}/a.tar")
-    with tarfile.open(tmp_path / "b.tar", "w") as tar:
-        sets.add(tar, "0.jpg", sets.jpeg(0))
-        sets.add(tar, "0.cls", b"cat")
-    refused("b.tar, 0.cls: holds 'cat', not the number of a class", f"wds:{tmp_path}/b.tar")
-    with tarfile.open(tmp_path / "c.tar", "w") as tar:
-        sets.add(tar, "0.txt", b"x")
-    refused("its shards hold no images", f"wds:{tmp_path}/c.tar")
-
-
-def test_shards_of_two_kinds(tmp_path):
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        sets.add(tar, "0.jpg", sets.jpeg(0))
-        sets.add(tar, "0.cls", b"0")
-    with tarfile.open(tmp_path / "1.tar", "w") as tar:
-        sets.add(tar, "0.jpg", sets.jpeg(0))
-    refused("0.tar has image, label, but .*1.tar has image; all shards", f"wds:{tmp_path}/*.tar")
-
-
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("shards", "message"),
     [
-        (("0.jpg", "0.cls", "0.jpg", "0.cls"), "a.tar, 0.jpg: is a second image of 0; give each"),
-        (("0.jpg", "0.cls", "0.png"), "a.tar, 0.png: is a second image of 0"),
-        (("0.jpg", "0.cls", "0.cls"), "a.tar, 0.cls: is a second label of 0"),
+        (["0.jpg 0.cls 1.jpg 1.cls 2.jpg"], "0.tar: 2 has no label; others have one"),
+        (["0.jpg 0.cls 1.jpg 1.cls 2.cls"], "0.tar: 2 has no image; others have one"),
+        (["0.txt"], "its shards hold no images"),
+        (["0.jpg 0.cls", "0.jpg"], "0.tar has image, label, but .*1.tar has image; all shards"),
+        (["0.jpg 0.cls 0.jpg 0.cls"], "0.tar, 0.jpg: is a second image of 0; give each"),
+        (["0.jpg 0.cls 0.png"], "0.tar, 0.png: is a second image of 0"),
+        (["0.jpg 0.cls 0.cls"], "0.tar, 0.cls: is a second label of 0"),
     ],
 )
-def test_samples_that_share_a_key(tmp_path, files, message):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in files:
-            sets.add(tar, name, b"1" if name.endswith("cls") else sets.jpeg(0))
-    refused(message, f"wds:{tmp_path}/a.tar")
+def test_shards_with_too_little_or_too_much(tmp_path, shards, message):
+    for number, names in enumerate(shards):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for name in names.split():
+                sets.add(tar, name, b"1" if name.endswith("cls") else sets.jpeg(0))
+    refused(message, f"wds:{tmp_path}/*.tar")
 
 
-@pytest.mark.parametrize("text", [b"-1", b"99999999999", b"\xff\xd8", b"", b"1.5"])
+@pytest.mark.parametrize("text", [b"cat", b"-1", b"99999999999", b"\xff\xd8", b"", b"1.5"])
 def test_labels_that_are_no_numbers_of_a_class(tmp_path, text):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         sets.add(tar, "0.jpg", sets.jpeg(0))
@@ -184,33 +164,33 @@ def test_a_record_file_cut_short(tmp_path, part):
     refused(r"train-1.array_record: is no whole ArrayRecord file; was its copy", source, "", "10%")
 
 
-def test_records_that_are_something_else(tmp_path):
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    for name, record in (("a", b"some text, no record"), ("b", encode({"text": "x"}))):
-        writer = ArrayRecordWriter(str(tmp_path / f"{name}.array_record"), "group_size:1")
-        writer.write(record)
-        writer.close()
-    refused("a.array_record, record 0: is no tf.train.Example", f"array_record:{tmp_path}/a*")
-    refused("b.array_record, record 0: has no 'image' but text", f"array_record:{tmp_path}/b*")
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"some text, no record", "is no tf.train.Example: "),
+        (example({"image": b"x" * 99})[:50], "is no tf.train.Example: "),
+        (example({}), "is no tf.train.Example: it has no features"),
+        (example({"text": b"x", "label": 3}), "has no 'image' but label, text"),
+    ],
+)
+def test_records_that_are_something_else(tmp_path, record, message):
+    writer = ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:1")
+    writer.write(record)
+    writer.close()
+    refused(f"a.array_record, record 0: {message}", f"array_record:{tmp_path}/a*")
 
 
 def test_a_folder_that_was_not_prepared_and_a_bucket(tmp_path):
     refused("x: there is no such file, and no such folder; tools/prep", "array_record:x")
     refused("dataset.json: is not there. Name the files", f"array_record:{tmp_path}")
     sets.as_array_records(tmp_path)
-    import fsspec
-
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "train-0.array_record"), "/ar/train-0.array_record")
     refused("read from disks only; mount the bucket", "array_record:memory://ar/train-*")
     memory.rm("/ar", recursive=True)
-
-
-@pytest.mark.parametrize("text", ['{"splits": ', "{}", "[]", '{"splits": {"train": 3}}'])
-def test_a_damaged_dataset_json(tmp_path, text):
-    (tmp_path / "dataset.json").write_text(text)
-    refused(f"{tmp_path}/dataset.json: is damaged. Name the files", f"array_record:{tmp_path}")
+    for text in ('{"splits": ', "{}", "[]", '{"splits": {"train": 3}}'):
+        (tmp_path / "dataset.json").write_text(text)
+        refused(f"{tmp_path}/dataset.json: is damaged. Name the files", f"array_record:{tmp_path}")
 
 
 def test_a_prepared_folder_with_another_file_in_it(tmp_path):
@@ -234,6 +214,10 @@ def test_tfds_that_is_not_there_or_of_another_format(tmp_path):
     )
     assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in said
     refused("tfds:no_such_set: is not in", "tfds:no_such_set", str(tmp_path))
+    source = sets.as_tfds(tmp_path, name="photos_of_tf")
+    (about,) = tmp_path.rglob("dataset_info.json")
+    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
+    refused("as tfrecord, which needs TensorFlow.*tfds build photos_of_tf", source, str(tmp_path))
 
 
 def test_tfds_without_validation(tmp_path):
@@ -245,13 +229,6 @@ def test_tfds_without_validation(tmp_path):
     sets.write_tfds(tmp_path, "train_alone", features, {"train": [{"label": 1, "image": "x"}] * 4})
     refused("says of no images that they are for validation", "tfds:train_alone", str(tmp_path))
     assert len(open_source("tfds:train_alone", str(tmp_path), "25%").validation.source) == 1
-
-
-def test_tfds_in_a_format_that_needs_tensorflow(tmp_path):
-    source = sets.as_tfds(tmp_path, name="photos_of_tf")
-    (about,) = tmp_path.rglob("dataset_info.json")
-    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
-    refused("as tfrecord, which needs TensorFlow.*tfds build photos_of_tf", source, str(tmp_path))
 
 
 def test_a_tfds_file_cut_short_or_gone_or_another(tmp_path):
@@ -269,10 +246,7 @@ def test_a_tfds_file_cut_short_or_gone_or_another(tmp_path):
 def test_a_damaged_record_is_one_bad_image(tmp_path, caplog):
     sets.as_array_records(tmp_path / "a")
     tfds = sets.as_tfds(tmp_path / "b", name="photos_damaged")
-    for kind, name, place in (
-        ("a", f"array_record:{tmp_path}/a/train-0*", "train-0.array_record, record {}"),
-        ("b", tfds, "tfds:photos_damaged, train image {}"),
-    ):
+    for kind, name in (("a", f"array_record:{tmp_path}/a/train-0*"), ("b", tfds)):
         path = min((tmp_path / kind).rglob("*train*array_record*"))
         data = bytearray(path.read_bytes())
         data[3000] ^= 0x5A  # in a record: what comes after all of them is padding
@@ -285,41 +259,7 @@ def test_a_damaged_record_is_one_bad_image(tmp_path, caplog):
             except BadImageError as error:
                 errors[i] = str(error)
         ((bad, message),) = errors.items()
-        assert place.format(bad) in message
+        assert f"{path}, record {bad}" in message
         order = TrainOrder(source, 0, tolerant=True)
         assert sum(int(order[n]["bad"]) for n in range(len(source))) >= 1
-        assert place.format(bad) in caplog.text
-
-
-# Records.
-
-
-def test_examples_are_what_tfds_writes():
-    features = {"image": b"\xff\xd8" * 300, "label": 11820, "name": "n01/ü.jpg", "other": -1}
-    out = decode(encode(features))
-    assert out == {**features, "name": features["name"].encode()}
-    assert decode(encode({"label": 0})) == {"label": 0}
-
-
-def test_floats_and_lists_in_a_record():
-    # Written out from protobuf's rules: {"f": [1.5, 2.0], "i": [3, -1], "s": [b"a", b"bc"]}.
-    def field(number, content):
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    def entry(name, feature):
-        return field(1, field(1, name) + field(2, feature))
-
-    floats = field(2, field(1, np.array([1.5, 2.0], "<f4").tobytes()))
-    ints = field(3, field(1, bytes([3]) + b"\xff" * 9 + b"\x01"))
-    strings = field(1, field(1, b"a") + field(1, b"bc"))
-    out = decode(field(1, entry(b"f", floats) + entry(b"i", ints) + entry(b"s", strings)))
-    assert out["f"].tolist() == [1.5, 2.0]
-    assert out["i"].tolist() == [3, -1]
-    assert out["s"].tolist() == [b"a", b"bc"]
-    loose = b"".join(bytes([1 << 3 | 5]) + np.float32(x).tobytes() for x in (1.5, 2.0))
-    assert decode(field(1, entry(b"f", field(2, loose))))["f"].tolist() == [1.5, 2.0]
-    loose = bytes([1 << 3, 3, 1 << 3, 4])
-    assert decode(field(1, entry(b"i", field(3, loose))))["i"].tolist() == [3, 4]
-    for broken in (b"", b"\x0a\xff", b"\x0a\x05ab"):
-        with pytest.raises(ValueError, match=r"is no tf\.train\.Example"):
-            decode(broken)
+        assert f"{path}, record {bad}" in caplog.text

@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaperceiver_jax.data import geometry
+from adaperceiver_jax.data import transforms
 from adaperceiver_jax.data.augment import AugmentSettings, Preparation
-from adaperceiver_jax.data.colour import adjust, jitter
 from adaperceiver_jax.data.decode import BadImageError
-from adaperceiver_jax.data.geometry import draw_crop, mirror, resize, resize_map, rotate
-from adaperceiver_jax.data.rand_augment import OPERATIONS, rand_augment
+from adaperceiver_jax.data.transforms import (
+    OPERATIONS,
+    adjust,
+    draw_crop,
+    jitter,
+    mirror,
+    rand_augment,
+    resize,
+    resize_map,
+    rotate,
+)
 from tests.data import torchvision_tables as tables
 
 TABLES = np.load(tables.FILE)
@@ -69,35 +77,32 @@ def test_every_operation_of_torchvisions_is_there():
     assert signed == {name for name, operation in OPERATIONS.items() if operation.signed}
 
 
-@pytest.mark.parametrize(("name", "amounts"), tables.JITTER.items())
-def test_colours_are_torchvisions_to_the_pixel(name, amounts):
-    for amount in amounts:
+@pytest.mark.parametrize("name", tables.JITTER)
+def test_colours_are_torchvisions_to_the_pixel(name):
+    for amount in tables.JITTER[name]:
         made = adjust(PICTURE, name, amount)
         assert off(made, f"{name},{amount}").max() == 0
         # For tensors torchvision turns hues in floats, here and for PIL images it is in 256 steps.
         assert off(made, f"{name},{amount}", "tensor").max() <= (10 if name == "hue" else 1)
 
 
-@pytest.mark.parametrize("box", tables.CROPS)
 @pytest.mark.parametrize("fast", [True, False])
-def test_cutting_and_resizing_is_torchvisions_to_one_grey_level(monkeypatch, box, fast):
+def test_cutting_and_resizing_is_torchvisions_to_one_grey_level(monkeypatch, fast):
     if not fast:
-        monkeypatch.setattr(geometry, "cykooz_resizer", None)
-    made = resize(PICTURE, tables.SIZE, box)
-    for kind in ("pil", "tensor"):
-        assert off(made, f"crop,{box}", kind).max() <= int(fast or kind == "tensor")
+        monkeypatch.setattr(transforms, "cykooz_resizer", None)
+    for box in tables.CROPS:
+        made = resize(PICTURE, tables.SIZE, box)
+        for kind in ("pil", "tensor"):
+            assert off(made, f"crop,{box}", kind).max() <= int(fast or kind == "tensor")
 
 
-@pytest.mark.parametrize("degrees", tables.DEGREES)
-def test_turning_is_torchvisions(degrees):
-    made = rotate(PICTURE, degrees)
-    assert off(made, f"rotate,{degrees}").max() == 0
-    # For tensors torchvision blends the border with black; within it, one grey level.
-    inside = (slice(5, -5), slice(5, -5))
-    assert off(made, f"rotate,{degrees}", "tensor")[inside].max() <= 1
-
-
-def test_mirroring_is_torchvisions():
+def test_turning_and_mirroring_are_torchvisions():
+    for degrees in tables.DEGREES:
+        made = rotate(PICTURE, degrees)
+        assert off(made, f"rotate,{degrees}").max() == 0
+        # For tensors torchvision blends the border with black; within it, one grey level.
+        inside = (slice(5, -5), slice(5, -5))
+        assert off(made, f"rotate,{degrees}", "tensor")[inside].max() <= 1
     assert off(mirror(PICTURE), "mirror").max() == 0
 
 
@@ -130,46 +135,27 @@ def test_crops_have_the_shares_and_proportions_asked_for():
     assert abs(np.mean(small) - 0.29) < 0.01  # uniform, where every shape fits
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "want"),
-    [
+def test_where_no_crop_fits_it_is_the_largest_in_the_middle():
+    for height, width, want in (
         (100, 1000, (433, 0, 566, 100)),  # 133 x 100: 4 to 3
         (1000, 100, (0, 433, 100, 566)),
         (10, 10, (0, 0, 10, 10)),
-    ],
-)
-def test_where_no_crop_fits_it_is_the_largest_in_the_middle(height, width, want):
-    rng = np.random.default_rng(0)
-    assert draw_crop(rng, height, width, (1.2, 1.3), (3 / 4, 4 / 3)) == want
+    ):
+        rng = np.random.default_rng(0)
+        assert draw_crop(rng, height, width, (1.2, 1.3), (3 / 4, 4 / 3)) == want
 
 
-def test_rand_augment_draws_each_operation_and_sign_as_often():
+def test_rand_augment_draws_each_operation_and_sign_as_often(monkeypatch):
     seen = {name: [] for name in OPERATIONS}
+
+    def recorded(name):
+        return lambda image, amount: seen[name].append(amount >= 0) or image
+
+    for name, operation in OPERATIONS.items():
+        monkeypatch.setitem(OPERATIONS, name, dataclasses.replace(operation, apply=recorded(name)))
     rng = np.random.default_rng(1)
-
-    class Recorded(dict):
-        def __getitem__(self, name):
-            operation = OPERATIONS[name]
-            object.__setattr__(recorder, "name", name)
-            object.__setattr__(recorder, "operation", operation)
-            return recorder
-
-    class Recorder:
-        name, operation = "", None
-        signed = property(lambda self: self.operation.signed)
-
-        def amount(self, *arguments):
-            return self.operation.amount(*arguments) or 1.0
-
-        def apply(self, image, amount):
-            seen[self.name].append(amount > 0)
-            return image
-
-    recorder = Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adaperceiver_jax.data.rand_augment.OPERATIONS", Recorded(OPERATIONS))
-        for _ in range(3500):
-            rand_augment(PICTURE, rng, 2, 15, 31)
+    for _ in range(3500):
+        rand_augment(PICTURE, rng, 2, 15, 31)
     counts = {name: len(signs) for name, signs in seen.items()}
     assert sum(counts.values()) == 7000
     assert all(400 < count < 600 for count in counts.values()), counts
@@ -186,12 +172,10 @@ def test_jitter_changes_each_by_up_to_its_amount_and_0_nothing():
     assert 75 <= min(values) < 78
     assert 122 < max(values) <= 125
     red = Image.new("RGB", (4, 4), (200, 100, 100))
-    hues = [
-        np.asarray(jitter(red, rng, (0, 0, 0, 0.1)).convert("HSV"))[0, 0, 0] for _ in range(300)
-    ]
-    turned = (np.array(hues).astype(int) + 128) % 256 - 128
-    assert -26 <= turned.min() < -22
-    assert 22 < turned.max() <= 26
+    turned = [jitter(red, rng, (0, 0, 0, 0.1)).convert("HSV") for _ in range(300)]
+    hues = (np.array([np.asarray(x)[0, 0, 0] for x in turned]).astype(int) + 128) % 256 - 128
+    assert -26 <= hues.min() < -22
+    assert 22 < hues.max() <= 26
 
 
 def test_jitter_is_in_any_order(monkeypatch):
@@ -201,7 +185,7 @@ def test_jitter_is_in_any_order(monkeypatch):
         orders[-1] += (name,)
         return image
 
-    monkeypatch.setattr("adaperceiver_jax.data.colour.adjust", recorded)
+    monkeypatch.setattr("adaperceiver_jax.data.transforms.adjust", recorded)
     rng = np.random.default_rng(0)
     for _ in range(300):
         orders.append(())
@@ -275,7 +259,7 @@ def test_rotations_go_both_ways_up_to_the_largest(monkeypatch):
         turns.append(degrees)
         return image
 
-    monkeypatch.setattr("adaperceiver_jax.data.augment.rotate", recorded)
+    monkeypatch.setattr(transforms, "rotate", recorded)
     rng = np.random.default_rng(0)
     for _ in range(300):
         both(AugmentSettings(rotation=2.5)).train(scene(), rng)
@@ -297,12 +281,15 @@ def test_depth_is_never_blended_across_holes_nor_anything_else():
         assert 0.3 < out["valid"].mean() < 0.7
 
 
-def test_depth_beyond_the_largest_is_not_valid():
+def test_depth_beyond_the_largest_is_not_valid_and_more_than_255_classes_are_labels_too():
     source = scene()
-    out = both(AugmentSettings(flip=False), max_depth=1.0).evaluate(source)
+    source["segmentation"] = source["segmentation"].astype(np.uint16) * 10
+    settings = AugmentSettings(flip=False)
+    out = both(settings, max_depth=1.0, num_classes=1000).evaluate(source)
     np.testing.assert_array_equal(out["valid"], source["depth"] <= 1)
     assert out["depth"].max() <= 1
     assert out["valid"].dtype == bool
+    np.testing.assert_array_equal(out["segmentation"], source["segmentation"])
 
 
 def test_ade20ks_labels_are_shifted():
@@ -321,18 +308,13 @@ def test_ade20ks_labels_are_shifted():
         shifted.evaluate(source)
 
 
-def test_more_than_255_classes_are_labels_too():
-    source = scene()
-    source["segmentation"] = source["segmentation"].astype(np.uint16) * 10
-    out = both(AugmentSettings(flip=False), num_classes=1000).evaluate(source)["segmentation"]
-    np.testing.assert_array_equal(out, source["segmentation"])
-
-
 def test_maps_of_another_size_than_the_image_are_refused_by_name():
     source = scene()
     source["depth"] = source["depth"][:40]
-    with pytest.raises(BadImageError, match=r"a scene: its depth is 40 x 64, the image 48 x 64"):
-        both(AugmentSettings(crop=(0.5, 1.0))).train(source, np.random.default_rng(0))
+    preparation = both(AugmentSettings(crop=(0.5, 1.0)))
+    for prepare in (preparation.evaluate, lambda x: preparation.train(x, np.random.default_rng(0))):
+        with pytest.raises(BadImageError, match="a scene: its depth is 40 x 64, the image 48 x 64"):
+            prepare(source)
 
 
 def test_map_resizing_takes_the_nearest_pixel():

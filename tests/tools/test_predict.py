@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.data.geometry import resize
 from adaperceiver_jax.data.scenes import CLASSES
+from adaperceiver_jax.data.transforms import resize
 from adaperceiver_jax.evaluate import pictures
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from adaperceiver_jax.train.settings import CheckpointSettings

@@ -2,7 +2,7 @@
 
 Where TensorFlow is installed, with the shards in DIR:
 
-tfds build adaperceiver_jax/data/imagenet12k --file_format=array_record --manual_dir=DIR
+tfds build tools/imagenet12k --file_format=array_record --manual_dir=DIR
 """
 
 from __future__ import annotations
