@@ -164,6 +164,7 @@ def measure(config: Any, made: int, images: int, batch: int, batches: int) -> No
     from adaperceiver_jax.train.feed import open_data, prepared
 
     source: Source
+    fields: tuple[str, ...]
     if made:
         source, fields = MadePhotos(made), MadePhotos.fields
     else:
@@ -227,7 +228,7 @@ def main(argv: list[str]) -> None:
     from adaperceiver_jax.tasks.make import RunConfig
     from adaperceiver_jax.train.settings import from_config
 
-    given = flags.FLAGS
+    given: Any = flags.FLAGS
     try:
         for name in COUNTS:
             if given[name].value < 1:

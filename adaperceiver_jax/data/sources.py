@@ -127,6 +127,7 @@ def open_source(
     train = open_split(name, folder, "train")
     if train is None:
         raise ValueError(f"config.data.source={name!r}: has no training images")
+    own: Split | None
     if part := _PART.fullmatch(validation):
         train, own = _hold_out(train, float(part[1]) / 100, seed)
     elif validation:

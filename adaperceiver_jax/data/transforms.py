@@ -39,7 +39,7 @@ def draw_crop(
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(TRIES):
-        area = height * width * rng.uniform(*scale)
+        area = height * width * rng.uniform(scale[0], scale[1])
         shape = math.exp(rng.uniform(low, high))
         wide, tall = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < wide <= width and 0 < tall <= height:

@@ -43,17 +43,14 @@ def test_other_colours_become_rgb(mode):
     assert (out.shape, out.dtype) == ((60, 80, 3), np.uint8)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bits_become_8(kind):
+def test_16_bits_become_8_and_numbers_are_no_image():
     grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
-    out = decoded(file(Image.fromarray(grey), kind))
-    np.testing.assert_array_equal(out, (grey >> 8)[..., None].repeat(3, -1))
-
-
-@pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_numbers_are_no_image(dtype):
-    with pytest.raises(BadImageError, match="x: cannot be decoded: holds numbers of 32 bits"):
-        decoded(file(Image.fromarray(np.ones((4, 5), dtype)), "TIFF"))
+    for kind in ("PNG", "TIFF"):
+        out = decoded(file(Image.fromarray(grey), kind))
+        np.testing.assert_array_equal(out, (grey >> 8)[..., None].repeat(3, -1))
+    for dtype in (np.int32, np.float32):
+        with pytest.raises(BadImageError, match="x: cannot be decoded: holds numbers of 32 bits"):
+            decoded(file(Image.fromarray(np.ones((4, 5), dtype)), "TIFF"))
 
 
 @pytest.mark.parametrize(
@@ -80,23 +77,20 @@ def test_every_way_of_cutting_a_file_short_is_seen():
 
 def test_label_maps_of_all_kinds():
     labels = np.random.default_rng(0).integers(0, 200, (6, 9)).astype(np.uint8)
-    grey = file(Image.fromarray(labels), "PNG")
-    np.testing.assert_array_equal(np.asarray(label_map(grey, "x")), labels)
-    three = file(Image.fromarray(np.stack([labels] * 3, -1)), "PNG")
-    np.testing.assert_array_equal(np.asarray(label_map(three, "x")), labels)
-    palette = Image.fromarray(labels)
+    grey, palette = Image.fromarray(labels), Image.fromarray(labels)
     palette.putpalette(list(range(256)) * 3)
     assert palette.mode == "P"
-    np.testing.assert_array_equal(np.asarray(label_map(file(palette, "PNG"), "x")), labels)
+    three = Image.fromarray(np.stack([labels] * 3, -1))
+    clear = Image.merge("LA", (grey, Image.new("L", (9, 6), 77)))
+    for image in (grey, palette, three, clear):
+        np.testing.assert_array_equal(np.asarray(label_map(file(image, "PNG"), "x")), labels)
     wide = labels.astype(np.uint16) * 300
-    deep = file(Image.fromarray(wide), "PNG")
-    np.testing.assert_array_equal(np.asarray(label_map(deep, "x")), wide)
-    clear = file(Image.merge("LA", (Image.fromarray(labels), Image.new("L", (9, 6), 77))), "PNG")
-    np.testing.assert_array_equal(np.asarray(label_map(clear, "x")), labels)
+    found = label_map(file(Image.fromarray(wide), "PNG"), "x")
+    np.testing.assert_array_equal(np.asarray(found), wide)
     with pytest.raises(BadImageError, match=r"the annotation of y\.png is in colours"):
         label_map(file(picture(), "PNG"), "y.png")
     with pytest.raises(BadImageError, match=r"y\.png: cannot be decoded"):
-        label_map(grey[:50], "y.png")
+        label_map(file(grey, "PNG")[:50], "y.png")
 
 
 def test_depth_maps_of_all_kinds():

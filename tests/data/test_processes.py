@@ -72,7 +72,7 @@ def test_one_two_and_four_processes_see_the_same_images_each_once_an_epoch(tmp_p
     order = list(itertools.chain(*steps))
     assert sorted(order[:IMAGES]) == sorted(order[IMAGES:]) == list(range(IMAGES))
     assert order[:IMAGES] != order[IMAGES:]
-    for count, devices in ((2, 1), (4, 1), (2, 2)):
+    for count, devices in ((4, 1), (2, 2)):
         parts = seen_by(count, devices, tmp_path)
         for i, step in enumerate(steps):
             for part in parts:

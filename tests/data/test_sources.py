@@ -101,28 +101,23 @@ def test_runs_know_their_sources_again_by_name_and_nothing_brings_tensorflow(ope
     assert "tensorflow" not in sys.modules
 
 
-def test_an_index_is_written_once_and_again_when_a_shard_changes(tmp_path, monkeypatch):
-    tars = sets.as_tars(tmp_path / "tars")
-    open_source(tars[0], "", tars[1])
-    scanned = []
-    scan = webdataset.scan
-    monkeypatch.setattr(webdataset, "scan", lambda shard: scanned.append(shard) or scan(shard))
-    open_source(tars[0], "", tars[1])
-    assert scanned == []
-    os.utime(tmp_path / "tars" / "train-1.tar", ns=(1, 1))
-    open_source(tars[0], "", tars[1])
-    assert len(scanned) == 2  # the training shards
-
-
-def test_an_index_that_is_damaged_is_written_anew(tmp_path):
+def test_an_index_is_written_once_and_again_when_a_shard_changes_or_it_is_damaged(
+    tmp_path, monkeypatch
+):
     source = sets.as_tars(tmp_path)[0]
-    for damaged in (b"", b"no index at all", None):
-        whole = open_split(source, "", "train").source[5]
-        (index,) = tmp_path.glob(".adaperceiver-index-*.npy")
-        data = index.read_bytes()
-        index.write_bytes(data[:-40] if damaged is None else damaged)
+    whole = open_split(source, "", "train").source[5]
+    (index,) = tmp_path.glob(".adaperceiver-index-*.npy")
+    data, scanned, scan = index.read_bytes(), [], webdataset.scan
+    monkeypatch.setattr(webdataset, "scan", lambda shard: scanned.append(shard) or scan(shard))
+    for damaged, scans in ((data, 0), (b"", 2), (b"no index at all", 2), (data[:-40], 2)):
+        index.write_bytes(damaged)
         assert open_split(source, "", "train").source[5] == whole
         assert index.read_bytes() == data
+        assert len(scanned) == scans
+        scanned.clear()
+    os.utime(tmp_path / "train-1.tar", ns=(1, 1))
+    open_split(source, "", "train")
+    assert len(scanned) == 2
 
 
 def test_folders_as_people_have_them(tmp_path):
@@ -202,60 +197,41 @@ def test_another_source_for_validation_gives_its_validation_images_or_all_it_has
 # Pairs of images and maps.
 
 
-def make_pairs(root, layout, kind="annotations", ending="png"):
-    """Two splits of three images, in one of the usual layouts."""
+LAYOUTS = {"images first": "{kind}/{split}", "split first": "{split}/{kind}", "no split": "{kind}"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_of_images_with_annotations_and_depth(tmp_path, layout):
     made = {}
     for split, count in (("training", 3), ("validation", 2)):
         for i in range(count):
             name = f"ADE_{split[:3]}_{i:04d}"
-            labels, depth = sets.maps(i, 40, 50)
-            data = sets.png(labels if kind == "annotations" else depth)
-            for folder, file, content in (
-                ("images", f"{name}.jpg", sets.jpeg(i)),
-                (kind, f"{name}.{ending}", data),
+            made[name] = labels, depth = sets.maps(i, 40, 50)
+            for file, content in (
+                (f"images/{name}.jpg", sets.jpeg(i)),
+                (f"annotations/{name}.png", sets.png(labels)),
+                (f"depth/{name}.png", sets.png(depth)),
             ):
-                inside = f"{folder}/{split}" if layout == "images first" else f"{split}/{folder}"
-                path = root / inside / file
+                kind, _, file = file.partition("/")
+                path = tmp_path / LAYOUTS[layout].format(kind=kind, split=split) / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            made[name] = (labels, depth)
-    return made
-
-
-@pytest.mark.parametrize("layout", ["images first", "split first"])
-def test_ade20ks_folders(tmp_path, layout):
-    made = make_pairs(tmp_path, layout)
-    opened = open_source(f"folder:{tmp_path}")
-    assert opened.train.fields == ("image", "segmentation")
-    preparation = Preparation(
-        size=(40, 50),
-        inputs=("image", "segmentation"),
-        augment=AugmentSettings(flip=False),
-        zero_is_ignored=True,
-        num_classes=150,
-    )
+    opened = open_source(f"folder:{tmp_path}", "", "40%" if layout == "no split" else "")
+    inputs = ("image", "segmentation", "depth")
+    assert opened.train.fields == inputs
+    preparation = Preparation(size=(40, 50), inputs=inputs, zero_is_ignored=True, num_classes=150)
     for split, count in (("train", 3), ("validation", 2)):
         source = getattr(opened, split).source
         assert len(source) == count
         for i in range(count):
             out = preparation.evaluate(source[i])
-            name = source[i]["name"].rpartition("/")[2].removesuffix(".jpg")
-            labels = made[name][0].astype(int)
-            np.testing.assert_array_equal(
-                out["segmentation"], np.where(labels == 0, 255, labels - 1)
-            )
+            labels, depth = made.pop(source[i]["name"].rpartition("/")[2].removesuffix(".jpg"))
+            shifted = np.where(labels == 0, 255, labels.astype(int) - 1)
+            np.testing.assert_array_equal(out["segmentation"], shifted)
+            np.testing.assert_allclose(out["depth"], depth / 1000, rtol=1e-6)
+            np.testing.assert_array_equal(out["valid"], depth > 0)
             assert out["image"].shape == (40, 50, 3)
-
-
-def test_depth_folders(tmp_path):
-    made = make_pairs(tmp_path, "split first", "depth")
-    opened = open_source(f"folder:{tmp_path}")
-    preparation = Preparation(size=(40, 50), inputs=("image", "depth"))
-    sample = opened.train.source[1]
-    out = preparation.evaluate(sample)
-    depth = made["ADE_tra_0001"][1] / 1000
-    np.testing.assert_allclose(out["depth"], depth, rtol=1e-6)
-    np.testing.assert_array_equal(out["valid"], depth > 0)
+    assert not made
 
 
 def test_maps_in_tars_and_in_array_records(tmp_path):
