@@ -63,15 +63,15 @@ def task_table(task: str) -> None:
     table((*columns, *ratios), lines)
 
 
+def encoder(task: str, tokens: int, depth: int | None = None) -> float:
+    """GFLOPs of an AdaPerceiver's encoder."""
+    size = SIZES[task][14]
+    return ap.flops(dense(task, BACKBONE), tokens, None, depth, image_size=size).encoder / 1e9
+
+
 def depth_table() -> None:
     """Prints the encoder over depths: the x axes of figures 11 and 13."""
-    lines = []
-    for t in TOKENS[:-1]:
-        costs = [
-            ap.flops(dense("ADE20K", BACKBONE), t, None, l, image_size=SIZES["ADE20K"][14])
-            for l in (1, 7, 14, 21)
-        ]
-        lines.append((t, *(c.encoder / 1e9 for c in costs)))
+    lines = [(t, *(encoder("ADE20K", t, l) for l in (1, 7, 14, 21))) for t in TOKENS[:-1]]
     print("## Over depths: encoder GFLOPs at 518 x 518, width 832\n")
     table(("tokens", "depth 1", "depth 7", "depth 14", "depth 21"), lines)
 
@@ -79,10 +79,7 @@ def depth_table() -> None:
 def untrained_table() -> None:
     """Prints token counts between and beyond the trained: the x axes of figures 12 and 14."""
     tokens = (8, 16, 24, 48, 80, 112, 160, 224, 320, 384, 512, 768, 1024)
-    lines = []
-    for task, sizes in SIZES.items():
-        costs = [ap.flops(dense(task, BACKBONE), t, image_size=sizes[14]) for t in tokens]
-        lines.append((task, *(c.encoder / 1e9 for c in costs)))
+    lines = [(task, *(encoder(task, t) for t in tokens)) for task in SIZES]
     print("## Token counts that are not trained: encoder GFLOPs, width 832, depth 21\n")
     table(("", *(f"{t} tokens" for t in tokens)), lines)
 

@@ -79,24 +79,24 @@ SPELLED = {
 """Beginnings of models in the table that are not their family's name."""
 
 
-def draw(figure: Figure, sweep: Path, x: str | None, out: Path, title: str) -> None:
+def draw(figure: Figure, sweep: Path, x: str | None, out: Path) -> None:
     """Draws a figure of one sweep."""
     over_tokens = figure.vary == "num_tokens"
     if not figure.metrics:
         points, x = read_points(sweep), x or ("gflops" if over_tokens else "latency_ms")
         if over_tokens:
-            figures.plot_tokens(points, x, out, title)
+            figures.plot_tokens(points, x, out)
         else:
-            figures.plot_tradeoff(points, figure.vary, x, out, title)
+            figures.plot_tradeoff(points, figure.vary, x, out)
         return
     dense = read_dense(sweep)
     metric = next((name for name in figure.metrics if name in dense[0].scores), None)
     if metric is None:
         raise ValueError(f"has no column {figure.metrics[0]}; must be a sweep of the figure's task")
     if over_tokens:
-        dense_figures.plot_tokens(dense, metric, out, title)
+        dense_figures.plot_tokens(dense, metric, out)
     else:
-        dense_figures.plot_tradeoff(dense, metric, figure.vary, out, title)
+        dense_figures.plot_tradeoff(dense, metric, figure.vary, out)
 
 
 def read_dense(path: Path) -> list[DensePoint]:
@@ -137,10 +137,10 @@ def draw_models(axes: Any, rows: Sequence[Printed]) -> None:
     axes.set(xlabel=f"images a second, batch {BATCH}")
 
 
-def draw_throughput(points: Sequence[Point], path: Path, title: str = "") -> None:
+def draw_throughput(points: Sequence[Point], path: Path) -> None:
     """Draws figure 2_8: two panels of the paper's models; a third where there are points."""
     rows, panels = read_table(), 3 if points else 2
-    picture, grid = start("", figures.ACCURACY, title, panels, width=2 + 4.5 * panels)
+    picture, grid = start("", figures.ACCURACY, "", panels, width=2 + 4.5 * panels)
     truncated = [r for r in rows if family(r.model) in ADAPTIVE and r.accuracy >= 80]
     for axes, some, name in ((grid[0], truncated, "truncated"), (grid[1], rows, "expanded")):
         draw_models(axes, some)
@@ -163,7 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("figure", choices=[MODELS, *FIGURES], help="its number in the paper")
     parser.add_argument("sweep", metavar="SWEEP.csv", type=Path, nargs="?", help="all but 2_8 need")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (figure_N.png)")
-    parser.add_argument("--title", default="", help="above it (nothing)")
     x = "of 3, 9 and 10, the x axis (latency_ms; 10: gflops)"
     parser.add_argument("--x", choices=figures.COSTS, help=x)
     options = parser.parse_args(arguments)
@@ -173,9 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with refusals(options.sweep):
         if options.figure == MODELS:
             points = read_points(options.sweep) if options.sweep else []
-            draw_throughput(points, out, options.title)
+            draw_throughput(points, out)
         else:
-            draw(FIGURES[options.figure], options.sweep, options.x, out, options.title)
+            draw(FIGURES[options.figure], options.sweep, options.x, out)
     print(out)
 
 

@@ -204,11 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.sizes < 1 or options.pairs < FEWEST_PAIRS:
         parser.error(f"--sizes must be at least 1, --pairs at least {FEWEST_PAIRS}")
-    model: Any
-    if options.checkpoint:
-        model, params = ap.from_pretrained(options.checkpoint)
-    else:
-        model, params = made_up()
+    chosen: Any = ap.from_pretrained(options.checkpoint) if options.checkpoint else made_up()
+    model, params = chosen
     c = model.config
     images = make_images(c, options.stream)
 

@@ -119,9 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     stand_in_operators()
     names = [name for name in ap.timm_models() if name.startswith(options.only)]
-    bad = []
-    for name in names:
-        bad += [f"{name}: {what}" for what in differing_settings(name)]
+    bad = [f"{name}: {what}" for name in names for what in differing_settings(name)]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("timm", "torch", "jax"))
     print(f"{len(names)} names, {len(bad)} settings that differ ({versions})\n")
     prepared = {str(ap.timm_model(name).preprocessing): name for name in names}

@@ -191,19 +191,16 @@ def test_our_policies_stand_under_the_papers(tmp_path, capsys):
     assert out.read_text().splitlines()[2] == "RL,60,0.0019,0.0002,,512"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
+def test_files_that_are_no_table_are_refused(tmp_path):
+    path = tmp_path / "policies.csv"
+    for text, said in (
         ("policy,accuracy\na,1\n", "has no column gflops; needs policy, accuracy, gflops"),
         (HEAD, "holds no row"),
         (f"{HEAD}a,high,1,0,1,1\n", "line 2: accuracy='high': must be a number"),
-    ],
-)
-def test_files_that_are_no_table_are_refused(text, said, tmp_path):
-    path = tmp_path / "policies.csv"
-    path.write_text(text)
-    assert said in refusal(table_6, path)
-    assert str(path) in refusal(table_6, path)
+    ):
+        path.write_text(text)
+        assert said in refusal(table_6, path)
+        assert str(path) in refusal(table_6, path)
     path.write_text(table_5.TABLE.read_text().replace("5.7", "many", 1))
     with pytest.raises(ValueError, match=r"policies\.csv, line 2: must hold numbers"):
         table_5.read_table(path)

@@ -15,7 +15,7 @@ from tools.pod_report.hlo import parse
 from tools.pod_report.loops import visits
 from tools.pod_report.matmuls import product
 from tools.pod_report.program import Program, compile_program
-from tools.pod_report.topology import Layout, find_topology, layout
+from tools.pod_report.topology import find_topology, layout
 
 pytestmark = pytest.mark.optimised
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
@@ -49,16 +49,6 @@ def test_flops_are_those_that_xla_counts_where_there_is_no_loop():
     assert total == 2 * 2 * 16 * (32 * 24 * 2 + 16 * 24 * 3)
     # The other operations that XLA counts are element-wise.
     assert compiled.cost_analysis()["flops"] == pytest.approx(total, rel=0.1)
-
-
-def test_a_product_over_fsdp_is_reduced_there():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "fsdp"))
-    four = Layout((("data", 2), ("fsdp", 2)), tuple((x, y, 0) for x in (0, 1) for y in (0, 1)))
-    places = [NamedSharding(mesh, P(*axes)) for axes in (("data", "fsdp"), ("fsdp",), ("data",))]
-    step = jax.jit(jnp.matmul, in_shardings=tuple(places[:2]), out_shardings=places[2])
-    compiled = step.lower(jnp.ones((8, 4)), jnp.ones((4, 6))).compile()
-    (only,) = found(compiled.as_text(), four)
-    assert (only.kind, only.axes, only.bytes) == ("all-reduce", "fsdp", 4 * 4 * 6)
 
 
 @pytest.fixture
