@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.whole import write_bytes, write_whole
-from adaperceiver_jax.models.platform import without_platforms
 
 PROGRAM, WEIGHTS, ABOUT = "program.jax", "weights.npz", "about.json"
 ONNX = "model.onnx"
@@ -138,8 +137,7 @@ def save_onnx(
         names[:] = sorted(found)
         return [found[name] for name in names]
 
-    with without_platforms():
-        traced = jax.make_jaxpr(outputs)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    traced = jax.make_jaxpr(outputs)(jax.ShapeDtypeStruct(shape, jnp.float32))
     folder.mkdir(parents=True, exist_ok=True)
     to_onnx(
         jax.extend.core.jaxpr_as_fun(traced),

@@ -65,7 +65,6 @@ class Block(nn.Module):
             act=c.act_layer,
             dropout=c.proj_drop,
             dtype=self.dtype,
-            bounds=tuple(c.hidden_units(width) for width in c.widths),
             name="ffn",
         )
 

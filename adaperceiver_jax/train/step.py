@@ -19,7 +19,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.data.pipeline import BAD
-from adaperceiver_jax.models.platform import traced_for
 from adaperceiver_jax.optim.eigenvectors import Factors, Refresh
 from adaperceiver_jax.optim.ema import update_ema
 from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
@@ -243,10 +242,9 @@ def make_programs(
         draw_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
         samples, shared = task.draw(batch, draw_key, step)
         trained, frozen = split(gather(params, mesh, kernels), train_only)
-        with traced_for(mesh):
-            metrics, grads = loss_and_gradients(
-                task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
-            )
+        metrics, grads = loss_and_gradients(
+            task, trained, frozen, constants, samples, shared, loss_key, accumulate, mesh
+        )
         grads = jax.lax.with_sharding_constraint(grads, grad_shardings)
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         grads, metrics["grad_norm"] = clip_by_global_norm(grads, clip)
