@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from adaperceiver_jax.evaluate.outcomes import Grid
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.latent_stream import Block, apply_block
+from adaperceiver_jax.models.stepper import Stepper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +68,9 @@ def compile_sub_network(
     model: AdaPerceiver, params: Any, images: jax.Array, num_tokens: int, width: int
 ) -> Any:
     """(params, images, depth) -> logits (B, classes), compiled, for every depth."""
-    block = Block(model.config, model.dtype, model.attention)
-    hidden = model.config.hidden_units(width)
 
     def run(params: Any, images: jax.Array, depth: jax.Array) -> jax.Array:
-        variables: Any = {"params": params}
-        start: Any = model.apply(
-            variables, images, num_tokens, hidden, None, None, False, method="start"
-        )
-
-        def step(l: jax.Array, z: jax.Array) -> jax.Array:
-            return apply_block(block, params["blocks"], l, z, start.run)[0]
-
-        z = jax.lax.fori_loop(0, depth, step, start.latents)
-        folded = model.apply(variables, start.run.rope, method="fold")
-        logits: Any = model.apply(variables, z, folded, method="write_logits")
-        return logits
+        return Stepper(model, params, num_tokens, width).logits(images, depth)
 
     return jax.jit(run).lower(params, images, jnp.int32(1)).compile()
 

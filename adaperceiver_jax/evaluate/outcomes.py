@@ -14,8 +14,8 @@ from flax import struct
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig, check_sub_network
-from adaperceiver_jax.models.latent_stream import Block, apply_block
 from adaperceiver_jax.models.masks import blocks_of
+from adaperceiver_jax.models.stepper import Stepper
 
 TOP = 5
 
@@ -114,31 +114,25 @@ def grid_scores(
 ) -> Scores:
     """Scores of every sub-network of a grid on images (B, H, W, C) with labels (B,).
 
-    Images are embedded once, read once a token pass, and the blocks run once a pass and width: all
-    depths are readouts of it. Latents are not
-    kept beyond the next block.
+    Images are embedded once, and read once per pass over token counts. The blocks run once per
+    pass and width, read out at every depth; no latents are kept beyond the next block.
     """
-    variables: Any = {"params": params}
-    block = Block(model.config, model.dtype, model.attention)
+    embedded: Any = model.apply({"params": params}, images, method="embed_once")
+    last = jnp.arange(grid.depths[-1])
     found: dict[int, list[Any]] = {}
     for granularities, counts in passes(model.config, grid.tokens):
-        n = granularities[-1]
-        start: Any = model.apply(
-            variables, images, n, None, None, granularities, False, method="start"
-        )
-        folded = model.apply(variables, start.run.rope, method="fold")
+        n, by_width = granularities[-1], []
         seen = jnp.arange(n) < np.array(counts)[:, None]  # (counts, N)
-        by_width = []
+        whole = Stepper(model, params, n, None, granularities)
+        start = whole.begin(embedded)
         for width in grid.widths:
-            run = start.run.replace(hidden=model.config.hidden_units(width))
+            stepper = Stepper(model, params, n, width, granularities, whole.folded)
 
-            def step(z: jax.Array, l: jax.Array, run: Any = run, folded: Any = folded, seen=seen):
-                z, _ = apply_block(block, params["blocks"], l, z, run)
-                logits: Any = model.apply(variables, z, folded, seen, method="write_logits")
-                return z, score(jnp.moveaxis(logits, 1, 0), labels)
+            def step(z: jax.Array, l: jax.Array, stepper: Stepper = stepper, seen: Any = seen):
+                z = stepper.block(z, l)
+                return z, score(jnp.moveaxis(stepper.write(z, seen), 1, 0), labels)
 
-            last = jnp.arange(grid.depths[-1])
-            scores = jax.lax.scan(step, start.latents, last)[1]  # (depth, counts, B) each
+            scores = jax.lax.scan(step, start, last)[1]  # (depth, counts, B) each
             by_width.append([x[np.array(grid.depths) - 1] for x in scores])
         for k, t in enumerate(counts):
             found[t] = [

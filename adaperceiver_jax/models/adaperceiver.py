@@ -26,7 +26,7 @@ from adaperceiver_jax.models.config import (
 )
 from adaperceiver_jax.models.latent_stream import Run, run_blocks, stacked_blocks
 from adaperceiver_jax.models.masks import make_mask
-from adaperceiver_jax.models.outputs import Embedded, Encoded, Output, Readouts, Start
+from adaperceiver_jax.models.outputs import Embedded, Encoded, Output, Readouts
 from adaperceiver_jax.models.rope import Rope, make_rope, rope_scale
 from adaperceiver_jax.models.write_head import FoldedQuery, WriteHead
 
@@ -127,15 +127,15 @@ class AdaPerceiver(nn.Module):
         """
         c = self.config
         check_sub_network(c, num_tokens, width, depth)
-        hidden = None if width is None else c.hidden_units(width)
-        start = self.start(images, num_tokens, hidden, None, token_granularities, train)
-        z, _ = run_blocks(self, start.latents, start.run, depth or c.depth)
-        rope = start.run.rope
+        run = self.make_run(num_tokens, width, token_granularities, train=train)
+        embedded = self.embed_once(images)
+        z, _ = run_blocks(self, self.read(embedded, run), run, depth or c.depth)
         logits = features = None
         if c.num_classes is not None:
-            logits = self.write_logits(z, self.fold(rope), train=train)
+            logits = self.write_logits(z, self.fold(run.rope), train=train)
         if c.output_feat_dim is not None:
-            features = self._features(start.patches, z, rope, [z.shape[1]], train=train)[0]
+            tokens = [z.shape[1]]
+            features = self._features(embedded.patches, z, run.rope, tokens, train=train)[0]
         return Output(logits, features)
 
     def readouts(
@@ -205,69 +205,33 @@ class AdaPerceiver(nn.Module):
         if widths is not None:
             table = np.array([c.hidden_units(w) for w in range(c.full_width + 1)], np.int32)
             hidden = jnp.asarray(table)[jnp.asarray(widths)]
-        start = self.start(
-            images, granularities[-1], None, hidden, granularities, train, keep_latents
+        run = self.make_run(
+            granularities[-1],
+            token_granularities=granularities,
+            hidden_per_sample=hidden,
+            train=train,
+            keep_latents=keep_latents,
         )
-        z, latents = run_blocks(self, start.latents, start.run, c.depth)
-        return Encoded(start.patches, z, start.run.rope, latents)
-
-    def start(
-        self,
-        images: jax.Array,
-        num_tokens: int | None,
-        hidden: int | None,
-        hidden_per_sample: jax.Array | None,
-        token_granularities: Sequence[int] | None,
-        train: bool,
-        keep_latents: bool = False,
-    ) -> Start:
-        """Embeds the images and reads them into N latents."""
-        return self.read(
-            self.embed(images),
-            num_tokens,
-            hidden,
-            hidden_per_sample,
-            token_granularities,
-            train,
-            keep_latents,
-        )
-
-    def read(
-        self,
-        patches: jax.Array | Embedded,
-        num_tokens: int | None = None,
-        hidden: int | None = None,
-        hidden_per_sample: jax.Array | None = None,
-        token_granularities: Sequence[int] | None = None,
-        train: bool = False,
-        keep_latents: bool = False,
-    ) -> Start:
-        """Reads patches (B, I, D), or what `embed_once` made of them, into N latents."""
-        run = self.make_run(num_tokens, hidden, token_granularities)
-        run = run.replace(  # type: ignore[attr-defined]
-            hidden_per_sample=hidden_per_sample, train=train, keep_latents=keep_latents
-        )
-        token = self.process_latents()
-        if isinstance(patches, Embedded):
-            latents = self.read_head.read(token, patches.keys, patches.values, run.rope, train)
-            return Start(patches.patches, latents, run)
-        latents = self.read_head(token, patches, run.rope, train)
-        return Start(patches, latents, run)
+        embedded = self.embed_once(images)
+        z, latents = run_blocks(self, self.read(embedded, run), run, c.depth)
+        return Encoded(embedded.patches, z, run.rope, latents)
 
     @nn.nowrap
     def make_run(
         self,
         num_tokens: int | None = None,
-        hidden: int | None = None,
+        width: int | None = None,
         token_granularities: Sequence[int] | None = None,
+        **more: Any,
     ) -> Run:
-        """What the blocks of a run with N latents and these hidden units need."""
+        """What the blocks of a run with N latents need; more: other fields of `Run`."""
         c = self.config
         n = num_tokens or c.max_latent_tokens
         scale = rope_scale(n, c.max_latent_tokens) if c.rope_scale is None else c.rope_scale
         rope = make_rope(n, c.head_dim, c.rope_theta, scale)
         mask = make_mask(c.mask, n, self._granularities(token_granularities))
-        return Run(rope, None, mask, hidden)
+        hidden = None if width is None else c.hidden_units(width)
+        return Run(rope, mask, hidden=hidden, **more)
 
     def embed(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, C) -> patches (B, patches, D): what a policy network looks at."""
@@ -276,9 +240,14 @@ class AdaPerceiver(nn.Module):
         return self.patch_embed(images)
 
     def embed_once(self, images: jax.Array) -> Embedded:
-        """Embeds images (B, H, W, C), to be read by several sub-networks."""
+        """Embeds images (B, H, W, C), to be read by any number of sub-networks."""
         patches = self.embed(images)
         return Embedded(patches, *self.read_head.keys_values(patches))
+
+    def read(self, embedded: Embedded, run: Run) -> jax.Array:
+        """Embedded images -> latents (B, N, D)."""
+        token = self.process_latents()
+        return self.read_head(token, embedded.keys, embedded.values, run.rope, run.train)
 
     def fold(self, rope: Rope) -> FoldedQuery:
         """The class token's query for N latents, folded once for all samples and readouts."""

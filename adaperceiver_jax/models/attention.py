@@ -211,21 +211,11 @@ class CrossAttentionHead(nn.Module):
 class ReadHead(CrossAttentionHead):
     """Reads the patches into the latents: RoPE on the queries only."""
 
-    def __call__(
-        self, token: jax.Array, patches: jax.Array, rope: Rope, train: bool = False
-    ) -> jax.Array:
-        """token (D,), the one learned latent; patches (B, I, D); rope of N latents -> (B, N, D).
-
-        All latents start from the same vector, so its query is projected once and only turned
-        to each position.
-        """
-        return self.read(token, *self.keys_values(patches), rope, train)
-
     def keys_values(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Patches (B, I, D) -> (B, I, H, d) each, which any number of latents may read."""
         return self.cattn.keys_values(self.src_norm(patches))
 
-    def read(
+    def __call__(
         self,
         token: jax.Array,
         keys: jax.Array,
@@ -233,7 +223,11 @@ class ReadHead(CrossAttentionHead):
         rope: Rope,
         train: bool = False,
     ) -> jax.Array:
-        """token (D,), keys and values of the patches, rope of N latents -> (B, N, D)."""
+        """token (D,), the one learned latent; keys and values; rope of N latents -> (B, N, D).
+
+        All latents start from the same vector, so its query is projected once and only turned
+        to each position.
+        """
         batch, num_tokens = keys.shape[0], rope.cos.shape[0]
         token = token.astype(jnp.float32)
         q = self.cattn.queries(self.snk_norm(token))  # (H, d)

@@ -12,7 +12,7 @@ from flax import struct
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import check_granularities, check_sub_network
-from adaperceiver_jax.models.latent_stream import Block, apply_block
+from adaperceiver_jax.models.stepper import Stepper
 
 
 @struct.dataclass
@@ -60,14 +60,9 @@ def early_exit(
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
 def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granularities):
     config = model.config
-    variables = {"params": params}
-    hidden = None if width is None else config.hidden_units(width)
-    start = model.apply(
-        variables, images, num_tokens, hidden, None, granularities, False, method="start"
-    )
-    folded = model.apply(variables, start.run.rope, method="fold")
-    block = Block(config, model.dtype, model.attention)
-    batch = images.shape[0]
+    stepper = Stepper(model, params, num_tokens, width, granularities)
+    z = stepper.begin(images)
+    batch = len(z)
 
     def running(state):
         depth, _, _, _, active = state
@@ -75,8 +70,8 @@ def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granu
 
     def run_block(state):
         depth, z, logits, left_at, active = state
-        z, _ = apply_block(block, params["blocks"], depth, z, start.run)
-        now = model.apply(variables, z, folded, method="write_logits")
+        z = stepper.block(z, depth)
+        now = stepper.write(z)
         confidence = jax.nn.softmax(now).max(axis=-1)
         if not per_sample:
             confidence = jnp.broadcast_to(confidence.mean(), confidence.shape)
@@ -86,7 +81,7 @@ def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granu
 
     state = (
         jnp.int32(0),
-        start.latents,
+        z,
         jnp.zeros((batch, config.num_classes), jnp.float32),
         jnp.zeros(batch, jnp.int32),
         jnp.ones(batch, bool),

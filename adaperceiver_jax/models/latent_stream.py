@@ -23,9 +23,9 @@ class Run:
     """What every block of one run needs besides the latents; the static part fixes the program."""
 
     rope: Rope
-    hidden_per_sample: jax.Array | None
-    """(B,) hidden units of each sample, where samples differ in width."""
     mask: LatentMask = struct.field(pytree_node=False)
+    hidden_per_sample: jax.Array | None = None
+    """(B,) hidden units of each sample, where samples differ in width."""
     hidden: int | None = struct.field(pytree_node=False, default=None)
     """Hidden units of the whole batch; None is all."""
     train: bool = struct.field(pytree_node=False, default=False)
@@ -131,6 +131,6 @@ def apply_block(
     drop_path: jax.Array | float = 0.0,
     rngs: dict[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Block l of a stack of parameters (L, ...): z (B, N, D) -> z, and again if they are kept."""
+    """Runs block l of a stack of parameters (L, ...), as a block's call; l may be traced."""
     params = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, l, keepdims=False), stack)
     return cast(tuple, block.apply({"params": params}, z, drop_path, run, rngs=rngs))

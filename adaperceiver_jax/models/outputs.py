@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 from flax import struct
 
-from adaperceiver_jax.models.latent_stream import Run
 from adaperceiver_jax.models.rope import Rope
 
 
@@ -43,17 +42,6 @@ class Embedded:
     """(B, patches, H, d)"""
     values: jax.Array
     """(B, patches, H, d)"""
-
-
-@struct.dataclass
-class Start:
-    """A run up to its first block."""
-
-    patches: jax.Array
-    """(B, patches, D)"""
-    latents: jax.Array
-    """(B, N, D)"""
-    run: Run
 
 
 @struct.dataclass

@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 from adaperceiver_jax.evaluate.flops import exit_test_flops, flops
 from adaperceiver_jax.evaluate.outcomes import Grid
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.latent_stream import Block, apply_block
 from adaperceiver_jax.models.outputs import Embedded
 from adaperceiver_jax.models.peek import PeekNetwork
 from adaperceiver_jax.models.policy import PolicyNetwork
+from adaperceiver_jax.models.stepper import Stepper
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.programs import embed
 
@@ -182,14 +182,5 @@ def _scores(model, params, network, network_params, peek, embedded):
 
 def peek_log_probs(model: AdaPerceiver, params: Any, embedded: Embedded, peek: Peek) -> jax.Array:
     """(B, classes): what the sub-network that is peeked at says of each image."""
-    variables: Any = {"params": params}
-    start: Any = model.apply(variables, embedded, peek.num_tokens, method="read")
-    block = Block(model.config, model.dtype, model.attention)
-
-    def step(l: jax.Array, z: jax.Array) -> jax.Array:
-        return apply_block(block, params["blocks"], l, z, start.run)[0]
-
-    z = jax.lax.fori_loop(0, peek.depth, step, start.latents)
-    folded = model.apply(variables, start.run.rope, method="fold")
-    logits: Any = model.apply(variables, z, folded, method="write_logits")
+    logits = Stepper(model, params, peek.num_tokens).logits(embedded, peek.depth)
     return jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaperceiver_jax.models.latent_stream import Block, apply_block
+from adaperceiver_jax.models.stepper import Stepper
 
 
 class Segment(NamedTuple):
@@ -32,18 +32,15 @@ def embed(model, params, images):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def read(model, num_tokens, params, embedded):
     """Embedded images -> latents (B, N, D), and the folded query of every test of them."""
-    variables = {"params": params}
-    start = model.apply(variables, embedded, num_tokens, method="read")
-    return start.latents, model.apply(variables, start.run.rope, method="fold")
+    stepper = Stepper(model, params, num_tokens)
+    return stepper.begin(embedded), stepper.folded
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def run_segment(model, num_tokens, width, params, latents, folded, first, least, ceiling, tau):
     """Blocks from `first` on, until no more than `least` images are left; an image of ceiling 0 is
     padding."""
-    config = model.config
-    run = model.make_run(num_tokens, config.hidden_units(width))
-    block = Block(config, model.dtype, model.attention)
+    stepper = Stepper(model, params, num_tokens, width, folded=folded)
 
     def here(left_at):
         return (left_at == 0) & (ceiling > 0)
@@ -61,13 +58,13 @@ def run_segment(model, num_tokens, width, params, latents, folded, first, least,
 
         def run_block(carry):
             z, depth = carry
-            return apply_block(block, params["blocks"], depth, z, run)[0], depth + 1
+            return stepper.block(z, depth), depth + 1
 
         return jax.lax.while_loop(untested, run_block, (state.latents, state.depth))
 
     def step(state):
         z, depth = to_next_test(state)
-        now = model.apply({"params": params}, z, folded, method="write_logits")
+        now = stepper.write(z)
         sure = jax.nn.softmax(now).max(axis=-1) >= tau
         leaves = here(state.left_at) & (sure | (depth >= ceiling))
         return Segment(
@@ -84,7 +81,7 @@ def run_segment(model, num_tokens, width, params, latents, folded, first, least,
         step,
         Segment(
             latents,
-            jnp.zeros((batch, config.num_classes), jnp.float32),
+            jnp.zeros((batch, model.config.num_classes), jnp.float32),
             jnp.zeros(batch, jnp.int32),
             jnp.asarray(first, jnp.int32),
             jnp.int32(0),

@@ -115,8 +115,7 @@ def outputs_of_blocks(model, params, x):
         from adaperceiver_jax.models.latent_stream import run_blocks
 
         def block(module):
-            start = module.start(jnp.zeros((2, 16, 16, 3)), 6, None, None, None, False)
-            return run_blocks(module, x, start.run, 3)[0]
+            return run_blocks(module, x, module.make_run(6), 3)[0]
 
     import flax.linen as nn
 

@@ -8,6 +8,7 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.models import early_exit as module
+from adaperceiver_jax.models import stepper
 from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -109,12 +110,12 @@ def test_the_loop_really_stops(setup, monkeypatch):
     model = model.clone(unroll=5)  # another program, so that nothing cached is run
     blocks_run = []
 
-    class CountedBlock(module.Block):
+    class CountedBlock(stepper.Block):
         def __call__(self, *arguments):
             jax.debug.callback(lambda: blocks_run.append(1))
             return super().__call__(*arguments)
 
-    monkeypatch.setattr(module, "Block", CountedBlock)
+    monkeypatch.setattr(stepper, "Block", CountedBlock)
     for tau in (0.0, telling_tau(confidence), 1.0):
         blocks_run.clear()
         out = ap.early_exit(model, params, images, tau)

@@ -23,8 +23,8 @@ def latents(model, params, images, num_tokens, depth):
     """The latents (B, N, D) after `depth` blocks."""
 
     def last(module, images):
-        start = module.start(images, num_tokens, None, None, None, False)
-        return run_blocks(module, start.latents, start.run, depth)[0]
+        run = module.make_run(num_tokens)
+        return run_blocks(module, module.read(module.embed_once(images), run), run, depth)[0]
 
     return model.apply({"params": params}, images, method=last)
 
@@ -146,13 +146,12 @@ def test_scan_equals_a_loop(seed):
     c, images = model.config, random_images(model.config)
 
     def loop(params, images):
-        start = model.apply(
-            {"params": params}, images, None, None, None, None, False, method="start"
-        )
-        z = start.latents
+        run = model.make_run()
+        embedded = model.apply({"params": params}, images, method="embed_once")
+        z = model.apply({"params": params}, embedded, run, method="read")
         for l in range(c.depth):
             block = jax.tree.map(operator.itemgetter(l), params["blocks"])
-            z, _ = Block(c).apply({"params": block}, z, 0.0, start.run)
+            z, _ = Block(c).apply({"params": block}, z, 0.0, run)
         return z
 
     want = jax.jit(loop)(params, images)
