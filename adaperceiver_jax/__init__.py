@@ -18,8 +18,7 @@ from adaperceiver_jax.models.dense import (
 from adaperceiver_jax.models.early_exit import EarlyExit, early_exit
 from adaperceiver_jax.models.extract import extract, extract_config
 from adaperceiver_jax.models.params import count_params, init_params, param_shapes
-from adaperceiver_jax.models.peek import PeekConfig, PeekNetwork
-from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
+from adaperceiver_jax.models.policy import PeekConfig, PeekNetwork, PolicyConfig, PolicyNetwork
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 from adaperceiver_jax.optim.soap import soap
 

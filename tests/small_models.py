@@ -5,6 +5,7 @@ import random
 
 import jax
 import numpy as np
+import pytest
 
 import adaperceiver_jax as ap
 
@@ -79,6 +80,11 @@ def random_images(config, batch: int = 2, seed: int = 0, size=None) -> np.ndarra
     height, width = size or (config.image_size, config.image_size)
     shape = (batch, height, width, config.in_channels)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def seeds(count: int) -> list:
+    """Seeds of random configurations: 0 in every run of the tests, the others are slow."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count))]
 
 
 def model_and_params(seed: int, **fixed):

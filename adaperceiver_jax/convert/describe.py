@@ -22,8 +22,7 @@ from adaperceiver_jax.models.dense import (
     SegmentationConfig,
     SegmentationModel,
 )
-from adaperceiver_jax.models.peek import PeekConfig, PeekNetwork
-from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork
+from adaperceiver_jax.models.policy import PeekConfig, PeekNetwork, PolicyConfig, PolicyNetwork
 from adaperceiver_jax.models.vit import ViT, ViTConfig
 
 # Ours -> the reference's constructor. Fields of the same name are left out.

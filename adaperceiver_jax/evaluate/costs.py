@@ -1,4 +1,4 @@
-"""What a sub-network takes on this machine: the time of a call, the memory of its program."""
+"""Time and memory that a sub-network takes on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaperceiver_jax.models.stepper import Stepper
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one call of a sub-network."""
+    """Cost of one call of a sub-network."""
 
     num_tokens: int
     width: int
@@ -26,7 +26,7 @@ class Cost:
     latency_ms: float
     """The median."""
     memory_mib: float | None
-    """What the compiled program needs of the device: all weights, images, intermediate arrays; the
+    """Device memory of the compiled program: all weights, images, intermediate arrays; the
     same for every depth. None where the compiler does not say."""
     batch: int
     """Images a call."""

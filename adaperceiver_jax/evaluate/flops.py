@@ -20,8 +20,7 @@ from adaperceiver_jax.models.config import (
 from adaperceiver_jax.models.dense import DenseConfig, DepthConfig, SegmentationConfig
 from adaperceiver_jax.models.dense_heads import UPSAMPLE
 from adaperceiver_jax.models.masks import make_mask
-from adaperceiver_jax.models.peek import PeekConfig
-from adaperceiver_jax.models.policy import PolicyConfig
+from adaperceiver_jax.models.policy import PeekConfig, PolicyConfig
 from adaperceiver_jax.models.vit import ViTConfig
 
 HEAD = ("write", "head", "exit_tests", "mlp", "task_head")

@@ -1,4 +1,4 @@
-"""What every sub-network says of every image: all that sweeps, oracles and early exits look up."""
+"""Predictions of every sub-network for every image, which sweeps, oracles and policies look up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ TOP = 5
 
 @struct.dataclass
 class Scores:
-    """Of B images, by token count (T), width (W) and depth (L); arrays (T, W, L, B)."""
+    """Scores of B images by token count (T), width (W) and depth (L); arrays (T, W, L, B)."""
 
     right: Any
     """bool: whether the likeliest class is the label."""
@@ -79,7 +80,7 @@ Counts = tuple[int, ...]
 
 
 def passes(config: AdaPerceiverConfig, tokens: Sequence[int]) -> list[tuple[Counts, Counts]]:
-    """How few passes give these token counts: (the mask's granularities, the counts) of each.
+    """Fewest passes that give these token counts: (the mask's granularities, the counts) of each.
 
     Under the block mask one pass over the largest trained count gives all trained ones. Every other
     count takes a pass of its own, and so does each beyond `max_latent_tokens`, where RoPE's
@@ -98,6 +99,7 @@ def score(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
 
     Logits that are not finite are wrong.
     """
+    chex.assert_equal_shape_suffix([logits[..., 0], labels], 1)
     logits = logits.astype(jnp.float32)
     log_probs = jax.nn.log_softmax(logits)
     index = jnp.broadcast_to(labels[:, None].astype(jnp.int32), (*logits.shape[:-1], 1))
@@ -118,27 +120,33 @@ def grid_scores(
     pass and width, read out at every depth; no latents are kept beyond the next block.
     """
     embedded: Any = model.apply({"params": params}, images, method="embed_once")
-    last = jnp.arange(grid.depths[-1])
-    found: dict[int, list[Any]] = {}
+    parts: list[tuple[jax.Array, ...]] = []
+    order: list[int] = []
     for granularities, counts in passes(model.config, grid.tokens):
         n, by_width = granularities[-1], []
-        seen = jnp.arange(n) < np.array(counts)[:, None]  # (counts, N)
+        visible = jnp.arange(n) < np.array(counts)[:, None]  # (counts, N)
         whole = Stepper(model, params, n, None, granularities)
         start = whole.begin(embedded)
         for width in grid.widths:
             stepper = Stepper(model, params, n, width, granularities, whole.folded)
+            by_width.append(_depth_scores(stepper, start, visible, labels, grid.depths[-1]))
+        parts.append(jax.tree.map(lambda *x: jnp.stack(x).transpose(2, 0, 1, 3), *by_width))
+        order += counts
+    rows, depths = np.array([order.index(t) for t in grid.tokens]), np.array(grid.depths) - 1
+    joined = (jnp.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Scores(*(x[rows][:, :, depths] for x in joined))
 
-            def step(z: jax.Array, l: jax.Array, stepper: Stepper = stepper, seen: Any = seen):
-                z = stepper.block(z, l)
-                return z, score(jnp.moveaxis(stepper.write(z, seen), 1, 0), labels)
 
-            scores = jax.lax.scan(step, start, last)[1]  # (depth, counts, B) each
-            by_width.append([x[np.array(grid.depths) - 1] for x in scores])
-        for k, t in enumerate(counts):
-            found[t] = [
-                jnp.stack([scores[i][:, k] for scores in by_width]) for i in range(len(scores))
-            ]
-    return Scores(*(jnp.stack([found[t][i] for t in grid.tokens]) for i in range(4)))
+def _depth_scores(
+    stepper: Stepper, z: jax.Array, visible: jax.Array, labels: jax.Array, depth: int
+) -> tuple[jax.Array, ...]:
+    """Scores after each block, (L, counts, B) each, that see the visible (counts, N) latents."""
+
+    def step(z: jax.Array, l: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        z = stepper.block(z, l)
+        return z, score(jnp.moveaxis(stepper.write(z, visible), 1, 0), labels)
+
+    return jax.lax.scan(step, z, jnp.arange(depth))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +163,7 @@ class Outcomes:
         return len(self.digests)
 
     def index(self, num_tokens: int, width: int, depth: int) -> tuple[int, int, int]:
-        """Where a sub-network stands in the arrays; ValueError if the grid has it not."""
+        """Indices of a sub-network in the arrays; ValueError if the grid does not hold it."""
         axes = (self.grid.tokens, self.grid.widths, self.grid.depths)
         wanted = dict(num_tokens=num_tokens, width=width, depth=depth)
         for (name, value), axis in zip(wanted.items(), axes, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -24,6 +25,8 @@ def sig_loss(
     The variance is over n - 1; during the warm-up it is left out. Of one pixel it is 0, as the loss
     is of none.
     """
+    chex.assert_rank(depth, 3)
+    chex.assert_equal_shape([pred, depth])
     valid = valid_depth(depth, max_depth)
     g = jnp.log(jnp.where(valid, pred, 1) + EPSILON) - jnp.log(jnp.where(valid, depth, 1) + EPSILON)
     count = valid.sum()
@@ -36,12 +39,14 @@ def sig_loss(
 def gradient_loss(
     pred: jax.Array, depth: jax.Array, reference_axes: bool = False, max_depth: float = 10.0
 ) -> jax.Array:
-    """How much the log depths' differences at distance 2 differ, over 4 scales, (B, H, W) -> ().
+    """Error of the log depths' differences at distance 2, over 4 scales, (B, H, W) -> ().
 
     The scales take every 1st, 2nd, 4th and 6th pixel. The reference slices the first two axes of
     a (B, 1, H, W) array, batch and channel, so it never looks along the image; with
     `reference_axes` so does this.
     """
+    chex.assert_rank(depth, 3)
+    chex.assert_equal_shape([pred, depth])
     if reference_axes:
         pred, depth = (jnp.moveaxis(x[:, None], (0, 1), (1, 2)) for x in (pred, depth))
     else:

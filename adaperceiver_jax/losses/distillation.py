@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +14,8 @@ def distillation_kl(
 
     logits (..., B, C), teacher_logits (B, C) -> (...).
     """
+    chex.assert_rank(teacher_logits, 2)
+    chex.assert_equal_shape_suffix([logits, teacher_logits], 2)
     student = jax.nn.log_softmax(logits / temperature)
     teacher = jax.nn.log_softmax(teacher_logits / temperature)
     kl = (jnp.exp(teacher) * (teacher - student)).sum(axis=-1)
@@ -29,6 +32,8 @@ def feature_loss(
 
     features (..., B, N, F), teacher_features (B, N, F) -> (...).
     """
+    chex.assert_rank(teacher_features, 3)
+    chex.assert_equal_shape_suffix([features, teacher_features], 3)
     dot = (features * teacher_features).sum(axis=-1)
     cosine = dot / (_norm(features) * _norm(teacher_features))
     error = jnp.abs(features - teacher_features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +20,12 @@ def depth_weights(depth: int, schedule: str = "linear") -> np.ndarray:
 
 def weighted_mean(losses: jax.Array, weights: jax.typing.ArrayLike) -> jax.Array:
     """sum_r w_r loss_r / sum_r w_r over the readouts' losses (R,)."""
-    weights = jnp.asarray(weights)
-    return (losses * weights).sum() / weights.sum()
+    return weighted_sum(losses, weights) / jnp.asarray(weights).sum()
 
 
 def weighted_sum(losses: jax.Array, weights: jax.typing.ArrayLike) -> jax.Array:
     """sum_r w_r loss_r over the readouts' losses (R,): how feature losses are added."""
-    return (losses * jnp.asarray(weights)).sum()
+    weights = jnp.asarray(weights)
+    chex.assert_rank(losses, 1)
+    chex.assert_equal_shape([losses, weights])
+    return (losses * weights).sum()

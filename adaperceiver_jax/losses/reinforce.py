@@ -1,7 +1,8 @@
-"""What learned policies minimise: REINFORCE, and regression of every budget's loss."""
+"""Losses of learned policies: REINFORCE, and regression of every budget's loss."""
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ def reward(
     losses: jax.Array, costs: jax.Array, scale: float = 3.0, cost_weight: float = 0.05
 ) -> jax.Array:
     """Cross-entropies (B,) and costs (B,) of the budgets taken -> rewards (B,)."""
+    chex.assert_rank([losses, costs], 1)
+    chex.assert_equal_shape([losses, costs])
     return -scale * losses - cost_weight * costs
 
 
@@ -29,6 +32,8 @@ def reinforce_loss(logits: jax.Array, actions: jax.Array, advantages: jax.Array)
 
     Log-probabilities of axes that are drawn independently add up, and so do these losses.
     """
+    chex.assert_rank([logits, actions, advantages], [2, 1, 1])
+    chex.assert_equal_shape_prefix([logits, actions, advantages], 1)
     log_probs = jax.nn.log_softmax(logits)
     drawn = jnp.take_along_axis(log_probs, actions[:, None], axis=-1)[:, 0]
     return -(jax.lax.stop_gradient(advantages) * drawn).mean()
@@ -43,5 +48,6 @@ def entropy(logits: jax.Array) -> jax.Array:
 def regression_loss(predicted: jax.Array, losses: jax.Array) -> jax.Array:
     """Predicted negative losses and losses, (..., B) of every budget -> (B,): the mean squared
     error over the budgets."""
+    chex.assert_equal_shape([predicted, losses])
     errors = predicted + jnp.minimum(losses, MOST)
     return jnp.square(errors).mean(axis=range(errors.ndim - 1))

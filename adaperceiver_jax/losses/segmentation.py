@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +10,7 @@ IGNORE = 255
 
 
 def pixel_cross_entropy(logits: jax.Array, labels: jax.Array, ignore: int = IGNORE) -> jax.Array:
-    """Of each pixel, logits (..., C) and labels (...) -> (...); 0 where the label is `ignore`."""
+    """Logits (..., C) and labels (...) -> (...) per pixel; 0 where the label is `ignore`."""
     valid = labels != ignore
     picked = jnp.where(valid, labels, 0)[..., None]
     # a sum over classes, not a gather, whose gradient accelerators would scatter
@@ -24,5 +25,7 @@ def segmentation_cross_entropy(
 
     Pixels labelled `ignore` do not count; with none left the loss is 0.
     """
+    chex.assert_rank(labels, 3)
+    chex.assert_equal_shape_suffix([logits[..., 0], labels], 3)
     total = pixel_cross_entropy(logits, labels, ignore).sum(axis=(-3, -2, -1))
     return total / jnp.maximum((labels != ignore).sum(), 1)

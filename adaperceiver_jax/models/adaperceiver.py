@@ -35,7 +35,7 @@ ENCODER = ("patch_embed", "process_latents", "read_head", "blocks")
 
 
 def trains_encoder(trained: Mapping[str, Any]) -> bool:
-    """Whether gradients go back through the blocks, where these parameters are trained."""
+    """True if gradients go back through the blocks when these parameters are trained."""
     return any(name in trained for name in ENCODER)
 
 
@@ -47,7 +47,7 @@ class AdaPerceiver(nn.Module):
 
     config: AdaPerceiverConfig
     dtype: DTypeLike = jnp.float32
-    """Of the matmuls; parameters, norms, softmax, RoPE and the streams stay float32."""
+    """Dtype of the matmuls; parameters, norms, softmax, RoPE and the streams stay float32."""
     attention: str = "cut"
     """'cut' or 'masked': see LatentAttention."""
     remat: bool = False
@@ -65,15 +65,15 @@ class AdaPerceiver(nn.Module):
         self.output_latents: LearnedToken | ProjectedPatches
         self.patch_embed = PatchEmbed(c, self.dtype)
         self.process_latents = LearnedToken((c.embed_dim,), stddev)
-        self.read_head = self._cross_attention(ReadHead)
+        self.read_head = ReadHead(**c.attention, dtype=self.dtype)
         self.blocks = stacked_blocks(c, self.dtype, self.attention, self.remat, self.unroll)
         if c.num_classes is not None:
             self.output_latents = LearnedToken((1, c.embed_dim))
-            self.write_head = self._cross_attention(WriteHead)
+            self.write_head = WriteHead(**c.attention, dtype=self.dtype)
             self.output_adapter = OutputAdapter(c, c.num_classes, c.use_output_ffn, self.dtype)
         if c.output_feat_dim is not None:
             tokens = ProjectedPatches(c.embed_dim, self.dtype)
-            write_head = self._cross_attention(WriteHead)
+            write_head = WriteHead(**c.attention, dtype=self.dtype)
             if c.num_classes is not None:  # distillation: a second stream of outputs
                 adapter = OutputAdapter(c, c.output_feat_dim, True, self.dtype)
                 self.output_latents_feat = tokens
@@ -88,18 +88,6 @@ class AdaPerceiver(nn.Module):
 
     def _granularities(self, given: Sequence[int] | None) -> tuple[int, ...]:
         return check_granularities(self.config.token_granularities if given is None else given)
-
-    def _cross_attention(self, kind: type) -> nn.Module:
-        c = self.config
-        return kind(
-            features=c.embed_dim,
-            num_heads=c.num_heads,
-            qkv_bias=c.qkv_bias,
-            proj_bias=c.proj_bias,
-            attn_drop=c.attn_drop,
-            proj_drop=c.proj_drop,
-            dtype=self.dtype,
-        )
 
     @nn.nowrap
     def example_inputs(self) -> jax.ShapeDtypeStruct:
@@ -224,7 +212,7 @@ class AdaPerceiver(nn.Module):
         token_granularities: Sequence[int] | None = None,
         **more: Any,
     ) -> Run:
-        """What the blocks of a run with N latents need; more: other fields of `Run`."""
+        """Inputs of the blocks of a run with N latents; more: other fields of `Run`."""
         c = self.config
         n = num_tokens or c.max_latent_tokens
         scale = rope_scale(n, c.max_latent_tokens) if c.rope_scale is None else c.rope_scale
@@ -274,13 +262,13 @@ class AdaPerceiver(nn.Module):
         return logits if visible is not None else logits[..., 0, :]
 
     def output_tokens(self, patches: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of patches (B, I, D), an output token each (B, I, D) and its query (B, I, H, d)."""
+        """Patches (B, I, D) -> an output token for each (B, I, D) and its query (B, I, H, d)."""
         tokens, write_head, _ = self.feature_stream
         outputs = tokens(patches)
         return outputs, write_head.queries(outputs)
 
     def keys_values(self, z: jax.Array, rope: Rope) -> tuple[jax.Array, jax.Array]:
-        """Of latents (B, N, D), (B, N, H, d) each: the first t are those of granularity t."""
+        """Latents (B, N, D) -> (B, N, H, d) each: the first t are those of granularity t."""
         return self.feature_stream[1].keys_values(z, rope)
 
     def write_features(

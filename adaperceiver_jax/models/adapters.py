@@ -1,4 +1,4 @@
-"""Where images enter and outputs leave: patch embedding, output tokens, output adapters."""
+"""Layers where images enter and outputs leave: patch embedding, output tokens and adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.ffn import FFN
-from adaperceiver_jax.models.layers import LayerNorm, Linear, affine, torch_uniform
+from adaperceiver_jax.models.layers import LayerNorm, Linear, affine, normal_02, torch_uniform
 
 
 def fourier_maps(height: int, width: int, bands: int, max_frequency: float) -> jax.Array:
@@ -80,15 +80,8 @@ class Patchify(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         """images (B, H, W, C) -> (B, patches, D)."""
-        conv = StridedConv(
-            in_channels=self.in_channels,
-            patch_size=self.patch_size,
-            features=self.features,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            name="proj",
-        )
-        return conv(images)
+        sizes = (self.in_channels, self.patch_size, self.features)
+        return StridedConv(*sizes, self.use_bias, self.dtype, name="proj")(images)
 
 
 class PatchEmbed(nn.Module):
@@ -106,26 +99,15 @@ class PatchEmbed(nn.Module):
             maps = fourier_maps(height, width, c.fourier_bands, c.image_size / 2)
             maps = jnp.broadcast_to(maps, (images.shape[0], *maps.shape))
             images = jnp.concatenate([images.astype(jnp.float32), maps], axis=-1)
-        x = Patchify(images.shape[-1], c.patch_size, c.embed_dim, dtype=self.dtype, name="embed")(
-            images
-        )
-        table = self.param(
-            "pos_embed", nn.initializers.normal(0.02), (1, c.grid_size**2, c.embed_dim)
-        )
+        sizes = (images.shape[-1], c.patch_size, c.embed_dim)
+        x = Patchify(*sizes, dtype=self.dtype, name="embed")(images)
+        table = self.param("pos_embed", normal_02, (1, c.grid_size**2, c.embed_dim))
         x = x + resample_positions(table, height // c.patch_size, width // c.patch_size)
         if not c.use_embed_ffn:
             return x
         x = LayerNorm(c.embed_dim, dtype=self.dtype, name="norm")(x)
-        ffn = FFN(
-            in_features=c.embed_dim,
-            hidden=c.ffn_hidden,
-            features=c.embed_dim,
-            kind=c.ffn_layer,
-            act=c.act_layer,
-            dtype=self.dtype,
-            name="ffn",
-        )
-        return ffn(x)
+        sizes = (c.embed_dim, c.ffn_hidden, c.embed_dim)
+        return FFN(*sizes, c.ffn_layer, c.act_layer, dtype=self.dtype, name="ffn")(x)
 
 
 class LearnedToken(nn.Module):
@@ -167,14 +149,9 @@ class OutputAdapter(nn.Module):
         self.ffn: FFN | Linear
         if self.use_ffn:
             self.norm = LayerNorm(c.embed_dim, dtype=self.dtype)
+            sizes = (c.embed_dim, c.ffn_hidden, self.features)
             self.ffn = FFN(
-                in_features=c.embed_dim,
-                hidden=c.ffn_hidden,
-                features=self.features,
-                kind=c.ffn_layer,
-                act=c.act_layer,
-                dtype=self.dtype,
-                out_dtype=jnp.float32,
+                *sizes, c.ffn_layer, c.act_layer, dtype=self.dtype, out_dtype=jnp.float32
             )
         else:
             self.ffn = Linear(c.embed_dim, self.features, dtype=self.dtype, out_dtype=jnp.float32)

@@ -5,9 +5,11 @@ Every module keeps q, k, v and proj as separate linear layers, as the reference 
 
 from __future__ import annotations
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.layers import LayerNorm, Linear
@@ -38,10 +40,12 @@ def attend(
     mask: bool, broadcasts to (B, H, M, N), True where visible. With a key the attention weights
     are dropped at rate `dropout`.
     """
+    chex.assert_rank([q, k, v], 4)
+    chex.assert_equal_shape([k, v])
     if key is None:
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     scores = jnp.einsum("bmhd,bnhd->bhmn", q, k, preferred_element_type=jnp.float32)
-    weights = softmax(scores * q.shape[-1] ** -0.5, mask)
+    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, where=mask)
     weights = drop_weights(weights, dropout, key).astype(v.dtype)
     return jnp.einsum("bhmn,bnhd->bmhd", weights, v)
 
@@ -64,15 +68,6 @@ def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 # Gradients are those of `attend`: here they would be rounded before they cancel.
 attend_to_all.defvjp(lambda q, k, v: jax.vjp(attend, q, k, v), lambda pull, g: pull(g))
-
-
-def softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Softmax over the last axis of float32 scores, where the mask is True."""
-    return (
-        jax.nn.softmax(scores, axis=-1, where=mask)
-        if mask is not None
-        else jax.nn.softmax(scores, axis=-1)
-    )
 
 
 def drop_weights(weights: jax.Array, rate: float, key: jax.Array) -> jax.Array:
@@ -103,6 +98,18 @@ class Attention(nn.Module):
         """(..., D) -> (..., H, D / H)."""
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | np.ndarray | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The function `attend` under a mask (N,) or (M, N), with the key of `weight_key`."""
+        visible = None if mask is None else jnp.atleast_2d(mask)[None, None]
+        return attend(q, k, v, visible, self.attn_drop, key)
+
     def project(self, x: jax.Array, train: bool) -> jax.Array:
         """(..., H, D / H) -> (..., D), through the output projection and its dropout."""
         x = self.proj(x.reshape(*x.shape[:-2], -1))
@@ -131,31 +138,23 @@ class LatentAttention(Attention):
         k = apply_rope(self.heads(self.k(z)), rope)
         v = self.heads(self.v(z))
         spans = attention_spans(mask, self.implementation)
-        if spans is not None:
+        if spans is None:
+            y = self.attend(q, k, v, mask.array(), self.weight_key(train))
+        else:
             parts = [
-                attend(
-                    q[:, first:end],
-                    k[:, :end],
-                    v[:, :end],
-                    None,
-                    self.attn_drop,
-                    self.weight_key(train),
-                )
+                self.attend(q[:, first:end], k[:, :end], v[:, :end], None, self.weight_key(train))
                 for first, end in spans
             ]
-            return self.project(jnp.concatenate(parts, axis=1), train)
-        array = mask.array()
-        visible = None if array is None else jnp.asarray(array)[None, None]
-        return self.project(attend(q, k, v, visible, self.attn_drop, self.weight_key(train)), train)
+            y = jnp.concatenate(parts, axis=1)
+        return self.project(y, train)
 
 
 class CrossAttention(Attention):
     """Attention from a sink (queries) to a source (keys and values)."""
 
-    def queries(self, sink: jax.Array, rope: Rope | None = None) -> jax.Array:
+    def queries(self, sink: jax.Array) -> jax.Array:
         """(B, M, D) -> (B, M, H, D / H)."""
-        q = self.heads(self.q(sink))
-        return q if rope is None else apply_rope(q, rope)
+        return self.heads(self.q(sink))
 
     def keys_values(
         self, source: jax.Array, rope: Rope | None = None
@@ -169,18 +168,6 @@ class CrossAttention(Attention):
     ) -> jax.Array:
         """q (B, M, H, d), k and v (B, N, H, d), mask (N,) bool or None -> (B, M, D)."""
         return self.project(self.attend(q, k, v, mask, self.weight_key(train)), train)
-
-    def attend(
-        self,
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        mask: jax.Array | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """As the call, but not projected: (B, M, H, d). The key is that of `weight_key`."""
-        visible = None if mask is None else mask[None, None, None, :]
-        return attend(q, k, v, visible, self.attn_drop, key)
 
 
 class CrossAttentionHead(nn.Module):

@@ -1,20 +1,23 @@
-"""What an AdaPerceiver is: sizes, variants and the sub-networks it was trained for."""
+"""The config of an AdaPerceiver: sizes, variants, trained sub-networks; and checks of input."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-MASKS = ("block", "causal", "none")
-ATTENTION_LAYERS = ("flex", "full")
-FFN_LAYERS = ("mlp", "swiglu")
-ACTIVATIONS = ("gelu", "silu")
-NORMS = ("layernorm",)
-TOKEN_INITS = ("learned", "norm_randn")
+VARIANTS = {
+    "block_mask": ("block", "causal", "none"),
+    "attn_layer": ("flex", "full"),
+    "ffn_layer": ("mlp", "swiglu"),
+    "act_layer": ("gelu", "silu"),
+    "norm_layer": ("layernorm",),
+    "process_token_init": ("learned", "norm_randn"),
+}
+"""The allowed values of the fields that are names."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,54 +84,34 @@ class AdaPerceiverConfig:
     def __post_init__(self) -> None:
         for name in ("token_granularities", "widths"):
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
-        for name in (
-            *("embed_dim", "num_heads", "depth", "max_latent_tokens", "image_size"),
-            *("patch_size", "in_channels"),
-        ):
-            value = getattr(self, name)
-            _check(name, value, isinstance(value, int) and value >= 1, "an integer, at least 1")
+        sizes = ("embed_dim", "num_heads", "depth", "max_latent_tokens", "image_size")
+        for name in (*sizes, "patch_size", "in_channels"):
+            check_field(
+                self, name, lambda x: isinstance(x, int) and x >= 1, "an integer, at least 1"
+            )
         for name in ("num_classes", "output_feat_dim", "fourier_bands"):
-            value = getattr(self, name)
-            _check(name, value, value is None or value >= 1, "None or at least 1")
+            check_field(self, name, lambda x: x is None or x >= 1, "None or at least 1")
         if self.num_classes is None and self.output_feat_dim is None:
             raise ValueError(
                 "num_classes=None, output_feat_dim=None: give at least one of them, else the "
                 "model has no output"
             )
-        for name, allowed in (
-            ("block_mask", MASKS),
-            ("attn_layer", ATTENTION_LAYERS),
-            ("ffn_layer", FFN_LAYERS),
-            ("act_layer", ACTIVATIONS),
-            ("norm_layer", NORMS),
-            ("process_token_init", TOKEN_INITS),
-        ):
-            value = getattr(self, name)
-            _check(name, value, value in allowed, f"one of {', '.join(allowed)}")
+        for name, allowed in VARIANTS.items():
+            check_field(self, name, allowed.__contains__, f"one of {', '.join(allowed)}")
         for name in ("attn_drop", "proj_drop", "drop_path", "head_drop"):
-            value = getattr(self, name)
-            _check(name, value, 0 <= value < 1, "in [0, 1)")
-        _check(
-            "embed_dim",
-            self.embed_dim,
-            self.embed_dim % (2 * self.num_heads) == 0,
-            f"a multiple of 2 * num_heads = {2 * self.num_heads}, since RoPE turns pairs",
+            check_field(self, name, lambda x: 0 <= x < 1, "in [0, 1)")
+        pairs = 2 * self.num_heads
+        why = f"a multiple of 2 * num_heads = {pairs}, since RoPE turns pairs"
+        check_field(self, "embed_dim", lambda x: x % pairs == 0, why)
+        patch = self.patch_size
+        check_field(
+            self, "image_size", lambda x: x % patch == 0, f"a multiple of patch_size={patch}"
         )
-        _check(
-            "image_size",
-            self.image_size,
-            self.image_size % self.patch_size == 0,
-            f"a multiple of patch_size={self.patch_size}",
-        )
-        _check(
-            "max_width",
-            self.max_width,
-            self.max_width is None or 1 <= self.max_width <= self.embed_dim,
-            f"None or in 1..{self.embed_dim} (embed_dim)",
-        )
+        most = self.embed_dim
+        within = f"None or in 1..{most} (embed_dim)"
+        check_field(self, "max_width", lambda x: x is None or 1 <= x <= most, within)
         for name in ("ffn_ratio", "rope_theta", "rope_scale"):
-            value = getattr(self, name)
-            _check(name, value, value is None or value > 0, "above 0")
+            check_field(self, name, lambda x: x is None or x > 0, "above 0")
         check_granularities(self.token_granularities)
         for width in self.widths:
             check_width(width, self)
@@ -153,6 +136,12 @@ class AdaPerceiverConfig:
         return self.hidden_units(self.embed_dim)
 
     @property
+    def attention(self) -> dict[str, Any]:
+        """The fields that all attentions of the model have in common."""
+        names = ("num_heads", "qkv_bias", "proj_bias", "attn_drop", "proj_drop")
+        return {"features": self.embed_dim, **{name: getattr(self, name) for name in names}}
+
+    @property
     def mask(self) -> str:
         """The mask in force: attn_layer 'full' attends to everything, as in the reference."""
         return "none" if self.attn_layer == "full" else self.block_mask
@@ -166,8 +155,10 @@ class AdaPerceiverConfig:
         return dataclasses.replace(self, **changes)
 
 
-def _check(name: str, value, good: bool, allowed: str) -> None:
-    if not good:
+def check_field(config: Any, name: str, good: Callable[[Any], bool], allowed: str) -> None:
+    """Raises ValueError unless the config's field is good."""
+    value = getattr(config, name)
+    if not good(value):
         raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
@@ -238,12 +229,8 @@ def check_image_shape(shape: tuple[int, ...], patch_size: int, in_channels: int)
         )
     height, width = shape[1:3]
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
+        near = (max(1, round(size / patch_size)) * patch_size for size in (height, width))
         raise ValueError(
             f"images of {height} x {width}: height and width must be multiples of "
-            f"patch_size={patch_size}; resize or crop to e.g. "
-            f"{_nearest(height, patch_size)} x {_nearest(width, patch_size)}"
+            f"patch_size={patch_size}; resize or crop to e.g. {' x '.join(map(str, near))}"
         )
-
-
-def _nearest(size: int, patch_size: int) -> int:
-    return max(1, round(size / patch_size)) * patch_size

@@ -14,7 +14,7 @@ from flax import struct
 from jax.typing import ArrayLike, DTypeLike
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
-from adaperceiver_jax.models.config import AdaPerceiverConfig
+from adaperceiver_jax.models.config import AdaPerceiverConfig, check_field
 from adaperceiver_jax.models.dense_heads import (
     HEAD_DIM,
     DepthHead,
@@ -32,13 +32,13 @@ MOST_CLASSES = 255
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseConfig:
-    """What segmentation and depth models have in common."""
+    """Settings that segmentation and depth models share."""
 
     backbone: AdaPerceiverConfig | ViTConfig
     class_token: bool = False
-    """Of a ViT: its class token is joined to every patch's features."""
+    """Joins a ViT's class token to every patch's features."""
     mlp: bool = False
-    """Of a ViT: an MLP of its width over all tokens, before the class token is joined."""
+    """Puts an MLP of a ViT's width over all its tokens, before the class token is joined."""
     head_drop: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,8 +64,7 @@ class DenseConfig:
                         f"{name}=True: is for a ViT; an AdaPerceiver has no class token and its "
                         "own output adapter"
                     )
-        if not 0 <= self.head_drop < 1:
-            raise ValueError(f"head_drop={self.head_drop}: must be in [0, 1)")
+        check_field(self, "head_drop", lambda x: 0 <= x < 1, "in [0, 1)")
 
     @property
     def features(self) -> int:
@@ -94,11 +93,10 @@ class SegmentationConfig(DenseConfig):
                 f"num_classes={self.num_classes}: must be in 1..{MOST_CLASSES}; in label maps "
                 f"{MOST_CLASSES} is what does not count"
             )
-        if self.head not in SEGMENTATION_HEADS:
-            raise ValueError(f"head={self.head!r}: must be one of {', '.join(SEGMENTATION_HEADS)}")
+        heads = f"one of {', '.join(SEGMENTATION_HEADS)}"
+        check_field(self, "head", SEGMENTATION_HEADS.__contains__, heads)
         for name in ("decoder_features", "decoder_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+            check_field(self, name, lambda x: x >= 1, "at least 1")
         if self.decoder_features > HEAD_DIM and self.decoder_features % HEAD_DIM:
             raise ValueError(
                 f"decoder_features={self.decoder_features}: must be a multiple of {HEAD_DIM}, one "
@@ -116,8 +114,7 @@ class DepthConfig(DenseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bins < 2:
-            raise ValueError(f"bins={self.bins}: must be at least 2")
+        check_field(self, "bins", lambda x: x >= 2, "at least 2")
         if not 0 <= self.min_depth < self.max_depth:
             raise ValueError(
                 f"min_depth={self.min_depth}, max_depth={self.max_depth}: must be ascending and "
@@ -127,7 +124,7 @@ class DepthConfig(DenseConfig):
 
 @struct.dataclass
 class SegmentationOutput:
-    """What one sub-network, or with a leading axis T every granularity, predicts."""
+    """Predictions of one sub-network, or with a leading axis T of every granularity."""
 
     logits: jax.Array
     """(B, H, W, classes)"""
@@ -135,7 +132,7 @@ class SegmentationOutput:
 
 @struct.dataclass
 class DepthOutput:
-    """What one sub-network, or with a leading axis T every granularity, predicts."""
+    """Predictions of one sub-network, or with a leading axis T of every granularity."""
 
     depth: jax.Array
     """(B, H, W), metres"""
@@ -159,7 +156,7 @@ classes): (config, dtype of matmuls, whether activations are computed again)."""
 
 
 class DenseModel(nn.Module):
-    """What segmentation and depth share: backbone, feature map, every granularity of one pass.
+    """Base of segmentation and depth: backbone, feature map, every granularity of one pass.
 
     Maps are what the head gives: (B, h, w, classes), a cell a patch, or depth (B, 4h, 4w, 1).
     """
@@ -214,7 +211,7 @@ class DenseModel(nn.Module):
         token_granularities: Sequence[int] | None = None,
         train: bool = False,
     ) -> Any:
-        """What every granularity (T) of one pass predicts, full width and depth."""
+        """Predictions of every granularity (T) of one pass, full width and depth."""
 
         def read(maps: jax.Array) -> jax.Array:
             return resize_bilinear(maps, *images.shape[1:3])

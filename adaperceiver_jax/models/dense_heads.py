@@ -1,4 +1,4 @@
-"""What stands on patch features: linear segmentation and depth heads, a mask transformer."""
+"""Heads on patch features: linear segmentation and depth heads, a mask transformer."""
 
 from __future__ import annotations
 

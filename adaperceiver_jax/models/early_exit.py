@@ -17,7 +17,7 @@ from adaperceiver_jax.models.stepper import Stepper
 
 @struct.dataclass
 class EarlyExit:
-    """Where each sample left, and what was predicted there."""
+    """The depth where each sample left, and its prediction there."""
 
     logits: jax.Array
     """(B, classes)"""
@@ -62,7 +62,7 @@ def _early_exit(model, params, images, tau, num_tokens, width, per_sample, granu
     config = model.config
     stepper = Stepper(model, params, num_tokens, width, granularities)
     z = stepper.begin(images)
-    batch = len(z)
+    batch = z.shape[0]
 
     def running(state):
         depth, _, _, _, active = state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class FFN(nn.Module):
         else:
             y = activation(self.act, y)
         if hidden_per_sample is not None:
+            chex.assert_shape(hidden_per_sample, (x.shape[0],))
             used = jnp.arange(y.shape[-1]) < hidden_per_sample[:, None, None]
             y = jnp.where(used, y, 0)
         y = self.drop(y, deterministic=not train)

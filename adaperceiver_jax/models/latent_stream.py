@@ -20,7 +20,7 @@ from adaperceiver_jax.models.rope import Rope
 
 @struct.dataclass
 class Run:
-    """What every block of one run needs besides the latents; the static part fixes the program."""
+    """Inputs of every block of one run besides the latents; the static part fixes the program."""
 
     rope: Rope
     mask: LatentMask = struct.field(pytree_node=False)
@@ -30,7 +30,7 @@ class Run:
     """Hidden units of the whole batch; None is all."""
     train: bool = struct.field(pytree_node=False, default=False)
     keep_latents: bool = struct.field(pytree_node=False, default=False)
-    """Whether the latents after every block are wanted."""
+    """True if the latents after every block are wanted."""
 
 
 class Block(nn.Module):
@@ -47,26 +47,10 @@ class Block(nn.Module):
         """z (B, N, D) -> z (B, N, D), twice if the run keeps latents."""
         c = self.config
         attention = LatentAttention(
-            features=c.embed_dim,
-            num_heads=c.num_heads,
-            qkv_bias=c.qkv_bias,
-            proj_bias=c.proj_bias,
-            attn_drop=c.attn_drop,
-            proj_drop=c.proj_drop,
-            dtype=self.dtype,
-            implementation=self.attention,
-            name="attn",
+            **c.attention, dtype=self.dtype, implementation=self.attention, name="attn"
         )
-        ffn = FFN(
-            in_features=c.embed_dim,
-            hidden=c.hidden_units(c.full_width),
-            features=c.embed_dim,
-            kind=c.ffn_layer,
-            act=c.act_layer,
-            dropout=c.proj_drop,
-            dtype=self.dtype,
-            name="ffn",
-        )
+        sizes = (c.embed_dim, c.hidden_units(c.full_width), c.embed_dim)
+        ffn = FFN(*sizes, c.ffn_layer, c.act_layer, c.proj_drop, self.dtype, name="ffn")
 
         def branch(x: jax.Array, scale: str) -> jax.Array:
             x = x.astype(jnp.float32)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 PRODUCT = "product"
 KEEP_PRODUCTS = jax.checkpoint_policies.save_only_these_names(PRODUCT)
-"""What is kept of a block that is computed again in the backward pass: what linear layers gave. The
+"""Keeps the outputs of linear layers of a block that is computed again in the backward pass. The
 rest (norms, activations, attention's scores) is soon made again, and far larger."""
 
 # What the reference starts linear layers from. Its truncation is at +-2, a hundred standard
@@ -22,7 +22,7 @@ normal_02 = nn.initializers.normal(stddev=0.02)
 
 
 def torch_uniform(fan_in: int) -> nn.initializers.Initializer:
-    """What PyTorch's Linear and Conv start from: uniform in +-1 / sqrt(fan_in)."""
+    """Initial values of PyTorch's Linear and Conv: uniform in +-1 / sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -84,7 +84,7 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
     out_dtype: DTypeLike | None = None
-    """Of the sums and the result, where it is not `dtype`."""
+    """Dtype of the sums and the result; None is `dtype`."""
 
     def setup(self) -> None:
         self.kernel = self.param("kernel", normal_02, (self.in_features, self.features))

@@ -1,4 +1,4 @@
-"""Which latents a latent may attend to."""
+"""Masks: the latents that a latent may attend to."""
 
 from __future__ import annotations
 

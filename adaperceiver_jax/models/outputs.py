@@ -1,4 +1,4 @@
-"""What a pass over an AdaPerceiver gives: predictions, and the states between its parts."""
+"""Results of a pass over an AdaPerceiver: predictions, and the states between its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adaperceiver_jax.models.rope import Rope
 
 @struct.dataclass
 class Output:
-    """What one sub-network predicts."""
+    """Predictions of one sub-network."""
 
     logits: jax.Array | None
     """(B, classes)"""
@@ -20,7 +20,7 @@ class Output:
 
 @struct.dataclass
 class Readouts:
-    """What every granularity (T) and every depth (L) of one pass predicts, for training."""
+    """Predictions of every granularity (T) and every depth (L) of one pass, for training."""
 
     token_logits: jax.Array | None
     """(T, B, classes)"""

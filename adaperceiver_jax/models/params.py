@@ -39,5 +39,5 @@ def param_shapes(model: nn.Module) -> Any:
 
 
 def count_params(params: Any) -> int:
-    """How many numbers a tree of parameters (or their shapes) holds."""
+    """Number of entries in a tree of parameters, or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,7 @@ def make_rope(num_tokens: int, head_dim: int, theta: float, scale: float = 1.0) 
 
 def apply_rope(x: jax.Array, rope: Rope) -> jax.Array:
     """Turns x (..., N, H, head_dim) by its positions, in float32; the dtype stays."""
+    chex.assert_shape(rope.cos, (x.shape[-3], x.shape[-1] // 2))
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     cos, sin = rope.cos[:, None, :], rope.sin[:, None, :]
     even, odd = pairs[..., 0], pairs[..., 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
@@ -14,7 +15,7 @@ from adaperceiver_jax.models.write_head import FoldedQuery
 
 
 class Stepper:
-    """An AdaPerceiver at a token count and a width: `begin`, then `block` by block, `write` anywhere.
+    """An AdaPerceiver at a token count and a width: `begin`, any number of `block`, any of `write`.
 
     The latents (B, N, D) are all that changes, so they are all that a compiled loop has to carry.
     """
@@ -42,6 +43,7 @@ class Stepper:
 
     def block(self, z: jax.Array, l: jax.Array | int) -> jax.Array:
         """Runs block l, from 0, which may be traced."""
+        chex.assert_shape(z, (None, self._run.mask.num_tokens, self._model.config.embed_dim))
         return apply_block(self._block, self._params["blocks"], l, z, self._run)[0]
 
     def write(self, z: jax.Array, visible: jax.Array | None = None) -> jax.Array:

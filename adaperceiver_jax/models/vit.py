@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from adaperceiver_jax.models.adapters import Patchify, resample_positions
 from adaperceiver_jax.models.attention import attend_to_all
-from adaperceiver_jax.models.config import check_images
+from adaperceiver_jax.models.config import check_field, check_images
 from adaperceiver_jax.models.ffn import FFN
 from adaperceiver_jax.models.layers import KEEP_PRODUCTS, LayerNorm, LayerScale, Linear, normal_02
 
@@ -47,24 +47,16 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "depth", "num_heads", "image_size", "patch_size", "in_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if self.reg_tokens < 0:
-            raise ValueError(f"reg_tokens={self.reg_tokens}: must be at least 0")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes={self.num_classes}: must be None or at least 1")
-        if self.global_pool not in ("token", "avg"):
-            raise ValueError(f"global_pool={self.global_pool!r}: must be 'token' or 'avg'")
+            check_field(self, name, lambda x: x >= 1, "at least 1")
+        check_field(self, "reg_tokens", lambda x: x >= 0, "at least 0")
+        check_field(self, "num_classes", lambda x: x is None or x >= 1, "None or at least 1")
+        check_field(self, "global_pool", ("token", "avg").__contains__, "'token' or 'avg'")
         if self.global_pool == "token" and not self.class_token:
             raise ValueError("global_pool='token' with class_token=False: use global_pool='avg'")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim={self.embed_dim}: must be a multiple of num_heads={self.num_heads}"
-            )
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}"
-            )
+        for name, divisor in (("embed_dim", "num_heads"), ("image_size", "patch_size")):
+            value = getattr(self, divisor)
+            allowed = f"a multiple of {divisor}={value}"
+            check_field(self, name, lambda x, value=value: x % value == 0, allowed)
 
     @property
     def num_prefix_tokens(self) -> int:
@@ -73,13 +65,13 @@ class ViTConfig:
 
     @property
     def norm_after_pooling(self) -> bool:
-        """Whether the last norm is `fc_norm`, of the pooled vector, not `norm`, of all tokens."""
+        """True if the last norm is `fc_norm`, of the pooled vector, not `norm`, of all tokens."""
         return self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
 
 
 @struct.dataclass
 class ViTOutput:
-    """What a ViT predicts."""
+    """Predictions of a ViT."""
 
     logits: jax.Array | None
     """(B, classes)"""

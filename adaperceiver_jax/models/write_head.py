@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from adaperceiver_jax.models.attention import CrossAttentionHead, drop_weights, softmax
+from adaperceiver_jax.models.attention import CrossAttentionHead, drop_weights
 from adaperceiver_jax.models.rope import Rope, unrotate
 
 
@@ -70,7 +70,7 @@ class WriteHead(CrossAttentionHead):
     def read_each(
         self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, train: bool = False
     ) -> jax.Array:
-        """What queries (B, M, H, d) read of keys and values (L, B, N, H, d), of each l those
+        """Reads keys and values (L, B, N, H, d) by queries (B, M, H, d), of each l those
         visible (L, N): (L, B, M, H, d), to be projected.
 
         Scores are not kept for the backward pass.
@@ -134,7 +134,8 @@ class WriteHead(CrossAttentionHead):
         scores = jnp.einsum("...nc,nhc->n...h", z, folded.keys, preferred_element_type=jnp.float32)
         scores = jnp.moveaxis(scores, 0, -2) * factor + folded.offset  # (..., N, H)
         scores = scores.swapaxes(-1, -2)[..., None, :, :]  # (..., 1, H, N)
-        weights = softmax(scores, None if visible is None else visible[..., None, :])
+        where = None if visible is None else visible[..., None, :]
+        weights = jax.nn.softmax(scores, where=where)
         key = attention.weight_key(train)
         if key is not None:
             weights = drop_weights(weights, attention.attn_drop, key)

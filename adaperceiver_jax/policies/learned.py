@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -15,11 +16,10 @@ from adaperceiver_jax.evaluate.flops import exit_test_flops, flops
 from adaperceiver_jax.evaluate.outcomes import Grid
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.outputs import Embedded
-from adaperceiver_jax.models.peek import PeekNetwork
-from adaperceiver_jax.models.policy import PolicyNetwork
+from adaperceiver_jax.models.policy import PeekNetwork, PolicyNetwork
 from adaperceiver_jax.models.stepper import Stepper
 from adaperceiver_jax.policies.budgets import Budgets, Policy
-from adaperceiver_jax.policies.programs import embed
+from adaperceiver_jax.policies.serve import embed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Learned(Policy):
         self.gflops = choosing_gflops(model.config, network, peek)
 
     def choose(self, images: ArrayLike, embedded: Embedded | None = None) -> Budgets:
-        return self._take(self.scores(images, embedded))
+        best = (self.scores(images, embedded) - self.price * self.costs).argmax(-1)
+        return Budgets(*self.budgets[best].T)
 
     def scores(self, images: ArrayLike, embedded: Embedded | None = None) -> np.ndarray:
         """(B, budgets) of images (B, H, W, C): the higher, the better."""
@@ -106,19 +107,9 @@ class Learned(Policy):
                 "one with config.policy.learner=regress to choose another"
             )
         scores = np.concatenate([self.scores(batch) for batch in batches])
-        policy = Learned(
-            self.model,
-            self.params,
-            self.network,
-            self.network_params,
-            self.grid,
-            peek=self.peek,
-            price=price_of(scores, self.costs, gflops - self.gflops),
-        )
+        policy = copy.copy(self)
+        policy.price = price_of(scores, self.costs, gflops - self.gflops)
         return policy
-
-    def _take(self, scores: np.ndarray) -> Budgets:
-        return Budgets(*self.budgets[(scores - self.price * self.costs).argmax(-1)].T)
 
 
 def price_of(scores: np.ndarray, costs: np.ndarray, target: float) -> float:
@@ -161,7 +152,7 @@ def add_up(grid: Grid, token: Any, width: Any, depth: Any) -> Any:
 
 
 def choosing_gflops(config: Any, network: Any, peek: Peek | None) -> float:
-    """What choosing costs, an image, beyond patches and their keys and values."""
+    """Cost of choosing per image, beyond patches and their keys and values."""
     total = flops(network.config).total
     if peek is not None:
         parts = flops(config.replace(output_feat_dim=None), peek.num_tokens, None, peek.depth)

@@ -23,8 +23,13 @@ from adaperceiver_jax.losses.reinforce import (
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.params import init_params
-from adaperceiver_jax.models.peek import PeekConfig, PeekNetwork
-from adaperceiver_jax.models.policy import PolicyConfig, PolicyNetwork, PolicyOutput
+from adaperceiver_jax.models.policy import (
+    PeekConfig,
+    PeekNetwork,
+    PolicyConfig,
+    PolicyNetwork,
+    PolicyOutput,
+)
 from adaperceiver_jax.tasks.objective import Objective
 from adaperceiver_jax.train.settings import check_fields
 from adaperceiver_jax.train.task import Batch, Metrics, SubNetwork

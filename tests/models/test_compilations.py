@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import adaperceiver_jax as ap
 from tests.small_models import TINY, random_images, random_params
@@ -33,20 +32,6 @@ def test_widths_and_random_granularities_do_not_retrace_a_training_step():
     losses = [step(params, random_images(CONFIG), jax.random.key(seed)) for seed in range(5)]
     assert len({float(loss) for loss in losses}) == 5
     assert step._cache_size() == 1
-
-
-def test_given_widths_and_granularities_do_not_retrace_readouts():
-    params, images = random_params(MODEL), random_images(CONFIG)
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def readouts(params, images, widths, read):
-        return MODEL.apply(
-            {"params": params}, images, widths=widths, readout_tokens=read, method="readouts"
-        )
-
-    for widths, read in (([8, 24], [2, 4, 8]), ([16, 16], [16, 16, 2]), ([1, 9], [3, 5, 7])):
-        readouts(params, images, np.array(widths), np.array(read))
 
 
 def test_the_program_does_not_grow_with_depth():

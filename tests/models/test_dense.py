@@ -14,6 +14,11 @@ from tests.small_models import TINY, random_images, random_params, run
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
 
+MODELS = [
+    ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)),
+    ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=4)),
+]
+
 
 def linear_matrix(old: int, new: int) -> np.ndarray:
     """(new, old) weights of bilinear resampling with half-pixel centres, clamped at the edges."""
@@ -32,47 +37,13 @@ def bilinear(x, height, width):
     return np.einsum("ij,...kjc->...kic", linear_matrix(x.shape[-2], width), x)
 
 
-def features(model, params, images):
-    backbone = ap.AdaPerceiver(BACKBONE)
-    return np.asarray(run(backbone, params["backbone"], images).features).reshape(2, 3, 5, 6)
-
-
-def test_segmentation():
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3))
-    params, images = random_params(model), random_images(BACKBONE, size=(12, 20))
-    x, head = features(model, params, images), params["head"]
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    x = x * head["bn"]["scale"] + head["bn"]["bias"]
-    x = x @ head["conv_seg"]["kernel"][0, 0] + head["conv_seg"]["bias"]
-    np.testing.assert_allclose(run(model, params, images).logits, bilinear(x, 12, 20), **CLOSE)
-
-
-def test_depth():
-    config = ap.DepthConfig(backbone=BACKBONE, bins=4, min_depth=0.5, max_depth=8.0)
-    model = ap.DepthModel(config)
-    params, images = random_params(model), random_images(BACKBONE, size=(12, 20))
-    x, conv = features(model, params, images), params["head"]["conv_seg"]
-    x = np.pad(bilinear(x, 12, 20), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    y = sum(x[:, i : i + 12, j : j + 20] @ conv["kernel"][i, j] for i in range(3) for j in range(3))
-    y = np.maximum(y + conv["bias"], 0) + 0.1
-    want = (y / y.sum(-1, keepdims=True)) @ np.linspace(0.5, 8.0, 4)
-    got = run(model, params, images).depth
-    np.testing.assert_allclose(got, bilinear(want[..., None], 12, 20)[..., 0], **CLOSE)
-    assert got.min() >= 0.5
-    assert got.max() <= 8.0
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
-def test_token_granularities_of_one_call_replace_the_configs(kind):
+@pytest.mark.parametrize("model", MODELS)
+def test_token_granularities_of_one_call_replace_the_configs(model):
     """Segmentation trains at a granularity beyond the config's."""
     granularities = (4, 16, 32)
     other = BACKBONE.replace(token_granularities=granularities)
-    if kind is ap.SegmentationModel:
-        configs = [ap.SegmentationConfig(backbone=b, num_classes=3) for b in (BACKBONE, other)]
-    else:
-        configs = [ap.DepthConfig(backbone=b, bins=4) for b in (BACKBONE, other)]
-    model, changed = (kind(config) for config in configs)
+    changed = model.clone(config=dataclasses.replace(model.config, backbone=other))
     params, images = random_params(model), random_images(BACKBONE)
     for method in (None, "readouts"):
         (ours,) = jax.tree.leaves(
@@ -84,12 +55,8 @@ def test_token_granularities_of_one_call_replace_the_configs(kind):
         assert plain.shape != ours.shape or np.abs(plain - ours).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
-def test_readouts_are_every_granularitys_own_prediction(kind):
-    if kind is ap.SegmentationModel:
-        model = kind(ap.SegmentationConfig(backbone=BACKBONE, num_classes=3))
-    else:
-        model = kind(ap.DepthConfig(backbone=BACKBONE, bins=4))
+@pytest.mark.parametrize("model", MODELS)
+def test_readouts_are_every_granularitys_own_prediction(model):
     params, images = random_params(model), random_images(BACKBONE)
     (many,) = jax.tree.leaves(run(model, params, images, "readouts"))
     assert len(many) == len(BACKBONE.token_granularities)
@@ -108,8 +75,7 @@ def layer_norm(x, p, epsilon=1e-6):
     return x * p["scale"] + p["bias"]
 
 
-@pytest.mark.parametrize("class_token", [False, True])
-@pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.parametrize(("class_token", "mlp"), [(False, False), (True, True)])
 def test_on_a_vit(class_token, mlp):
     """The class token comes first, each token through the MLP before."""
     config = ap.SegmentationConfig(backbone=VIT, num_classes=3, class_token=class_token, mlp=mlp)
@@ -157,58 +123,21 @@ def test_the_mask_transformer():
 
 @pytest.mark.slow
 def test_readouts_through_any_function_of_the_maps_recomputed_or_not():
-    config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=3)
-    images = random_images(BACKBONE)
-    params = random_params(ap.SegmentationModel(config))
+    model, images = MODELS[0], random_images(BACKBONE)
+    params = random_params(model)
 
     def loss(params, remat):
-        model = ap.SegmentationModel(config, remat=remat)
         read = lambda maps: (maps**2).mean((1, 2, 3))  # noqa: E731
-        squares = model.apply({"params": params}, read, images, method="map_readouts")
+        again = model.clone(remat=remat)
+        squares = again.apply({"params": params}, read, images, method="map_readouts")
         assert squares.shape == (len(BACKBONE.token_granularities), 2)
         return squares.sum(), squares
 
-    results = [jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, r) for r in (0, 1)]
-    (plain, squares), (again, same) = results
+    compute = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (plain, squares), (again, same) = (compute(params, remat) for remat in (False, True))
     np.testing.assert_allclose(squares, same, rtol=1e-6)
-    maps = [
-        run(ap.SegmentationModel(config), params, images, "maps", num_tokens=t)
-        for t in BACKBONE.token_granularities
-    ]
+    counts = BACKBONE.token_granularities
+    maps = [run(model, params, images, "maps", num_tokens=t) for t in counts]
     np.testing.assert_allclose(squares, [(m**2).mean((1, 2, 3)) for m in maps], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"backbone": BACKBONE, "class_token": True}, "class_token=True: is for a ViT"),
-        ({"backbone": BACKBONE, "mlp": True}, "mlp=True: is for a ViT"),
-        (
-            {
-                "backbone": dataclasses.replace(VIT, class_token=False, global_pool="avg"),
-                "class_token": True,
-            },
-            "class_token=True: the backbone, a ViT, has none",
-        ),
-        (
-            {"backbone": dataclasses.replace(VIT, global_pool="avg")},
-            "last norm comes after pooling",
-        ),
-        ({"backbone": BACKBONE, "num_classes": 256}, r"num_classes=256: must be in 1\.\.255"),
-        ({"backbone": BACKBONE, "head": "dpt"}, "head='dpt': must be one of linear, segmenter"),
-        ({"backbone": BACKBONE, "decoder_features": 200}, "must be a multiple of 64, one"),
-        ({"backbone": BACKBONE, "decoder_depth": 0}, "decoder_depth=0: must be at least 1"),
-        ({"backbone": BACKBONE, "head_drop": 1.0}, r"head_drop=1.0: must be in \[0, 1\)"),
-    ],
-)
-def test_what_cannot_be_says_so(fields, message):
-    with pytest.raises(ValueError, match=message):
-        ap.SegmentationConfig(**{"num_classes": 3, **fields})
-
-
-def test_a_vit_has_no_sub_networks():
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=VIT, num_classes=3))
-    with pytest.raises(ValueError, match="the backbone is a ViT, which has no sub-networks"):
-        run(model, random_params(model), random_images(VIT), num_tokens=4)

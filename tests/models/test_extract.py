@@ -11,7 +11,7 @@ CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("ffn_layer", ["mlp", "swiglu"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_computes_what_the_original_does_at_that_width_and_depth(seed, ffn_layer):
     model, params = model_and_params(seed, ffn_layer=ffn_layer, depth=3)
     c, images = model.config, random_images(model.config)
@@ -57,31 +57,11 @@ def test_it_saves_loads_and_converts_like_any_other(tmp_path):
         np.testing.assert_array_equal(b, want)
 
 
-@pytest.mark.parametrize("convert", [np.asarray, jax.numpy.asarray])
-def test_it_shares_no_memory_with_the_original(convert):
-    model, params = model_and_params(0, depth=3)
-    params = jax.tree.map(convert, params)
-    for arguments in ({}, {"depth": 1}, {"width": model.config.widths[0]}):
-        _, small = ap.extract(model, params, **arguments)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(small):
-            original = params
-            for entry in path:
-                original = original[entry.key]
-            assert not np.shares_memory(np.asarray(leaf), np.asarray(original)), path
-
-
 def test_its_blocks_keep_their_rates_of_stochastic_depth():
     config = ap.AdaPerceiverConfig(**{**TINY, "depth": 5}, drop_path=0.4)
     assert ap.extract_config(config, depth=3).drop_path == pytest.approx(0.2)
     assert ap.extract_config(config, depth=1).drop_path == 0
     assert ap.extract_config(config).drop_path == 0.4
-
-
-def test_everything_is_the_model_itself():
-    model, params = model_and_params(0)
-    whole, whole_params = ap.extract(model, params)
-    assert whole.config == model.config
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), whole_params, params))
 
 
 @pytest.mark.parametrize("head", ["linear", "segmenter"])
@@ -97,31 +77,20 @@ def test_a_dense_model_is_cut_through_its_backbone(head):
     np.testing.assert_allclose(ours, want, **CLOSE)
 
 
-def test_what_has_no_sub_networks_is_refused():
-    vit = ap.ViT(ap.ViTConfig())
-    with pytest.raises(ValueError, match="ViT"):
-        ap.extract(vit, {}, width=8)
-
-
-@pytest.mark.parametrize("arguments", [dict(width=8), dict(depth=1), dict(width=12, depth=2)])
-def test_a_dense_model_on_a_vit_has_no_sub_networks(arguments):
-    model, params = dense_vit()
-    with pytest.raises(ValueError, match=r"of this DepthModel is a ViT, which has no sub-networks"):
-        ap.extract(model, params, **arguments)
-
-
-def test_the_whole_of_a_dense_model_on_a_vit_is_itself():
-    model, params = dense_vit()
-    whole, whole_params = ap.extract(model, params)
-    assert whole == model
-    for a, b in zip(jax.tree.leaves(whole_params), jax.tree.leaves(params), strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert not np.shares_memory(np.asarray(a), np.asarray(b))
-
-
-def dense_vit():
+def test_the_whole_of_a_model_is_itself_and_nothing_shares_memory():
     vit = ap.ViTConfig(
         embed_dim=12, depth=2, num_heads=2, num_classes=None, image_size=8, patch_size=4
     )
-    model = ap.DepthModel(ap.DepthConfig(backbone=vit, bins=4, class_token=True, mlp=True))
-    return model, random_params(model)
+    on_vit = ap.DepthModel(ap.DepthConfig(backbone=vit, bins=4, class_token=True, mlp=True))
+    for model, params in ((on_vit, random_params(on_vit)), model_and_params(0, depth=3)):
+        whole, whole_params = ap.extract(model, params)
+        assert whole.config == model.config
+        jax.tree.map(np.testing.assert_array_equal, whole_params, params)
+    for convert in (np.asarray, jax.numpy.asarray):
+        params = jax.tree.map(convert, params)
+        for arguments in ({}, {"depth": 1}, {"width": model.config.widths[0]}):
+            small = ap.extract(model, params, **arguments)[1]
+            shared = jax.tree.map(
+                lambda a, b: np.shares_memory(*map(np.asarray, (a, b))), small, params
+            )
+            assert not any(jax.tree.leaves(shared))

@@ -90,15 +90,19 @@ def test_attention_dropout_keeps_the_expected_readout():
     assert np.abs(many.mean(axis=0) - want).max() < 0.2 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("kind", [ap.SegmentationModel, ap.DepthModel])
-def test_head_dropout_of_dense_models_drops_whole_maps(kind):
-    backbone = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
-    if kind is ap.SegmentationModel:
-        config = ap.SegmentationConfig(backbone=backbone, num_classes=3, head_drop=0.5)
-    else:
-        config = ap.DepthConfig(backbone=backbone, bins=4, head_drop=0.5)
-    model = kind(config)
-    params, images = random_params(model), random_images(backbone)
+BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
+NOISY = dict(backbone=BACKBONE, head_drop=0.5)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ap.SegmentationModel(ap.SegmentationConfig(**NOISY, num_classes=3)),
+        ap.DepthModel(ap.DepthConfig(**NOISY, bins=4)),
+    ],
+)
+def test_head_dropout_of_dense_models(model):
+    params, images = random_params(model), random_images(BACKBONE)
 
     def predict(seed, train):
         rngs = {"dropout": jax.random.key(seed)}

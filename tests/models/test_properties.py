@@ -1,7 +1,6 @@
 """What must hold of every configuration: prefixes, widths, readouts, loops, folding."""
 
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.models.latent_stream import Block, run_blocks
+from adaperceiver_jax.models.attention import IMPLEMENTATIONS
+from adaperceiver_jax.models.latent_stream import run_blocks
 from adaperceiver_jax.models.rope import make_rope
 from adaperceiver_jax.models.write_head import WriteHead
-from tests.small_models import TINY, model_and_params, random_images, random_params, run
+from tests.small_models import TINY, model_and_params, random_images, random_params, run, seeds
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
-SEEDS = range(4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -29,34 +28,18 @@ def latents(model, params, images, num_tokens, depth):
     return model.apply({"params": params}, images, method=last)
 
 
-@pytest.mark.parametrize("attention", ["cut", "masked"])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_first_t_latents_are_those_of_a_run_with_t_latents(seed, attention):
-    model, params = model_and_params(seed, block_mask="block", num_classes=5)
-    model, c = model.clone(attention=attention), model.config
-    images = random_images(c)
-    whole = latents(model, params, images, c.max_latent_tokens, c.depth)
-    for t in c.token_granularities:
-        alone = latents(model, params, images, t, c.depth)
-        np.testing.assert_allclose(whole[:, :t], alone, **CLOSE)
-
-
-def test_without_a_mask_the_first_latents_are_not_those_of_a_shorter_run():
-    model, params = model_and_params(1, block_mask="none", depth=2)
-    c, images = model.config, random_images(model.config)
-    n = c.max_latent_tokens
-    whole = latents(model, params, images, n, 2)
-    assert np.abs(whole[:, : n - 1] - latents(model, params, images, n - 1, 2)).max() > 1e-3
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_attention_cut_by_granularity_is_masked_attention(seed):
+@pytest.mark.parametrize("seed", seeds(3))
+def test_the_first_t_latents_are_those_of_a_run_with_t_latents_cut_or_masked(seed):
     model, params = model_and_params(seed, block_mask="block")
-    images = random_images(model.config)
-    cut = run(model, params, images)
-    masked = run(model.clone(attention="masked"), params, images)
-    for ours, theirs in zip(jax.tree.leaves(cut), jax.tree.leaves(masked), strict=True):
-        np.testing.assert_allclose(ours, theirs, **CLOSE)
+    c, images = model.config, random_images(model.config)
+    wholes = []
+    for attention in IMPLEMENTATIONS:
+        model = model.clone(attention=attention)
+        wholes.append(latents(model, params, images, c.max_latent_tokens, c.depth))
+        for t in c.token_granularities:
+            alone = latents(model, params, images, t, c.depth)
+            np.testing.assert_allclose(wholes[-1][:, :t], alone, **CLOSE)
+    np.testing.assert_allclose(*wholes, **CLOSE)
 
 
 def test_the_references_full_attention_ignores_the_mask():
@@ -70,43 +53,15 @@ def test_the_references_full_attention_ignores_the_mask():
     assert np.abs(run(masked, params, images).logits - want).max() > 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
-def test_sliced_width_equals_masked_width(seed):
-    model, params = model_and_params(seed, num_classes=5)
-    c, images = model.config, random_images(model.config)
-    n = c.token_granularities[-1]
-    for width in (1, *c.widths):
-        widths = np.full(len(images), width, np.int32)
-        masked = run(model, params, images, "readouts", widths=widths)
-        sliced = run(model, params, images, num_tokens=n, width=width)
-        np.testing.assert_allclose(masked.token_logits[-1], sliced.logits, **CLOSE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
-def test_readouts_equal_one_at_a_time_writes(seed):
-    model, params = model_and_params(seed, block_mask="block", num_classes=5, output_feat_dim=6)
-    c, images = model.config, random_images(model.config)
-    read = np.random.default_rng(seed).choice(c.token_granularities, c.depth)
-    out = run(model, params, images, "readouts", readout_tokens=read)
-    for i, t in enumerate(c.token_granularities):
-        one = run(model, params, images, num_tokens=t)
-        np.testing.assert_allclose(out.token_logits[i], one.logits, **CLOSE)
-        np.testing.assert_allclose(out.token_features[i], one.features, **CLOSE)
-    for i, t in enumerate(read):
-        one = run(model, params, images, num_tokens=int(t), depth=i + 1)
-        np.testing.assert_allclose(out.depth_logits[i], one.logits, **CLOSE)
-        np.testing.assert_allclose(out.depth_features[i], one.features, **CLOSE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "weights"),
-    [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")],
+    ("seed", "bias", "dtype", "weights"),
+    [
+        (0, True, "float32", "float32"),
+        (1, False, "float32", "bfloat16"),
+        (2, True, "bfloat16", "float32"),
+        (3, False, "bfloat16", "float32"),
+    ],
 )
-@pytest.mark.parametrize("seed", range(3))
 def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype, weights):
     rng = np.random.default_rng(seed)
     heads, head_dim = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 5))
@@ -140,26 +95,6 @@ def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype, weights):
         np.testing.assert_allclose(many[:, i], want, **close)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_scan_equals_a_loop(seed):
-    model, params = model_and_params(seed, depth=3)
-    c, images = model.config, random_images(model.config)
-
-    def loop(params, images):
-        run = model.make_run()
-        embedded = model.apply({"params": params}, images, method="embed_once")
-        z = model.apply({"params": params}, embedded, run, method="read")
-        for l in range(c.depth):
-            block = jax.tree.map(operator.itemgetter(l), params["blocks"])
-            z, _ = Block(c).apply({"params": block}, z, 0.0, run)
-        return z
-
-    want = jax.jit(loop)(params, images)
-    for unroll in (1, 3):
-        z = latents(model.clone(unroll=unroll), params, images, c.max_latent_tokens, c.depth)
-        np.testing.assert_allclose(z, want, **CLOSE)
-
-
 @pytest.mark.slow
 def test_remat_changes_neither_outputs_nor_gradients():
     config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6, drop_path=0.2, proj_drop=0.1)
@@ -187,16 +122,22 @@ def test_remat_changes_neither_outputs_nor_gradients():
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("depth", [None, 2])
-def test_remat_is_there_at_every_depth(depth):
+VIT = ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "depth"),
+    [
+        (ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY)), {}),
+        (ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY)), {"depth": 2}),
+        (ap.ViT(VIT), {}),
+    ],
+)
+def test_remat_is_there_at_every_depth(model, depth):
+    images, shapes = random_images(model.config), ap.param_shapes(model)
     for remat in (False, True):
-        model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY), remat=remat)
-        images = jnp.zeros((1, 16, 16, 3))
-
-        def apply(params, model=model, images=images):
-            return model.apply({"params": params}, images, depth=depth).logits
-
-        assert ("remat" in str(jax.make_jaxpr(apply)(ap.param_shapes(model)))) is remat
+        apply = functools.partial(model.clone(remat=remat).apply, images=images, **depth)
+        assert ("remat" in str(jax.make_jaxpr(apply)({"params": shapes}))) is remat
 
 
 @pytest.mark.slow
@@ -220,27 +161,6 @@ def test_remat_keeps_products_and_little_else():
     (flops, kept), (again, left) = compiled(False), compiled(True)
     assert flops < again < 1.1 * flops
     assert left < 0.6 * kept
-
-
-def test_remat_of_a_vit_is_there_and_changes_nothing():
-    config = ap.ViTConfig(
-        embed_dim=12, depth=2, num_heads=2, image_size=8, patch_size=4, num_classes=3
-    )
-    model = ap.ViT(config)
-    params, images = random_params(model), random_images(config)
-
-    def loss(params, remat):
-        logits = model.clone(remat=remat).apply({"params": params}, images).logits
-        return jnp.square(logits).mean()
-
-    for remat in (False, True):
-        jaxpr = jax.make_jaxpr(loss, static_argnums=1)(params, remat)
-        assert ("remat" in str(jaxpr)) is remat
-    compute = jax.jit(jax.grad(loss), static_argnums=1)
-    for ours, want in zip(
-        *(jax.tree.leaves(compute(params, r)) for r in (True, False)), strict=True
-    ):
-        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
