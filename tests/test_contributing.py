@@ -17,8 +17,8 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.outcomes import join, make_grid
 from adaperceiver_jax.evaluate.sweep import collect
 from adaperceiver_jax.models import dense, dense_heads
+from adaperceiver_jax.policies.budgets import EarlyExit
 from adaperceiver_jax.policies.compare import compare
-from adaperceiver_jax.policies.fixed import EarlyExit
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.train.settings import from_config
 from configs import ade20k

@@ -28,8 +28,8 @@ from adaperceiver_jax.evaluate.outcomes import Outcomes, join, make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import collect
 from adaperceiver_jax.evaluate.sweep import points as points_of
+from adaperceiver_jax.policies.budgets import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.policies.compare import compare, markdown
-from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.train.loop import train
 from adaperceiver_jax.train.settings import from_config

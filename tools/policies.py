@@ -33,10 +33,9 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.outcomes import Outcomes
 from adaperceiver_jax.evaluate.sweep import SweepFolder, points, weights_digest
-from adaperceiver_jax.policies.budgets import Policy
+from adaperceiver_jax.policies.budgets import Baseline, EarlyExit, Optimal, Policy
 from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, time_policies
 from adaperceiver_jax.policies.figure import plot
-from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
 from adaperceiver_jax.policies.learned import Learned
 from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
 from adaperceiver_jax.tasks.weights import find_policy

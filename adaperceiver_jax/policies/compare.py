@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +14,10 @@ import numpy as np
 
 from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
+from adaperceiver_jax.evaluate.plotting import pareto
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
-from adaperceiver_jax.policies.budgets import Budgets, Policy
-from adaperceiver_jax.policies.fixed import Baseline
-from adaperceiver_jax.policies.mix import Mix
+from adaperceiver_jax.policies.budgets import Baseline, Budgets, Policy
 from adaperceiver_jax.policies.replay import Replayed, join_budgets, replay
 from adaperceiver_jax.policies.serve import Server
 
@@ -30,21 +30,78 @@ class Row:
     accuracy: float
     """Top 1, in [0, 1]."""
     gflops: float
-    """Of an image on average, exit tests and choosing included."""
+    """Mean per image, exit tests and choosing included."""
     choosing_gflops: float
     images: int
     ms: float | None = None
-    """Of an image on average, the median of the repeats."""
+    """Mean per image, the median of the repeats."""
     over_baselines: float | None = None
     """Accuracy above the best mix of the baselines that costs no more; None where there is none."""
     over_baselines_error: float | None = None
     """One standard error of it, over the images."""
     over_fixed: float | None = None
-    """The same over any fixed sub-networks that were swept."""
+    """Accuracy above the best mix of any fixed sub-networks that were swept."""
     over_fixed_error: float | None = None
 
     def timed(self, ms: float) -> Row:
         return dataclasses.replace(self, ms=ms)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """K sub-networks over the same N images."""
+
+    right: np.ndarray
+    """(K, N) bool"""
+    gflops: np.ndarray
+    """(K,) of an image"""
+
+    @functools.cached_property
+    def corners(self) -> list[int]:
+        """Indices of the K that beat all mixes of others at their cost, the cheapest first."""
+        x, y = self.gflops.tolist(), self.right.mean(1).tolist()
+        corners: list[int] = []
+        for i in pareto(x, y):
+            while len(corners) > 1:
+                a, b = corners[-2:]
+                if (y[b] - y[a]) * (x[i] - x[a]) > (y[i] - y[a]) * (x[b] - x[a]):
+                    break  # b is above the line from a to i
+                corners.pop()
+            corners.append(i)
+        return corners
+
+    def at(self, gflops: float) -> np.ndarray | None:
+        """(N,) how often each image is right in the most accurate mix that costs no more.
+
+        None where each of the K costs more.
+        """
+        costs = self.gflops[self.corners]
+        if gflops < costs[0]:
+            return None
+        dear = int(np.searchsorted(costs, gflops, side="right"))
+        cheap = self.right[self.corners[dear - 1]].astype(float)
+        if dear == len(costs):
+            return cheap
+        share = (gflops - costs[dear - 1]) / (costs[dear] - costs[dear - 1])
+        return (1 - share) * cheap + share * self.right[self.corners[dear]]
+
+    def gain(self, right: np.ndarray, gflops: float) -> tuple[float | None, float | None]:
+        """Accuracy of a policy above the mix of its cost, and the standard error of that.
+
+        Image by image: what is hard for both cancels. The mix is the best on these very images; the
+        policy's cost is taken as given. Both are None where no mix is so cheap; the error of one
+        image is NaN.
+
+        Args:
+          right: (N,) bool, the policy's.
+          gflops: what it takes of an image on average, choosing included.
+        """
+        mixed = self.at(gflops)
+        if mixed is None:
+            return None, None
+        difference = right - mixed
+        error = difference.std(ddof=1) / np.sqrt(len(right)) if len(right) > 1 else np.nan
+        return float(difference.mean()), float(error)
 
 
 def compare(
@@ -75,29 +132,27 @@ def compare(
     }
     whole = [name for name, policy in policies.items() if is_whole(policy, model.config)]
     fixed = (Budgets.fixed(len(outcomes), *each) for each in outcomes.grid.sub_networks())
-    over_fixed = mix_of(replay(model.config, b, outcomes, attention=model.attention) for b in fixed)
-    over_baselines = mix_of(found[name] for name in whole) if whole else None
+    swept = mix_of(replay(model.config, b, outcomes, attention=model.attention) for b in fixed)
+    baselines = mix_of(found[name] for name in whole) if whole else None
     rows = []
     for name, policy in policies.items():
         right, gflops = found[name].right, float(found[name].gflops.mean()) + policy.gflops
+        over = baselines if name not in whole else None
+        gains = (over.gain(right, gflops) if over else (None, None)) + swept.gain(right, gflops)
         row = Row(name, float(right.mean()), gflops, policy.gflops, len(outcomes))
-        if over_baselines and name not in whole and (gain := over_baselines.gain(right, gflops)):
-            row = dataclasses.replace(row, over_baselines=gain[0], over_baselines_error=gain[1])
-        if gain := over_fixed.gain(right, gflops):
-            row = dataclasses.replace(row, over_fixed=gain[0], over_fixed_error=gain[1])
-        rows.append(row)
+        rows.append(dataclasses.replace(row, **dict(zip(GAINS, gains, strict=True))))
     return rows
 
 
 def mix_of(fixed: Iterable[Replayed]) -> Mix:
-    """Of sub-networks, each replayed for all images."""
+    """The mix of sub-networks, each replayed for all images."""
     found = [(each.right, each.gflops.mean()) for each in fixed]
     right, gflops = zip(*found, strict=True)
     return Mix(np.array(right), np.array(gflops))
 
 
 def is_whole(policy: Policy, config: AdaPerceiverConfig) -> bool:
-    """Whether it is a baseline of full width and depth."""
+    """True for a baseline of full width and depth."""
     whole = (config.full_width, config.depth)
     return isinstance(policy, Baseline) and (policy.width, policy.depth) == whole
 
@@ -128,11 +183,8 @@ def time_policies(
     return {name: 1e3 * statistics.median(each) / len(images) for name, each in seconds.items()}
 
 
-COLUMNS = (
-    *("policy", "accuracy", "gflops", "choosing_gflops"),
-    *("over_baselines", "over_baselines_error", "over_fixed", "over_fixed_error"),
-    *("ms", "images"),
-)
+GAINS = ("over_baselines", "over_baselines_error", "over_fixed", "over_fixed_error")
+COLUMNS = ("policy", "accuracy", "gflops", "choosing_gflops", *GAINS, "ms", "images")
 
 
 def csv_text(rows: Sequence[Row]) -> str:

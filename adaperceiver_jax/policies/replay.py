@@ -1,21 +1,72 @@
-"""What a policy would have got, looked up in outcomes: nothing is run again."""
+"""Results that a policy would have had, looked up in outcomes: nothing is run again."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from adaperceiver_jax.evaluate.flops import exit_test_flops, flops
 from adaperceiver_jax.evaluate.outcomes import Outcomes
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.policies.budgets import Budgets
-from adaperceiver_jax.policies.costs import costs
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """FLOPs of each part of one image's way."""
+
+    embed: float
+    """Patches, their keys and values."""
+    read: float
+    once: float
+    """Queries that all images of a batch share, whatever its size."""
+    block: float
+    test: float
+
+    def image(self, depth: Any, tests: Any, batch_size: int) -> Any:
+        """FLOPs of an image in a full batch that ran this number of blocks and readouts, or of
+        each image for arrays of them."""
+        shared = self.embed + self.read + self.once / batch_size
+        return shared + depth * self.block + tests * self.test
+
+
+@functools.lru_cache
+def costs(
+    config: AdaPerceiverConfig,
+    num_tokens: int,
+    width: int,
+    image_size: tuple[int, int],
+    attention: str,
+) -> Costs:
+    alone, two = (
+        flops(
+            config.replace(output_feat_dim=None),
+            num_tokens,
+            width,
+            1,
+            image_size,
+            attention=attention,
+            batch_size=batch_size,
+        )
+        for batch_size in (1, 2)
+    )
+    parts = alone.by_part
+    once = 2 * (alone.total - two.total)
+    patches = image_size[0] * image_size[1] // config.patch_size**2
+    keys_values = 4 * patches * config.embed_dim**2
+    embed = parts["patch_embed"] + parts["embed_ffn"] + keys_values
+    block = parts["projections"] + parts["attention"] + parts["ffn"]
+    test = exit_test_flops(config, num_tokens)
+    return Costs(embed, alone.total - embed - once - block - test, once, block, test)
 
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """Of N images."""
+    """Results of N images."""
 
     right: np.ndarray
     """(N,) bool"""
@@ -33,7 +84,7 @@ def replay(
     batch_size: int = 1,
     attention: str = "cut",
 ) -> Replayed:
-    """What these budgets give the images of the outcomes, in their order.
+    """Looks up what these budgets give the images of the outcomes, in their order.
 
     batch_size: over which what a batch shares is spread; 1 is what `ap.flops` counts. ValueError
     for budgets that the outcomes do not hold; early exits need those of every depth.

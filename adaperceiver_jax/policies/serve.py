@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import check_images, check_sub_network
+from adaperceiver_jax.models.stepper import Stepper
 from adaperceiver_jax.policies.budgets import Budgets, Policy
-from adaperceiver_jax.policies.costs import Costs, costs
-from adaperceiver_jax.policies.programs import embed, read, run_segment
-from adaperceiver_jax.policies.queues import Queue, Waiting
+from adaperceiver_jax.policies.replay import Costs, costs
 
 SIZES = 8
-"""How many sizes batches have, where nothing else is said."""
+"""Number of sizes that batches have by default."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What N images were given, in their order."""
+    """Answers to N images, in their order."""
 
     logits: np.ndarray
     """(N, classes) float32"""
@@ -36,7 +38,7 @@ class Served:
     gflops: np.ndarray
     """(N,) of each image's own sub-network, its exit tests and the policy"""
     computed_gflops: float
-    """Of all that was run: with padding, and blocks of images that had left."""
+    """FLOPs of all that was run, with padding and blocks of images that had left."""
 
 
 class Server:
@@ -187,7 +189,7 @@ class _Call:
             queue.put(segment.latents, rows, [waiting[i] for i in rows])
 
     def served(self) -> Served:
-        """What all images were given, when they all have left."""
+        """The answers, when all images have left."""
         index, depth, logits = zip(*sorted(self.answers, key=lambda a: a[0]), strict=True)
         depths = np.array(depth)
         num_tokens, width = (
@@ -252,3 +254,151 @@ def _check_budgets(budgets: Budgets, first: int, count: int, model: AdaPerceiver
         except ValueError as error:
             index = first + np.flatnonzero((chosen == sub_network).all(axis=1))[0]
             raise ValueError(f"budget of image {index}: {error}") from None
+
+
+class Waiting(NamedTuple):
+    """An image on its way, as the host knows it."""
+
+    image: int
+    """Number of the image among those of the call."""
+    ceiling: int
+    """Blocks at most."""
+    tau: float
+    """Infinite where the image may not leave early."""
+
+
+class Queue:
+    """First in, first out, `capacity` images at most.
+
+    States that come to an empty queue stay in the array they came in; when others join them it
+    grows to `capacity` rows, and theirs are written into free ones.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.waiting: collections.deque[Waiting] = collections.deque()
+        self.rows: collections.deque[int] = collections.deque()
+        """Row of the states for each image that waits."""
+        self.states: Any = None
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def put(self, states: Any, rows: list[int], waiting: list[Waiting]) -> None:
+        """Appends these rows of states, arrays (B, ...) of B < capacity, an image each."""
+        if not self.waiting:
+            self.states, self.rows = states, collections.deque(rows)
+        else:
+            if _rows(self.states) < self.capacity:
+                self.states = _grow(self.states, self.capacity)
+            free = [row for row in range(self.capacity) if row not in self.rows][: len(rows)]
+            places = np.full(_rows(states), self.capacity)  # beyond the end: not written
+            places[rows] = free
+            self.states = _put(self.states, states, places)
+            self.rows.extend(free)
+        self.waiting.extend(waiting)
+
+    def take(self, count: int, size: int) -> tuple[Any, list[Waiting]]:
+        """The `count` first images, and their states, arrays (size, ...), the last repeated."""
+        rows = np.array([self.rows.popleft() for _ in range(count)])
+        states = _take(self.states, rows[np.minimum(np.arange(size), count - 1)])
+        return states, [self.waiting.popleft() for _ in range(count)]
+
+
+def _rows(states: Any) -> int:
+    return len(jax.tree.leaves(states)[0])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grow(states, capacity):
+    return jax.tree.map(
+        lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype).at[: len(x)].set(x), states
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(states, rows, places):
+    return jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), states, rows)
+
+
+@jax.jit
+def _take(states, places):
+    return jax.tree.map(lambda x: x[places], states)
+
+
+class Segment(NamedTuple):
+    latents: jax.Array
+    """(B, N, D)"""
+    logits: jax.Array
+    """(B, classes), of images that left"""
+    left_at: jax.Array
+    """(B,) the depth at which an image left; 0 if it did not"""
+    depth: jax.Array
+    """Depth at the end of the segment."""
+    tests: jax.Array
+    """Number of times that all images were tested."""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed(model, params, images):
+    return model.apply({"params": params}, images, method="embed_once")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def read(model, num_tokens, params, embedded):
+    """Embedded images -> latents (B, N, D), and the folded query of every test of them."""
+    stepper = Stepper(model, params, num_tokens)
+    return stepper.begin(embedded), stepper.folded
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_segment(model, num_tokens, width, params, latents, folded, first, least, ceiling, tau):
+    """Blocks from `first` on, until no more than `least` images are left; an image of ceiling 0 is
+    padding."""
+    stepper = Stepper(model, params, num_tokens, width, folded=folded)
+
+    def here(left_at):
+        return (left_at == 0) & (ceiling > 0)
+
+    def running(state):
+        return here(state.left_at).sum() > least
+
+    def to_next_test(state):
+        """Blocks, up to a depth where some image is tested."""
+
+        def untested(carry):
+            _, depth = carry
+            may_leave = here(state.left_at) & ((depth >= ceiling) | (tau <= 1))
+            return (depth == state.depth) | ~may_leave.any()
+
+        def run_block(carry):
+            z, depth = carry
+            return stepper.block(z, depth), depth + 1
+
+        return jax.lax.while_loop(untested, run_block, (state.latents, state.depth))
+
+    def step(state):
+        z, depth = to_next_test(state)
+        now = stepper.write(z)
+        sure = jax.nn.softmax(now).max(axis=-1) >= tau
+        leaves = here(state.left_at) & (sure | (depth >= ceiling))
+        return Segment(
+            z,
+            jnp.where(leaves[:, None], now, state.logits),
+            jnp.where(leaves, depth, state.left_at),
+            depth,
+            state.tests + 1,
+        )
+
+    batch = len(latents)
+    return jax.lax.while_loop(
+        running,
+        step,
+        Segment(
+            latents,
+            jnp.zeros((batch, model.config.num_classes), jnp.float32),
+            jnp.zeros(batch, jnp.int32),
+            jnp.asarray(first, jnp.int32),
+            jnp.int32(0),
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Policies side by side: what a row says, and the table, the CSV file and the picture of them."""
+"""Policies side by side: mixes of fixed sub-networks, what a row says, table, CSV and picture."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,80 @@ from adaperceiver_jax.evaluate.sweep import collect
 from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.policies import compare as compared
 from adaperceiver_jax.policies import figure
-from adaperceiver_jax.policies.budgets import Budgets, Policy
-from adaperceiver_jax.policies.compare import Row, compare, csv_text, is_whole, markdown
-from adaperceiver_jax.policies.fixed import Baseline, EarlyExit, Optimal
-from adaperceiver_jax.policies.mix import Mix
+from adaperceiver_jax.policies.budgets import Baseline, Budgets, EarlyExit, Optimal, Policy
+from adaperceiver_jax.policies.compare import Mix, Row, compare, csv_text, is_whole, markdown
 from tests.small_models import TINY, random_images, random_params
+
+RIGHT = np.array(
+    [
+        [0, 1, 1, 1, 1, 1, 1, 0],  # 6 GFLOPs, 6/8
+        [1, 1, 1, 1, 1, 0, 0, 0],  # 2, 5/8
+        [1, 0, 0, 0, 0, 0, 0, 0],  # 1, 1/8
+        [1, 1, 0, 0, 0, 0, 0, 0],  # 1.5, 2/8: below the line from 1 to 2
+        [1, 1, 1, 1, 0, 0, 0, 0],  # 4, 4/8: less than a cheaper one gets
+        [0, 1, 1, 1, 1, 1, 1, 0],  # 7, 6/8: no better than at 6
+    ],
+    bool,
+)
+MIX = Mix(RIGHT, np.array([6.0, 2.0, 1.0, 1.5, 4.0, 7.0]))
+
+
+@pytest.mark.parametrize(
+    ("mix", "gflops", "weights"),
+    [
+        (MIX, 1.0, [0, 0, 1, 0, 0, 0]),
+        (MIX, 1.25, [0, 0.25, 0.75, 0, 0, 0]),
+        (MIX, 1.5, [0, 0.5, 0.5, 0, 0, 0]),
+        (MIX, 2.0, [0, 1, 0, 0, 0, 0]),
+        (MIX, 4.0, [0.5, 0.5, 0, 0, 0, 0]),
+        (MIX, 9.0, [1, 0, 0, 0, 0, 0]),
+        (Mix(RIGHT[[2, 1, 0]], np.array([2.0, 2.0, 3.0])), 2.0, [0, 1, 0]),  # of equal costs
+        (Mix(RIGHT[:1], np.array([6.0])), 7.0, [1]),  # one is its own mix
+        (Mix(RIGHT[[2, 4, 1]], np.array([1.0, 4.0, 5.0])), 3.0, [0.5, 0, 0.5]),
+    ],
+)
+def test_the_most_accurate_mix_that_costs_no_more(mix, gflops, weights):
+    np.testing.assert_allclose(mix.at(gflops), weights @ mix.right)
+
+
+def test_the_best_of_a_grid_of_mixes():
+    rng = np.random.default_rng(0)
+    shares = np.linspace(0, 1, 101)
+    grid = np.array([(a, b, 1 - a - b) for a in shares for b in shares if a + b <= 1])
+    for _ in range(10):
+        mix = Mix(rng.random((3, 40)) < rng.random((3, 1)), 1 + 4 * rng.random(3))
+        for gflops in np.linspace(mix.gflops.min() + 0.2, 5, 4):
+            allowed = grid[grid @ mix.gflops <= gflops]
+            best = (allowed @ mix.right.mean(1)).max()
+            assert best - 1e-9 <= mix.at(gflops).mean() < best + 0.03
+
+
+def test_gain_is_taken_image_by_image():
+    policy = np.array([1, 1, 1, 1, 1, 1, 0, 0], bool)
+    gain, error = MIX.gain(policy, 4.0)
+    each = [0.5, 0, 0, 0, 0, 0.5, -0.5, 0]  # less half of each of those of 2 and 6 GFLOPs
+    assert gain == pytest.approx(np.mean(each))
+    assert error == pytest.approx(np.std(each, ddof=1) / np.sqrt(8))
+    assert MIX.gain(RIGHT[1], 2.0) == (0.0, 0.0)
+    assert MIX.at(0.99) is None
+    assert MIX.gain(RIGHT[0], 0.99) == (None, None)
+    gain, error = Mix(RIGHT[:, :1], MIX.gflops).gain(np.array([True]), 1.0)
+    assert gain == 0
+    assert np.isnan(error)  # one image has none
+
+
+def test_the_error_is_that_of_the_mean():
+    """Over many draws of the images the gains spread as far as the error says."""
+    rng = np.random.default_rng(1)
+    gains, errors = [], []
+    for _ in range(2000):
+        hard = rng.random(300)  # the same image is hard for all
+        mix = Mix(np.stack([hard < 0.6, hard < 0.8]), np.array([1.0, 2.0]))
+        gain, error = mix.gain(hard < 0.75, 1.5)
+        gains.append(gain)
+        errors.append(error)
+    assert np.mean(gains) == pytest.approx(0.05, abs=0.001)
+    assert np.std(gains) == pytest.approx(np.mean(errors), rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +151,7 @@ def test_a_policy_is_held_to_every_swept_sub_network(setting):
     assert rows["oracle"].over_fixed > 0.1
     assert rows["oracle"].over_baselines is None  # it is cheaper
     assert rows["best"].over_baselines_error is None
-
-
-def test_no_baselines_no_gain_over_them(setting):
-    row = rows_of(setting, {"free": Alternating()})["free"]
+    row = rows_of(setting, {"free": Alternating()})["free"]  # no baselines, no gain over them
     assert row.over_baselines is row.over_baselines_error is None
     assert row.over_fixed is not None
 
