@@ -135,9 +135,9 @@ class _Share:
 
     shape: tuple[int, ...]
     sharding: Any
-    """Of the factors."""
+    """The sharding of the factors."""
     first: int = 0
-    """Where the first matrix is, once each has one owner."""
+    """Place of the first matrix, once each has one owner."""
     dealt_shape: tuple[int, ...] = ()
     dealt: Any = None
     """Shape and sharding then."""
@@ -189,7 +189,7 @@ def _decompose(factor: np.ndarray, place: np.ndarray, owner: str) -> None:
 
 
 def _lie_whole(shape: tuple[int, ...], sharding: Any) -> bool:
-    """Whether each matrix lies on one device, and on no other."""
+    """True if each matrix lies on one device, and on no other."""
     if len(sharding.device_set) == 1:
         return True
     if not isinstance(sharding, NamedSharding):

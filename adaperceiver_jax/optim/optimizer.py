@@ -1,10 +1,10 @@
-"""What a trainer needs of an optimizer, whichever it is."""
+"""Optimizers by name, as a trainer needs them; clipping, and the running mean of the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ import optax
 from jax.sharding import Mesh
 
 from adaperceiver_jax.optim.eigenvectors import Factors, Refresh
-from adaperceiver_jax.optim.nadamw import nadamw
-from adaperceiver_jax.optim.soap import Soap, scale_and_decay
+from adaperceiver_jax.optim.soap import Soap, scale_and_decay, unbias
 
 NAMES = ("soap", "nadamw", "adamw")
+NADAM_EPS = 1e-8
 
 
 def _never(*_: Any) -> Any:
@@ -33,7 +33,7 @@ class Optimizer:
     apply: Callable[[Any, Any, Any], tuple[Any, Any]]
     """(grads, state, params) -> (updates to be added to params, state)"""
     due: Callable[[int], bool] = lambda step: False
-    """Whether step n, the first being 1, needs `refresh` between `observe` and `apply`."""
+    """True if step n, the first being 1, needs `refresh` between `observe` and `apply`."""
     first: int = 0
     """The first step that is due; 0: none is."""
     refresh: Callable[[Any, Any], Refresh] = _never
@@ -113,6 +113,54 @@ def _plain(transform: optax.GradientTransformation) -> Optimizer:
     )
 
 
+class NAdamState(NamedTuple):
+    """Moments in float32, of the parameters' shapes."""
+
+    steps: jax.Array
+    """() int32"""
+    first: Any
+    second: Any
+
+
+def nadamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """NAdamW with the look-ahead momentum unbiased as a whole, by 1 - b1^n.
+
+    `optax.nadamw` instead unbiases its two terms apart, which gives other steps.
+    """
+
+    def init(params: Any) -> NAdamState:
+        first, second = (
+            jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params) for _ in range(2)
+        )
+        return NAdamState(jnp.zeros((), jnp.int32), first, second)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, NAdamState]:
+        del params
+        count = state.steps + 1
+        mean_scale, square_scale = unbias(b1, count), unbias(b2, count)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.first, grads)
+        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.second, grads)
+        direction = jax.tree.map(
+            lambda m, v, g: (
+                (b1 * m + (1 - b1) * g) / mean_scale / (jnp.sqrt(v / square_scale) + NADAM_EPS)
+            ),
+            first,
+            second,
+            grads,
+        )
+        return direction, NAdamState(count, first, second)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), scale_and_decay(learning_rate, weight_decay)
+    )
+
+
 def global_norm(tree: Any) -> jax.Array:
     """The norm of all arrays of a tree together, (), in float32."""
     squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
@@ -124,3 +172,13 @@ def clip_by_global_norm(grads: Any, max_norm: float) -> tuple[Any, jax.Array]:
     norm = global_norm(grads)
     scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads), norm
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array | int, decay: float) -> Any:
+    """decay * ema + (1 - decay) * params; at step 0 a copy of `params`, whatever `ema` held."""
+    first = jnp.asarray(step) == 0
+    return jax.tree.map(
+        lambda mean, p: jnp.where(first, p, decay * mean + (1 - decay) * p).astype(mean.dtype),
+        ema,
+        params,
+    )

@@ -9,10 +9,10 @@ For a gradient G with k axes, at step n = 1, 2, ...:
     u   = Q (Q^T mean Q / (sqrt(v) + 1e-12)) Q^T |a| / |.|                    a before `start`
 
 A parameter below the name "blocks" has a leading axis that counts parameters: each has its own
-factors, norms and eigenvectors. `layout.py` says which axes have factors and which parameters are
-cut into blocks. Blocks of one size, of whatever parameter, are one stack (`stacks.py`), by whose
-name the state holds, all in float32: `first`, `second` and `rotated` (m, g, v), (slots, *size); and
-`factors` and `eigenvectors`, a tuple of arrays (slots, m, m), one an axis of the blocks.
+factors, norms and eigenvectors. `stacks.py` says which axes have factors and how parameters are
+cut into blocks. Blocks of one size, of whatever parameter, are one stack, by whose name the state
+holds, all in float32: `first`, `second` and `rotated` (m, g, v), (slots, *size); and `factors` and
+`eigenvectors`, a tuple of arrays (slots, m, m), one an axis of the blocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NORM_EPS = 1e-16
 
 
 class SoapState(NamedTuple):
-    """What SOAP remembers; the module says how it is laid out."""
+    """Arrays that SOAP carries across steps; the module says how they are laid out."""
 
     steps: jax.Array
     """() int32: gradients observed."""
@@ -65,7 +65,7 @@ class Soap:
     """The first refresh; plain Adam before."""
     max_preconditioner_dim: int = 8192
     mesh: Mesh | None = None
-    """What the work is dealt out over; gradients and directions lie as the parameters do."""
+    """Devices that share the work; gradients and directions lie as the parameters do."""
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2"):
@@ -96,7 +96,7 @@ class Soap:
         )
 
     def due(self, step: Any) -> Any:
-        """Whether step n (from 1; an int, or an array inside a program) has new eigenvectors."""
+        """True if step n (from 1; an int, or an array inside a program) has new eigenvectors."""
         start = self.start_preconditioning_step
         late = (step > start) & (step % self.precondition_frequency == 0)
         return (step == start) | late

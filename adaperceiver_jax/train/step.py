@@ -20,8 +20,12 @@ from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.data.pipeline import BAD
 from adaperceiver_jax.optim.eigenvectors import Factors, Refresh
-from adaperceiver_jax.optim.ema import update_ema
-from adaperceiver_jax.optim.optimizer import Optimizer, clip_by_global_norm, global_norm
+from adaperceiver_jax.optim.optimizer import (
+    Optimizer,
+    clip_by_global_norm,
+    global_norm,
+    update_ema,
+)
 from adaperceiver_jax.optim.trainable import merge, split
 from adaperceiver_jax.train.reports import BAD_IMAGES
 from adaperceiver_jax.train.sharding import BATCH, gather, placed, replicated, tree_shardings

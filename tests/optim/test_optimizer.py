@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaperceiver_jax.optim.ema import update_ema
-from adaperceiver_jax.optim.optimizer import clip_by_global_norm, make_optimizer
+from adaperceiver_jax.optim.optimizer import clip_by_global_norm, make_optimizer, update_ema
 from adaperceiver_jax.optim.schedules import make_schedule
 from adaperceiver_jax.optim.trainable import merge, split
 
@@ -76,25 +75,21 @@ def test_clipping_as_pytorch_does_it():
     np.testing.assert_allclose(tiny["a"], 2e-6 / 3, rtol=1e-5)
 
 
-def test_a_constant_rate_may_warm_up():
-    schedule = make_schedule("constant", lr=0.5, steps=10, warmup_steps=4, warmup_lr=0.1)
-    np.testing.assert_allclose(
-        [float(schedule(n)) for n in range(12)], [0.1, 0.2, 0.3, 0.4] + [0.5] * 8, rtol=1e-6
-    )
-
-
-def test_curves_and_their_ends():
-    cosine = make_schedule("cosine", lr=1.0, steps=4, min_lr=0.2)
-    poly = make_schedule("poly", lr=1.0, steps=4, min_lr=0.2, power=2.0)
-    half = np.sqrt(0.5)
-    np.testing.assert_allclose(
-        [float(cosine(n)) for n in (0, 1, 2, 4, 9)],
-        [1, 0.6 + 0.4 * half, 0.6, 0.2, 0.2],
-        rtol=1e-6,
-    )
-    np.testing.assert_allclose(
-        [float(poly(n)) for n in (0, 1, 2, 4, 9)], [1, 0.65, 0.4, 0.2, 0.2], rtol=1e-6
-    )
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        (
+            dict(name="constant", lr=0.5, steps=8, warmup_steps=4, warmup_lr=0.1),
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.5],
+        ),
+        (dict(name="cosine", lr=1.0, steps=4, min_lr=0.2), [1, 0.6 + 0.4 * 0.5**0.5, 0.6]),
+        (dict(name="cosine", lr=1.0, steps=2, min_lr=0.2), [1, 0.6, 0.2, 0.2]),
+        (dict(name="poly", lr=1.0, steps=2, min_lr=0.2, power=2.0), [1, 0.4, 0.2, 0.2]),
+    ],
+)
+def test_learning_rates(options, rates):
+    schedule = make_schedule(**options)
+    np.testing.assert_allclose([float(schedule(n)) for n in range(len(rates))], rates, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

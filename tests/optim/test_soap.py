@@ -14,9 +14,9 @@ from jax.extend.core import jaxprs_in_params
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.optim import eigenvectors
-from adaperceiver_jax.optim.layout import layout_of
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.soap import Soap, soap
+from adaperceiver_jax.optim.stacks import layout_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSE = dict(rtol=0, atol=2e-5)
@@ -91,18 +91,6 @@ def test_kernels_are_seen_as_pytorch_has_them():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), to_torch(u), v)
     for key in ("conv", "blocks"):
         assert np.abs(as_they_are[-1][key] - found[-1][key]["kernel"]).max() > 1e-2
-
-
-def test_a_long_axis_is_cut_into_separate_parameters():
-    whole = series({"w": (11, 19)})
-
-    def cut(tree):
-        return {
-            f"{i}{j}": tree["w"][i : i + 8, j : j + 8] for i in range(0, 11, 8) for j in (0, 8, 16)
-        }
-
-    for u, v in zip(directions(whole), directions([cut(t) for t in whole]), strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), cut(u), v)
 
 
 @pytest.mark.parametrize(
@@ -288,25 +276,20 @@ def test_the_state_of_the_papers_model():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("refused", "message"),
     [
-        (dict(b1=1.0), r"b1=1\.0: must be in \[0, 1\)"),
-        (dict(b2=-0.1), r"b2=-0\.1: must be in \[0, 1\)"),
-        (dict(precondition_frequency=0), "precondition_frequency=0: must be at least 1"),
-        (dict(start_preconditioning_step=0), "start_preconditioning_step=0: must be at least 1"),
-        (dict(max_preconditioner_dim=0), "max_preconditioner_dim=0: must be at least 1"),
+        (lambda: soap(1e-3, b1=1.0), r"b1=1\.0: must be in \[0, 1\)"),
+        (lambda: soap(1e-3, b2=-0.1), r"b2=-0\.1: must be in \[0, 1\)"),
+        (lambda: soap(1e-3, precondition_frequency=0), "frequency=0: must be at least 1"),
+        (lambda: soap(1e-3, start_preconditioning_step=0), "step=0: must be at least 1"),
+        (lambda: soap(1e-3, max_preconditioner_dim=0), "dim=0: must be at least 1"),
+        (lambda: Soap().init({"w": jnp.zeros((3, 0))}), r"w: shape \(3, 0\) is empty"),
+        (lambda: Soap().init({"blocks": {"w": jnp.zeros(())}}), r"blocks/w: shape \(\) below 'bl"),
     ],
 )
-def test_bad_options(options, message):
+def test_bad_options_and_parameters(refused, message):
     with pytest.raises(ValueError, match=message):
-        soap(1e-3, **options)
-
-
-def test_bad_parameters():
-    with pytest.raises(ValueError, match=r"head/w: shape \(3, 0\) is empty"):
-        Soap().init({"head": {"w": jnp.zeros((3, 0))}})
-    with pytest.raises(ValueError, match=r"blocks/w: shape \(\) below 'blocks'"):
-        Soap().init({"blocks": {"w": jnp.zeros(())}})
+        refused()
 
 
 LOCKS_UP = """

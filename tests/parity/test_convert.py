@@ -53,6 +53,12 @@ def test_hub_orbax_file_hub(goldens, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_weights_there_and_back_are_the_same_bit_for_bit(goldens, name):
+    weights, model = read(goldens / name).weights, TRAINED[name]
+    assert_same_bits(ap.params_to_torch(model, ap.params_from_torch(model, weights)), weights)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_training_checkpoint_as_it_was_and_as_older_ones_are(goldens, name, tmp_path):
     torch = pytest.importorskip("torch")
     want, model = read(goldens / name).weights, TRAINED[name]
@@ -100,49 +106,38 @@ def test_the_pytorch_twin_gives_the_references_outputs(goldens, name):
             np.testing.assert_allclose(out[key], want[key], **OUTPUTS, err_msg=str(call))
 
 
-@pytest.mark.parametrize("name", ["train_segmentation", "train_depth"])
-def test_the_twins_dense_heads_too(goldens, name):
-    golden = read(goldens / name)
-    other, torch = twin_of(TRAINED[name], golden.weights)
-    with torch.inference_mode():
-        out = other(torch.from_numpy(golden.arrays["images"]))
+def wanted_of_the_twin(golden, name) -> tuple[object, str, dict]:
+    """A model, the name of its input, and its outputs in the golden, by name."""
+    arrays = golden.arrays
+    if name in VARIANTS:
+        config = vit_config(golden, name)
+        features = arrays["features"][:, config.num_prefix_tokens :]
+        return ap.ViT(config), "images", {"logits": arrays["logits"], "features": features}
+    if name == "policy_network":
+        _, patches, dim = arrays["patches"].shape
+        config = ap.PolicyConfig(embed_dim=dim, num_patches=patches, token_choices=4)
+        return ap.PolicyNetwork(config), "patches", {"token_logits": arrays["token_logits"]}
+    if name == "classification_fourier":
+        config = ap.AdaPerceiverConfig(**SIZES, fourier_bands=golden.cases["fourier_bands"])
+        return ap.AdaPerceiver(config), "images", {"logits": arrays["logits"][:, 0]}
     if name == "train_depth":
-        want = golden.arrays["depth.token.3"][:, 0]
-        np.testing.assert_allclose(out["depth"], want, **OUTPUTS)
-    else:
-        want = golden.arrays["logits.token.3"].transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(out["logits"], want, **OUTPUTS)
+        return TRAINED[name], "images", {"depth": arrays["depth.token.3"][:, 0]}
+    maps = arrays["logits.token.3"].transpose(0, 2, 3, 1)
+    return TRAINED[name], "images", {"logits": maps}
 
 
-def test_the_twins_fourier_maps_too(goldens):
-    golden = read(goldens / "classification_fourier")
-    config = ap.AdaPerceiverConfig(**SIZES, fourier_bands=golden.cases["fourier_bands"])
-    other, torch = twin_of(ap.AdaPerceiver(config), golden.weights)
-    with torch.inference_mode():
-        out = other(torch.from_numpy(golden.arrays["images"]))
-    np.testing.assert_allclose(out["logits"], golden.arrays["logits"][:, 0], **OUTPUTS)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_the_twins_vits_too(goldens, name):
+@pytest.mark.parametrize(
+    "name",
+    [*VARIANTS, "policy_network", "classification_fourier", "train_segmentation", "train_depth"],
+)
+def test_the_twins_of_other_models_too(goldens, name):
     golden = read(goldens / name)
-    model = ap.ViT(vit_config(golden, name))
+    model, inputs, want = wanted_of_the_twin(golden, name)
     other, torch = twin_of(model, golden.weights)
     with torch.inference_mode():
-        out = other(torch.from_numpy(golden.arrays["images"]))
-    np.testing.assert_allclose(out["logits"], golden.arrays["logits"], **OUTPUTS)
-    features = golden.arrays["features"][:, model.config.num_prefix_tokens :]
-    np.testing.assert_allclose(out["features"], features, **OUTPUTS)
-
-
-def test_the_twins_policy_network_too(goldens):
-    golden = read(goldens / "policy_network")
-    _, patches, dim = golden.arrays["patches"].shape
-    config = ap.PolicyConfig(embed_dim=dim, num_patches=patches, token_choices=4)
-    other, torch = twin_of(ap.PolicyNetwork(config), golden.weights)
-    with torch.inference_mode():
-        out = other(torch.from_numpy(golden.arrays["patches"]))
-    np.testing.assert_allclose(out["token_logits"], golden.arrays["token_logits"], **OUTPUTS)
+        out = other(torch.from_numpy(golden.arrays[inputs]))
+    for key, value in want.items():
+        np.testing.assert_allclose(out[key], value, **OUTPUTS)
 
 
 def test_a_narrower_golden_is_an_ordinary_model(goldens, tmp_path):

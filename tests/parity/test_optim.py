@@ -12,8 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from adaperceiver_jax.optim.ema import update_ema
-from adaperceiver_jax.optim.optimizer import make_optimizer
+from adaperceiver_jax.optim.optimizer import make_optimizer, update_ema
 from adaperceiver_jax.optim.schedules import make_schedule
 from adaperceiver_jax.optim.soap import soap
 from tests.parity.reading import Golden, read

@@ -149,23 +149,3 @@ def test_depth(goldens):
         np.testing.assert_allclose(ours, want[:, 0], **OUTPUTS)
     evaluated = run(model, golden.params(model), golden.images).depth
     np.testing.assert_allclose(evaluated, golden.arrays["depth.eval"][:, 0], **OUTPUTS)
-
-
-@pytest.mark.parametrize(
-    "name", ["train_distillation", "train_classification", "train_segmentation", "train_depth"]
-)
-def test_weights_there_and_back_are_the_same_bit_for_bit(goldens, name):
-    model = {
-        "train_distillation": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES, output_feat_dim=40)),
-        "train_classification": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES)),
-        "train_segmentation": ap.SegmentationModel(
-            ap.SegmentationConfig(backbone=DENSE, num_classes=9)
-        ),
-        "train_depth": ap.DepthModel(ap.DepthConfig(backbone=DENSE, bins=16)),
-    }[name]
-    weights = read(goldens / name).weights
-    back = ap.params_to_torch(model, ap.params_from_torch(model, weights))
-    assert set(back) == set(weights)
-    for key, want in weights.items():
-        assert back[key].dtype == want.dtype
-        np.testing.assert_array_equal(back[key], want, err_msg=key)
