@@ -83,8 +83,9 @@ def random_images(config, batch: int = 2, seed: int = 0, size=None) -> np.ndarra
 
 
 def seeds(count: int) -> list:
-    """Seeds of random configurations: 0 in every run of the tests, the others are slow."""
-    return [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count))]
+    """Seeds of random configurations: 0 is quick, the others are slow."""
+    first = pytest.param(0, marks=pytest.mark.quick)
+    return [first, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count))]
 
 
 def model_and_params(seed: int, **fixed):

@@ -109,7 +109,7 @@ def run_blocks(module: nn.Module, z: jax.Array, run: Run, depth: int) -> tuple:
 def apply_block(
     block: Block,
     stack: Any,
-    l: jax.Array,
+    l: jax.Array | int,
     z: jax.Array,
     run: Run,
     drop_path: jax.Array | float = 0.0,

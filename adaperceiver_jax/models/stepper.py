@@ -52,7 +52,10 @@ class Stepper:
 
     def logits(self, images: jax.Array | Embedded, depth: jax.Array | int) -> jax.Array:
         """Logits (B, classes) after `depth` blocks, which may be traced."""
-        step = lambda l, z: self.block(z, l)  # noqa: E731
+
+        def step(l: jax.Array, z: jax.Array) -> jax.Array:
+            return self.block(z, l)
+
         return self.write(jax.lax.fori_loop(0, depth, step, self.begin(images)))
 
     def _apply(self, method: str, *arguments: Any) -> Any:

@@ -53,10 +53,11 @@ class ViTConfig:
         check_field(self, "global_pool", ("token", "avg").__contains__, "'token' or 'avg'")
         if self.global_pool == "token" and not self.class_token:
             raise ValueError("global_pool='token' with class_token=False: use global_pool='avg'")
-        for name, divisor in (("embed_dim", "num_heads"), ("image_size", "patch_size")):
-            value = getattr(self, divisor)
-            allowed = f"a multiple of {divisor}={value}"
-            check_field(self, name, lambda x, value=value: x % value == 0, allowed)
+        heads, patch = self.num_heads, self.patch_size
+        check_field(self, "embed_dim", lambda x: x % heads == 0, f"a multiple of num_heads={heads}")
+        check_field(
+            self, "image_size", lambda x: x % patch == 0, f"a multiple of patch_size={patch}"
+        )
 
     @property
     def num_prefix_tokens(self) -> int:

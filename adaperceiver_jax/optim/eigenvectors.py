@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,19 +54,6 @@ def eigenvectors_in_graph(factors: Factors, scale: jax.Array, stacks: list[Stack
         )
         for stack in stacks
     }
-
-
-def dealt_to(stacks: list[Stack], devices: int) -> Iterator[tuple[int, int]]:
-    """Of every matrix its size, and the device whose host decomposes it."""
-    within = [stack for stack in stacks if stack.within]
-    count, nth = sum(len(stack.size) for stack in within), itertools.count()
-    for stack in stacks:
-        for m in stack.size:
-            if stack.within:
-                first = next(nth) * devices // count
-                yield from ((m, (first + row) % devices) for row in range(stack.rows))
-            else:
-                yield from ((m, row * devices // stack.slots) for row in range(stack.rows))
 
 
 class Refresh:

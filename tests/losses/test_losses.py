@@ -11,6 +11,7 @@ from adaperceiver_jax.losses.distillation import distillation_kl, feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
 from adaperceiver_jax.losses.segmentation import segmentation_cross_entropy
 
+pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
 
 
@@ -113,7 +114,7 @@ def test_depth_losses_are_finite_at_their_edges(depths, case):
     pred = jnp.asarray(depths[0])
     depth = pred if case == "all right" else jnp.zeros_like(pred)
     for loss in (sig_loss, gradient_loss):
-        value, gradient = jax.value_and_grad(loss)(pred, depth)
+        value, gradient = jax.jit(jax.value_and_grad(loss))(pred, depth)
         assert np.isfinite(value)
         assert np.isfinite(gradient).all()
 

@@ -6,6 +6,7 @@ Sampled means may lie 5 standard errors from what they should be; numbers by han
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from adaperceiver_jax.losses.reinforce import (
     MOST,
@@ -16,6 +17,7 @@ from adaperceiver_jax.losses.reinforce import (
     reward,
 )
 
+pytestmark = pytest.mark.quick
 LOGITS = jnp.array([[0.3, -0.5, 1.0], [0.0, 0.8, -0.2], [1.2, 0.1, 0.4], [-0.7, 0.2, 0.6]])
 """(images, choices)"""
 REWARDS = jnp.array(

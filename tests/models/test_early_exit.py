@@ -19,7 +19,8 @@ def setup():
     config = ap.AdaPerceiverConfig(**{**TINY, "depth": 5}, layer_scale=None)
     model = ap.AdaPerceiver(config)
     params, images = random_params(model, seed=2), random_images(config, batch=8)
-    logits = np.stack([run(model, params, images, depth=d + 1).logits for d in range(5)])
+    read = np.full(5, config.max_latent_tokens)
+    logits = np.asarray(run(model, params, images, "readouts", readout_tokens=read).depth_logits)
     confidence = np.exp(logits - logits.max(-1, keepdims=True))
     confidence = (confidence / confidence.sum(-1, keepdims=True)).max(-1)  # (L, B)
     return model, params, images, logits, confidence

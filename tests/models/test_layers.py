@@ -14,6 +14,7 @@ from adaperceiver_jax.models.ffn import FFN
 from tests import reference
 from tests.small_models import TINY, random_images, random_params, run
 
+pytestmark = pytest.mark.quick
 CLOSE = dict(rtol=2e-5, atol=2e-5)
 
 

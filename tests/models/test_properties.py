@@ -195,7 +195,7 @@ def test_any_number_of_tokens_and_any_image_size_runs():
     config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
     model = ap.AdaPerceiver(config)
     params = random_params(model)
-    for num_tokens in (1, 3, 16, 40):
+    for num_tokens in (1, 40):
         out = run(model, params, random_images(config, size=(8, 20)), num_tokens=num_tokens)
         assert out.logits.shape == (2, 5)
         assert out.features.shape == (2, 10, 6)

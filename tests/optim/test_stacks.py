@@ -85,14 +85,15 @@ def soap_on(mesh):
         mesh=mesh,
     )
     params, like, texts = normal(0), None, []
-    state, observe, precondition = parts.init(params), parts.observe, parts.precondition
+    state = parts.init(params)
+    observe, precondition = jax.jit(parts.observe), jax.jit(parts.precondition)
     if mesh is not None:
         tree = {"opt_state": {"soap": state}, "params": params}
         split = tree_shardings(tree, mesh)
         own, like = split["opt_state"]["soap"], split["params"]
         state = jax.device_put(state, own)
-        observe = jax.jit(observe, out_shardings=own)
-        precondition = jax.jit(precondition, out_shardings=(like, own))
+        observe = jax.jit(parts.observe, out_shardings=own)
+        precondition = jax.jit(parts.precondition, out_shardings=(like, own))
         placed = jax.device_put(params, like)
         texts = [f.lower(placed, state).compile().as_text() for f in (observe, precondition)]
     found = []

@@ -24,9 +24,17 @@ HUB_FOLDERS = [
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
-        *((n, "cut") for n in HUB_FOLDERS if n not in ("early_exit", "distillation")),
-        pytest.param("distillation", "cut", marks=pytest.mark.slow),
-        pytest.param("classification", "masked", marks=pytest.mark.slow),
+        *((f"classification{kind}", "cut") for kind in ("", "_causal", "_swiglu")),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("classification_bidirectional", "cut"),
+                ("classification_other_sizes", "cut"),
+                ("classification_plain", "cut"),
+                ("distillation", "cut"),
+                ("classification", "masked"),
+            )
+        ),
     ],
 )
 def test_every_sub_network_gives_the_references_outputs(goldens, name, attention):
@@ -79,6 +87,7 @@ def test_early_exit_by_the_batch_mean(goldens):
         np.testing.assert_allclose(out.logits, want, **OUTPUTS)
 
 
+@pytest.mark.slow
 def test_logits_of_every_depth_are_those_early_exit_chooses_from(goldens):
     golden = read(goldens / "early_exit")
     model, params = ap.from_pretrained(goldens / "early_exit")

@@ -70,6 +70,7 @@ def classification(golden):
 
 
 TASKS = {"train_distillation": distillation, "train_classification": classification}
+SLOW_STEPS = (("train_classification", 2), ("train_distillation", 1), ("train_distillation", 2))
 
 
 def samples_of(golden):
@@ -80,8 +81,13 @@ def samples_of(golden):
     return samples, {"readout_tokens": np.array(golden.cases["readout_tokens_by_depth"])}
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("train_classification", 1),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_STEPS),
+    ],
+)
 def test_losses_and_gradients_of_a_step(goldens, name, parts):
     golden = read(goldens / name)
     task = TASKS[name](golden)

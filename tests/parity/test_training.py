@@ -86,6 +86,7 @@ def test_distillation(goldens, computed):
     assert_readouts(out, golden, "features")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("computed", COMPUTED)
 def test_classification(goldens, computed):
     golden = read(goldens / "train_classification")
@@ -104,6 +105,7 @@ def test_classification(goldens, computed):
     assert_readouts(check(model, golden, compute), golden, "logits")
 
 
+@pytest.mark.slow
 def test_segmentation(goldens):
     golden = read(goldens / "train_segmentation")
     model = ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=9))

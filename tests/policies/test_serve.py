@@ -50,7 +50,8 @@ def setup():
 def taus(setup):
     """Thresholds far from every confidence, so that rounding decides for no image."""
     model, params, images = setup
-    logits = np.stack([run(model, params, images, depth=d + 1).logits for d in range(DEPTH)])
+    read = np.full(DEPTH, model.config.max_latent_tokens)
+    logits = np.asarray(run(model, params, images, "readouts", readout_tokens=read).depth_logits)
     chances = np.exp(logits - logits.max(-1, keepdims=True))
     confidence = (chances / chances.sum(-1, keepdims=True)).max(-1)
     values = np.sort(confidence.ravel())
@@ -105,7 +106,7 @@ def assert_same(served, want, order=slice(None)):
 
 def test_answers_depend_on_no_other_image_of_the_batch_nor_on_where_a_stream_is_cut(setup, taus):
     model, params, images = setup
-    server = Server(model, params, Drawn(**MIXED, taus=taus), batch_size=8)
+    server = Server(model, params, Drawn(**MIXED, taus=taus), batch_size=8, batch_sizes=(2,))
     want = server(images)
     assert len(set(want.depth)) > 3
     order = np.random.default_rng(0).permutation(COUNT)
