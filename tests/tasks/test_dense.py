@@ -260,17 +260,3 @@ def test_sub_networks_are_evaluated_as_themselves():
         counted = batch["segmentation"] != 255
         right = (np.asarray(logits).argmax(-1) == batch["segmentation"])[counted].mean()
         assert scores["accuracy"] == pytest.approx(right, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"backbone": "swin"}, "config.dense.backbone='swin': must be one of adaperceiver, vit"),
-        ({"sig_weight": -1.0}, "config.dense.sig_weight=-1.0: must be at least 0"),
-        ({"token_granularities": (4, 2)}, r"config.dense.token_granularities=\(4, 2\): must be as"),
-        ({"token_granularities": (4,), "backbone": "vit"}, "a ViT has none"),
-    ],
-)
-def test_settings_that_cannot_be_say_so(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DenseSettings(**settings)

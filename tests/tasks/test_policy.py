@@ -266,24 +266,14 @@ def test_a_step_over_all_token_counts_costs_about_one_pass():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learner": "guess"}, "config.policy.learner='guess': must be one of reinforce, regress"),
-        ({"looks_at": "sky"}, "config.policy.looks_at='sky': must be one of patches, peek"),
-        ({"axes": ("height",)}, r"config.policy.axes=\('height',\): must be some of tokens, width"),
-        ({"axes": ()}, r"config.policy.axes=\(\): must be some of tokens"),
-        ({"axes": ("depth", "depth")}, "each once"),
-        ({"peek_depth": 0}, "config.policy.peek_depth=0: must be at least 1"),
-        ({"cost_weight": -1.0}, "config.policy.cost_weight=-1.0: must be at least 0"),
-        ({"baseline_decay": 1.0}, r"config.policy.baseline_decay=1.0: must be in \[0, 1\)"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        PolicySettings(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+        ({"policy.learner": "guess"}, "learner='guess': must be one of reinforce, regress"),
+        ({"policy.looks_at": "sky"}, "config.policy.looks_at='sky': must be one of patches, peek"),
+        ({"policy.axes": ("height",)}, r"axes=\('height',\): must be some of tokens, width"),
+        ({"policy.axes": ()}, r"config.policy.axes=\(\): must be some of tokens"),
+        ({"policy.axes": ("depth", "depth")}, "each once"),
+        ({"policy.peek_depth": 0}, "config.policy.peek_depth=0: must be at least 1"),
+        ({"policy.cost_weight": -1.0}, "config.policy.cost_weight=-1.0: must be at least 0"),
+        ({"policy.baseline_decay": 1.0}, r"baseline_decay=1.0: must be in \[0, 1\)"),
         ({"policy.path": "''"}, "config.policy.path='': .*=made-up"),
         ({"policy.path": "/nowhere"}, "config.policy.path='/nowhere': .*not a checkpoint folder"),
         ({"mixing.mixup": 0.5}, "config.mixing.mixup=0.5: .*own label; leave it at 0.0"),
@@ -292,10 +282,7 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
         ({"policy.peek_depth": 3}, "config.policy.peek_depth=3: the model has 2 blocks"),
         ({"data.image_size": 24}, r"config.data.image_size=\(24, 24\): .* set it to 16"),
         ({"model.token_granularities": ()}, "the model has no token_granularities"),
-        (
-            {"model.token_granularities": (4,)},
-            r"config.policy.axes=\('tokens',\): the model has one choice on each",
-        ),
+        ({"model.token_granularities": (4,)}, r"axes=\('tokens',\): the model has one choice on"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(changes, message):

@@ -33,21 +33,14 @@ def environment(monkeypatch):
     return use
 
 
-def test_without_anything_said_a_run_is_one_process(environment):
+def test_a_place_comes_from_the_environment_or_a_cluster_that_is_asked(environment):
     environment()
     assert find_place(False, 1) is None
-    environment(**SLURM)  # a job's shell, in which one process is tried
-    assert find_place(False, 1) is None
     assert wait_for_all("anywhere", "word") == ["word"]
-
-
-def test_the_environment_says_the_place(environment):
     environment("10.0.0.2:8482", "4", "3")
     assert find_place(False, 1) == find_place(True, 1) == Place("10.0.0.2:8482", 4, 3)
-
-
-def test_a_cluster_says_the_place_where_it_is_asked(environment):
-    environment(**SLURM)
+    environment(**SLURM)  # a job's shell, in which one process is tried
+    assert find_place(False, 1) is None
     place = find_place(True, 1)
     assert place is not None
     assert place.address.startswith("node03:")

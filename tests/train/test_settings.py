@@ -16,6 +16,8 @@ from adaperceiver_jax.train.settings import (
     with_key,
 )
 
+SEGMENT, MLP = {"task": "segment"}, {"mlp": True}
+
 
 @pytest.mark.parametrize(
     ("text", "steps"),
@@ -111,31 +113,21 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"dense": {"backbone": "swin"}}, r"config.dense.backbone='swin': must be one of adap"),
         ({"loss": {"temperature": 0.0}}, r"config.loss.temperature=0.0: must be above 0"),
         ({"loss": {"width_loss": -1.0}}, r"config.loss.width_loss=-1.0: must be at least 0"),
-    ],
-)
-def test_a_wrong_value_is_an_error_that_names_it(values, message):
-    with pytest.raises(ValueError, match=message):
-        from_config(RunConfig, values)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+        ({"dense": {"sig_weight": -1.0}}, r"config.dense.sig_weight=-1.0: must be at least 0"),
+        ({"dense": {"token_granularities": (4, 2)}}, r"token_granularities=\(4, 2\): must be as"),
+        ({"dense": {"token_granularities": (4,), "backbone": "vit"}}, r"a ViT has none"),
+        ({**SEGMENT, "mixing": {"mixup": 0.8}}, r"config.mixing.mixup=0.8: label and depth"),
+        (SEGMENT, r"config.dense and config.model: backbone with num_classes=1000"),
+        ({**SEGMENT, "dense": {"backbone": "vit"}}, r"config.vit.num_classes=1000: a ViT under a"),
         (
-            {"mixing": {"mixup": 0.8}},
-            r"config.mixing.mixup=0.8: label and depth",
-        ),
-        ({}, r"config.dense and config.model: backbone with num_classes=1000"),
-        ({"dense": {"backbone": "vit"}}, r"config.vit.num_classes=1000: a ViT under a dense head"),
-        (
-            {"model": {"num_classes": None, "output_feat_dim": 8}, "dense": {"mlp": True}},
+            {**SEGMENT, "model": {"num_classes": None, "output_feat_dim": 8}, "dense": MLP},
             r"mlp=True: is for a ViT",
         ),
     ],
 )
-def test_a_dense_task_that_cannot_be_says_so(values, message):
+def test_a_wrong_value_is_an_error_that_names_it(values, message):
     with pytest.raises(ValueError, match=message):
-        make_task(from_config(RunConfig, {"task": "segment", **values}))
+        make_task(from_config(RunConfig, values))
 
 
 def test_a_key_is_set_from_text():
