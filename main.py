@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made if it is
 
 
 def parse(argv: list[str]) -> list[str]:
-    """As absl does, but whatever is wrong is said in one line."""
+    """Parses flags as absl does, but says in one line whatever is wrong."""
     from adaperceiver_jax.tasks.make import RunConfig
     from adaperceiver_jax.train.settings import check_key
 

@@ -1,4 +1,4 @@
-"""What segmentation and depth share: one pass of a frozen encoder, every granularity read out."""
+"""Segmentation and depth have in common: one pass of a frozen encoder, every granularity read."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class DenseSettings:
     """Token counts that are trained; () takes the model's. Beyond its maximum, positions are scaled
     as config.model.rope_scale says."""
     class_token: bool = False
-    """Of a ViT: joined to every patch's features."""
+    """A ViT's class token is joined to every patch's features."""
     mlp: bool = False
-    """Of a ViT: an MLP over all tokens before that."""
+    """A ViT's tokens pass an MLP before that."""
     head_drop: float = 0.0
     num_classes: int = 150
-    """Of label maps."""
+    """Classes of label maps."""
     head: str = "linear"
-    """Of segmentation: 'linear', or 'segmenter', a mask transformer."""
+    """Head of segmentation: 'linear', or 'segmenter', a mask transformer."""
     decoder_features: int = 768
     """Channels of the mask transformer."""
     decoder_depth: int = 2
     bins: int = 256
-    """Of depth, from min_depth to config.data.max_depth."""
+    """Bins of depth, from min_depth to config.data.max_depth."""
     min_depth: float = 0.001
     sig_weight: float = 2.0
-    """Of the scale-invariant loss of depth."""
+    """Weight of the scale-invariant loss of depth."""
     gradient_weight: float = 0.5
-    """Of the gradient loss of depth."""
+    """Weight of the gradient loss of depth."""
     warm_up: int = 100
     """Steps in which the scale-invariant loss leaves out its variance."""
     reference_axes: bool = False
@@ -93,7 +93,7 @@ class Dense(Objective):
 
     @property
     def granularities(self) -> tuple[int, ...] | None:
-        """That are trained; None: a ViT's only readout."""
+        """Token counts that are trained; None: a ViT's only readout."""
         c = self.model.config.backbone
         if isinstance(c, ViTConfig):
             return None

@@ -67,7 +67,7 @@ class Depth(Dense):
         return self.score(self.maps(params, batch["image"], sub_network), batch)
 
     def score(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Of each image its errors over the valid pixels, of the Eigen crop if so set."""
+        """Errors of each image over its valid pixels, within the Eigen crop if so set."""
         depth, valid = batch["depth"], batch["valid"]
         predicted = resize_bilinear(maps, *depth.shape[1:])[..., 0]
         if self.settings.eigen_crop:
@@ -75,7 +75,7 @@ class Depth(Dense):
         return depth_errors(predicted, depth, valid)
 
     def score_own(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Likewise at each depth map's own size: 'own_depth' and 'own_valid', padded, and
+        """Same at each depth map's own size: 'own_depth' and 'own_valid', padded, and
         'own_size'."""
         depth, valid, sizes = batch["own_depth"], batch["own_valid"], batch["own_size"]
         _, height, width = depth.shape

@@ -80,7 +80,7 @@ class Labelled:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What decides which images there are and how they look."""
+        """The values that decide which images there are and how they look."""
         data, crop = self.config.data, self.config.augment
         return {
             "data": repr(self.source),
@@ -92,8 +92,8 @@ class Labelled:
         }
 
     def batches(self, first: int = 0) -> Iterator[tuple[jax.Array, np.ndarray]]:
-        """From batch `first` on: normalised images (batch, H, W, 3), labels (batch,), -1 where the
-        last batch is filled up."""
+        """Batches from `first` on: normalised images (batch, H, W, 3), labels (batch,), -1 where
+        the last batch is filled up."""
         rest: Source = Part(self.source, np.arange(first * self.batch, len(self)))
         if not len(rest):
             return
@@ -135,7 +135,7 @@ def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
 
 
 def find_labelled(options: argparse.Namespace, split: str = "validation") -> Labelled:
-    """What the options of `add_labelled_arguments` say; ValueError for what cannot be."""
+    """The model and images of `add_labelled_arguments`' options; ValueError if they cannot be."""
     devices = jax.local_device_count()
     if options.batch < 1 or options.batch % devices:
         raise ValueError(f"--batch={options.batch}: must be a multiple of the {devices} devices")

@@ -57,7 +57,7 @@ class ComputeSettings:
     """How models are computed; changes no meaning."""
 
     dtype: str = "bfloat16"
-    """Of the matmuls; parameters and streams stay float32."""
+    """Dtype of the matmuls; parameters and streams stay float32."""
     attention: str = "cut"
     remat: bool = True
     """Keep of blocks what linear layers gave alone; the backward pass computes the rest again."""
@@ -130,7 +130,7 @@ class RunConfig(Settings):
 
     @property
     def trains_vit(self) -> bool:
-        """Whether it is `vit` that is trained or stood on, not `model`."""
+        """True where `vit` is trained or stood on, not `model`."""
         return self.task == "teacher" or (self.task in DENSE and self.dense.backbone == "vit")
 
 
@@ -155,7 +155,7 @@ def read_config(text: str) -> RunConfig:
 
 
 def _mistake(error: Exception, path: Path) -> str:
-    """What is wrong with a config, and in which line of it where it is a mistake of its code."""
+    """Says what is wrong with a config, and in which line, where its code has a mistake."""
     if isinstance(error, ValueError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -176,7 +176,7 @@ def run_config(workdir: str | os.PathLike) -> RunConfig:
 
 
 def make_model(config: RunConfig) -> nn.Module:
-    """What the run trains, with no weights."""
+    """The model that the run trains, without weights."""
     compute = dataclasses.asdict(config.compute) | {"dtype": jnp.dtype(config.compute.dtype)}
     if config.task == "policy":
         frozen, _ = find_frozen(config.policy.path, config.model, config.init_scale)

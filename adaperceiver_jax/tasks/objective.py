@@ -1,4 +1,4 @@
-"""What all tasks share: how pixels become a model's input, and the parts that most leave empty."""
+"""Common parts of all tasks: how pixels become a model's input, and what most leave empty."""
 
 from __future__ import annotations
 

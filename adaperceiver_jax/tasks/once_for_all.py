@@ -1,4 +1,4 @@
-"""What distillation and classification share: one pass, every readout, the sum of their losses."""
+"""Distillation and classification in common: one pass, every readout, the sum of their losses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LossSettings:
     features: bool = False
     """Learn the teacher's patch features as well as its logits."""
     temperature: float = 1.0
-    """Of the distillation's softmaxes."""
+    """Temperature of the distillation's softmaxes."""
 
     def __post_init__(self) -> None:
         depth_weights(1, self.depth_schedule)
@@ -47,7 +47,7 @@ class LossSettings:
 
 @struct.dataclass
 class Targets:
-    """What a batch should be mapped to."""
+    """Values that a batch should be mapped to."""
 
     labels: jax.Array
     """(B, classes): soft labels, or a teacher's logits."""
@@ -90,7 +90,7 @@ class OnceForAll(Objective):
             )
 
     def targets(self, constants: Any, samples: Mapping[str, jax.Array]) -> Targets:
-        """What the samples should be mapped to; no gradient flows through it."""
+        """Values that the samples should be mapped to; no gradient flows through them."""
         raise NotImplementedError
 
     def logit_loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -137,7 +137,7 @@ class OnceForAll(Objective):
         return jnp.sum(jnp.stack(list(parts.values()))), parts
 
     def losses(self, out: Any, targets: Any) -> Metrics:
-        """Of `Readouts` and `Targets`, the loss by part: token and depth, logits and features."""
+        """The loss of `Readouts` and `Targets` by part: token and depth, logits and features."""
         c = self.model.config
         by_token = np.ones(len(c.token_granularities), np.float32)
         by_depth = depth_weights(c.depth, self.settings.depth_schedule)
@@ -183,7 +183,7 @@ class OnceForAll(Objective):
     def evaluate(
         self, params: Any, constants: Any, batch: Batch, sub_network: SubNetwork | None
     ) -> Metrics:
-        """Of one sub-network: 'accuracy' (top 1) and 'loss' (cross-entropy), (B,) each."""
+        """Scores of one sub-network: 'accuracy' (top 1) and 'loss' (cross-entropy), (B,) each."""
         t, w, l = sub_network or self.sub_networks()[0]
         images = self.images.normalise(batch["image"])
         out: Any = self.model.apply({"params": params}, images, num_tokens=t, width=w, depth=l)

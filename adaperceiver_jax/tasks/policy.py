@@ -41,7 +41,7 @@ AXES = ("tokens", "width", "depth")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """What 'policy' learns, and for which model."""
+    """Settings of 'policy': what is learned, and for which model."""
 
     path: str = ""
     """A trained AdaPerceiver with classes, which is not changed: a finished run's folder, a hub
@@ -50,23 +50,23 @@ class PolicySettings:
     """'reinforce': draw a budget an image and reinforce what was rewarded, as in the paper;
     'regress': predict the loss of every budget, so that any price can be put on them later."""
     looks_at: str = "patches"
-    """What the network sees: 'patches', the embedded image, as in the paper; 'peek', the
+    """Input of the network: 'patches', the embedded image, as in the paper; 'peek', the
     log-probabilities of a small sub-network: fewest trained tokens, full width, few blocks."""
     peek_depth: int = 1
     """Blocks of that sub-network."""
     hidden: int = 64
     """Hidden units of the network that peeks."""
     axes: tuple[str, ...] = ("tokens",)
-    """What is chosen, of 'tokens', 'width' and 'depth': among the trained token counts, the trained
-    widths and all depths. The others stay whole."""
+    """Axes on which it chooses: 'tokens' and 'width', among the trained ones, and 'depth', among
+    all. The others stay whole."""
     reward_scale: float = 3.0
-    """Of the negative cross-entropy in the reward."""
+    """Weight of the negative cross-entropy in the reward."""
     cost_weight: float = 0.05
-    """Of the cost in the reward: index / (choices - 1), the mean over the axes."""
+    """Weight of the cost in the reward: index / (choices - 1), the mean over the axes."""
     entropy: float = 0.2
     """Weight of the bonus for the entropy of the choice; of 'reinforce', as is the next."""
     baseline_decay: float = 0.995
-    """Of the running mean of earlier rewards."""
+    """Decay of the running mean of earlier rewards."""
 
     def __post_init__(self) -> None:
         def some(axes: tuple[str, ...]) -> bool:
@@ -160,7 +160,7 @@ class LearnPolicy(Objective):
         return {"frozen": self.frozen_params()}
 
     def see(self, frozen: Any, images: jax.Array) -> jax.Array:
-        """What the network looks at, of normalised images."""
+        """The network's input, from normalised images."""
         variables = {"params": frozen}
         if self.settings.looks_at == "patches":
             patches: Any = self.frozen.apply(variables, images, method="embed")
@@ -198,7 +198,7 @@ class LearnPolicy(Objective):
         return self.judge(*self.choose(params, constants, images, batch["label"]))
 
     def judge(self, out: PolicyOutput, scores: Scores) -> Metrics:
-        """Of the budgets that the largest logits take, (B,) each: 'accuracy', 'gflops' (the
+        """Scores of the budgets with the largest logits, (B,) each: 'accuracy', 'gflops' (the
         network's own not among them), 'cost' and 'reward'."""
         actions = tuple(logits.argmax(axis=-1) for logits in axes_of(out))
         gflops = [
@@ -215,8 +215,8 @@ class LearnPolicy(Objective):
         }
 
     def train_flops(self, trained: Any) -> float:
-        """Of the grid's passes, each with a readout after every block; three times the network's
-        forward; what it looks at beyond the patches."""
+        """FLOPs of the grid's passes, each with a readout after every block, three times the
+        network's forward, and what it looks at beyond the patches."""
         c, grid, size = self._scorer, self.grid, self.image_size
         total = 3 * flops(self.model.config).total
         if self.settings.looks_at == "peek":
@@ -231,7 +231,7 @@ class LearnPolicy(Objective):
 
     @property
     def _scorer(self) -> AdaPerceiverConfig:
-        """What is run of the frozen model: no features are written."""
+        """The part of the frozen model that is run: no features are written."""
         return self.frozen.config.replace(output_feat_dim=None)
 
 
@@ -296,7 +296,7 @@ class Regress(LearnPolicy):
         return loss, {"regression": loss}
 
     def judge(self, out: PolicyOutput, scores: Scores) -> Metrics:
-        """As of every policy, and 'loss', the squared error."""
+        """Scores as of every policy, and 'loss', the squared error."""
         return {**super().judge(out, scores), "loss": regression_loss(predicted(out), scores.loss)}
 
 

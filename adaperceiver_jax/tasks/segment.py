@@ -65,7 +65,7 @@ class Segment(Dense):
         return self.score(self.maps(params, batch["image"], sub_network), batch)
 
     def score(self, maps: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Of each image the confusion matrix and the sum of its pixels' cross-entropy."""
+        """Each image's confusion matrix, and the sum of its pixels' cross-entropy."""
         labels = batch["segmentation"].astype(jnp.int32)
 
         def score(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

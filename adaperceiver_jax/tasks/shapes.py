@@ -41,11 +41,11 @@ class Step:
     task: Task
     programs: Programs
     constants: Any
-    """Shapes of them, as of the next two."""
+    """Shapes, as in the next two."""
     gradients: tuple[Any, ...]
-    """What `programs.gradients` is called with."""
+    """Arguments of `programs.gradients`."""
     apply: tuple[Any, ...]
-    """What `programs.apply` is."""
+    """Arguments of `programs.apply`."""
 
 
 def make_step(config: RunConfig, devices: Sequence[Any] | None = None) -> Step:

@@ -241,10 +241,10 @@ def headline(settings: Settings, programs: Programs, plan: Plan) -> str:
 
 @dataclasses.dataclass
 class Notes:
-    """What a checkpoint holds beside its arrays, as JSON."""
+    """The part of a checkpoint that is JSON, next to its arrays."""
 
     position: dict[str, Any]
-    """What decides, with the number of steps, which images come next."""
+    """The values that, with the number of steps, decide which images come next."""
     evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
     """Metrics of the last evaluation."""
     owed: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -334,7 +334,7 @@ class Watch:
         )
 
     def _count_bad(self, step: int, more: int) -> int:
-        """Those of the epoch so far; TooManyBadImagesError if there are more than may be."""
+        """The number in the epoch so far; TooManyBadImagesError if it is above the limit."""
         if step > 1 and self._feed.epoch(step) != self._feed.epoch(step - 1):
             self._notes.bad_images = 0
         self._notes.bad_images += more

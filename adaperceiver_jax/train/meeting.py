@@ -27,7 +27,7 @@ _RETRY = 0.2
 _GLANCE = 0.1
 """Seconds between two looks whether all are there."""
 _SIGNS = 6
-"""Of life, in the time after which a process without any is lost."""
+"""Signs of life in the time after which a process without any is lost."""
 
 
 class MeetingError(ValueError):
@@ -43,7 +43,7 @@ class Line:
         self._lock = threading.Lock()
         self._open = True
         self.silent = False
-        """Whether the other end is there, but has said nothing for that long."""
+        """True where the other end is there, but has said nothing for that long."""
 
     def send(self, **message: Any) -> None:
         """To an end that is gone, nothing happens: whoever reads it notices."""
@@ -66,7 +66,7 @@ class Line:
         return message if isinstance(message, dict) else None
 
     def follow(self) -> Iterator[dict[str, Any]]:
-        """What the other end says, until it is gone or silent; it hears that this one is there."""
+        """Messages of the other end, until it is gone or silent; it hears that we are there."""
         _start(self._keep_alive)
         while (message := self.read(self._lost_after)) is not None:
             yield message
@@ -85,7 +85,7 @@ class Line:
 
 
 class Host:
-    """What the first process keeps for all, itself included: a thread a line."""
+    """The end of all lines, in the first process: a thread per line."""
 
     def __init__(self, port: int, count: int, wait: float, lost_after: float) -> None:
         """wait: seconds that one may be late, here and at `Member.wait_for_all`."""
@@ -128,7 +128,7 @@ class Host:
             line.send(hosts=hosts)
 
     def _roll_call(self) -> str:
-        """What is wrong with those who came, if anything is."""
+        """Waits for all; says what is wrong with those who came, if anything is."""
         problem = ""
         everyone = set(range(self._count))
         deadline = time.monotonic() + self._wait
@@ -168,7 +168,7 @@ class Host:
             self._callers.put((line, hello))
 
     def _misfit(self, hello: dict[str, Any]) -> str:
-        """What is wrong with one who came, if anything is."""
+        """Says what is wrong with one who came, if anything is."""
         index, host, count = hello["index"], hello["host"], hello["count"]
         if index in self._lines:
             hosts = f"{self._hellos[index]['host']} and {host}"
@@ -181,7 +181,7 @@ class Host:
         return ""
 
     def _difference(self) -> str:
-        """What is not the same in all, if anything is not."""
+        """Names a value that is not the same in all, if there is one."""
         first = self._hellos[0]["values"]
         for index in range(1, self._count):
             other = self._hellos[index]["values"]
@@ -333,7 +333,7 @@ class Member:
         self._ended(self._why)
 
     def wait_for_all(self, where: str, word: str, patient: bool = False) -> list[str]:
-        """Until all have come there; gives each one's word.
+        """Waits until all have come there; gives each one's word.
 
         patient: who is there may take any time; else one that is late ends all.
         """
@@ -345,7 +345,7 @@ class Member:
             return self._open.pop(where)
 
     def ends(self, within: float) -> bool:
-        """Whether it is told to end, in so many seconds at most."""
+        """True if it is told to end within so many seconds."""
         with self._change:
             return bool(self._change.wait_for(lambda: self._why, within))
 

@@ -1,4 +1,4 @@
-"""What a run reports: `metrics.csv`, TensorBoard events, lines on the screen, a trace."""
+"""Reports of a run: `metrics.csv`, TensorBoard events, lines on the screen, a trace."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class DataSettings:
     image_width: int = 0
     """Width, where it is not the height."""
     zero_is_ignored: bool = False
-    """In label maps 0 does not count and class k is written as k + 1, as in ADE20K."""
+    """True where label maps hold k + 1 for class k, and 0 does not count, as in ADE20K."""
     depth_scale: float = 1000.0
     """Units per metre of depth maps in whole numbers."""
     max_depth: float = 10.0
@@ -126,7 +126,7 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """What is kept of a run."""
+    """Saving and keeping checkpoints."""
 
     every: str = "5%"
     keep_last: int = 2

@@ -47,7 +47,7 @@ class TrainState:
     memory: dict[str, jax.Array] = struct.field(default_factory=dict)
     """State that the task carries across steps; most have none."""
     upcoming: dict[str, Any] = struct.field(default_factory=dict)
-    """In a checkpoint only: the eigenvectors that the next refresh begins to use, where the hosts
+    """Only in a checkpoint: the eigenvectors that the next refresh begins to use, where the hosts
     find them while steps go on."""
 
     def ema_params(self) -> Any:
@@ -82,7 +82,7 @@ class Refresher:
         return self._optimizer.install(opt_state, found)
 
     def to_save(self, step: int) -> Factors:
-        """What `resume` needs of a run that is saved after `step`, beside its state: the
+        """The part that `resume` needs of a run saved after `step`, next to its state: the
         eigenvectors that the next due step begins to use, if the state does not tell them.
 
         Right after a due step its factors do: they are those that are being decomposed, and nobody
