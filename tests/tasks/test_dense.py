@@ -63,20 +63,32 @@ def make_batch(count=4, seed=0, ignored=0.3):
     }
 
 
-def step(task, params, batch, parts=1, number=1000):
-    return _step(task, params, {n: batch[n] for n in ("image", *task.inputs)}, number, parts)
+def step(task, params, batch, parts=1):
+    return _step(task, params, {n: batch[n] for n in ("image", *task.inputs)}, parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _step(task, params, batch, number, parts):
-    samples, shared = task.draw(batch, jax.random.key(0), number)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _step(task, params, batch, parts):
+    samples, shared = task.draw(batch, jax.random.key(0), 1000)
     return loss_and_gradients(task, params, {}, {}, samples, shared, jax.random.key(1), parts)
+
+
+def losses(task, params, batch, number=1000):
+    return _losses(task, params, {n: batch[n] for n in ("image", *task.inputs)}, number)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _losses(task, params, batch, number):
+    """Without gradients, which take longest to compile."""
+    samples, shared = task.draw(batch, jax.random.key(0), number)
+    loss, parts = task.loss(params, {}, samples, shared, jax.random.key(1))
+    return {"loss": loss, **parts}
 
 
 def test_the_loss_by_bands_is_the_whole_maps_cross_entropy_over_all_granularities():
     task, batch = segment(DenseSettings(token_granularities=(2, 5, 32))), make_batch()
     params = random_params(task.model)
-    metrics, _ = step(task, params, batch)
+    metrics = losses(task, params, batch)
     images = task.images.normalise(jnp.asarray(batch["image"]))
     out = run(task.model, params, images, "readouts", token_granularities=(2, 5, 32))
     each = segmentation_cross_entropy(out.logits, batch["segmentation"].astype(np.int32))
@@ -112,8 +124,8 @@ def test_one_image_with_nothing_that_counts_changes_nothing(make):
     task, batch = make(), make_batch(3)
     batch["segmentation"][2], batch["depth"][2] = 255, 0
     params = random_params(task.model)
-    with_it, _ = step(task, params, batch)
-    without, _ = step(task, params, {name: x[:2] for name, x in batch.items()})
+    with_it = losses(task, params, batch)
+    without = losses(task, params, {name: x[:2] for name, x in batch.items()})
     np.testing.assert_allclose(with_it["loss"], without["loss"], rtol=1e-5)
 
 
@@ -121,15 +133,15 @@ def test_one_image_with_nothing_that_counts_changes_nothing(make):
 def test_the_warm_up_is_counted_in_steps():
     task, batch = depth(DenseSettings(warm_up=7)), make_batch()
     params = random_params(task.model)
-    losses = [float(step(task, params, batch, number=n)[0]["sig"]) for n in (0, 6, 7, 8)]
-    assert losses[0] == losses[1] < losses[2] == losses[3]
+    sig = [float(losses(task, params, batch, number=n)["sig"]) for n in (0, 6, 7, 8)]
+    assert sig[0] == sig[1] < sig[2] == sig[3]
 
 
 def test_losses_are_weighted_as_the_settings_say():
     batch = make_batch()
     params = random_params(depth().model)
-    one, _ = step(depth(), params, batch)
-    other, _ = step(depth(DenseSettings(sig_weight=1.0, gradient_weight=3.0)), params, batch)
+    one = losses(depth(), params, batch)
+    other = losses(depth(DenseSettings(sig_weight=1.0, gradient_weight=3.0)), params, batch)
     np.testing.assert_allclose(other["sig"], one["sig"] / 2, rtol=1e-6)
     np.testing.assert_allclose(other["grad"], 6 * one["grad"], rtol=1e-6)
 
@@ -141,11 +153,9 @@ def test_dropout_before_the_head_is_drawn_from_the_steps_key():
     task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
     params = random_params(task.model)
     samples, shared = task.draw(batch, jax.random.key(0), 0)
-    losses = [
-        float(task.loss(params, {}, samples, shared, jax.random.key(k))[0]) for k in (0, 1, 0)
-    ]
-    assert losses[0] == losses[2] != losses[1]
-    assert losses[0] != float(plain.loss(params, {}, samples, shared, jax.random.key(0))[0])
+    found = [float(task.loss(params, {}, samples, shared, jax.random.key(k))[0]) for k in (0, 1, 0)]
+    assert found[0] == found[2] != found[1]
+    assert found[0] != float(plain.loss(params, {}, samples, shared, jax.random.key(0))[0])
 
 
 def test_sums_of_batches_are_exact_beyond_32_bits():
@@ -162,7 +172,7 @@ def test_depth_beyond_the_models_most_does_not_count():
     task = Depth(model=ap.DepthModel(near), image_size=(16, 16))
     params, batch = random_params(task.model), make_batch()
     cut = {**batch, "depth": np.where(batch["depth"] > 5, 0, batch["depth"])}
-    a, b = (step(task, params, x)[0]["loss"] for x in (batch, cut))
+    a, b = (losses(task, params, x)["loss"] for x in (batch, cut))
     np.testing.assert_allclose(a, b, rtol=1e-6)
 
 

@@ -57,7 +57,7 @@ def test_each_sub_network_is_scored_as_if_run_alone(variant):
     points = sweep_dense(task, params, batches_of(arrays, 8), tokens, widths, depths)
     found = {(p.num_tokens, p.width, p.depth): p for p in points}
     assert set(found) == set(itertools.product(tokens, widths, depths))
-    for sub_network in [(4, 8, 1), (5, 24, 3), (16, 24, 1), (20, 8, 3), (4, 24, 3)]:
+    for sub_network in [(4, 8, 1), (5, 24, 3), (20, 8, 3)]:
         want = scores_alone(task, params, arrays, sub_network)
         assert found[sub_network].scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
         assert found[sub_network].scores["miou"] == pytest.approx(want["miou"], abs=2e-3)
@@ -90,8 +90,8 @@ def test_mirror_images_are_averaged():
     (point,) = sweep_dense(task, params, batches_of(arrays, 8), (4,), (24,), flip=True)
     want = scores_alone(task, params, arrays, (4, 24, 3), flip=True)
     assert point.scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
-    (plain,) = sweep_dense(task, params, batches_of(arrays, 8), (4,), (24,))
-    assert plain.scores["loss"] != pytest.approx(point.scores["loss"], rel=1e-4)
+    plain = scores_alone(task, params, arrays, (4, 24, 3))
+    assert abs(point.scores["accuracy"] - plain["accuracy"]) > 4e-3
 
 
 class Ragged:
