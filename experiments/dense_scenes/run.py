@@ -86,7 +86,7 @@ def sweep(name: str, workdir: Path) -> list[DensePoint]:
 
 
 def trivial(name: str, workdir: Path) -> dict[str, float]:
-    """What no network at all scores: the training images' commonest class, or their mean depth."""
+    """Scores without any network: the training images' commonest class, or their mean depth."""
     config = config_of(name, workdir)
     opened = open_data(config.data)
     train_images, others = opened.train.source, opened.validation.source

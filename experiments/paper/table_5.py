@@ -37,9 +37,9 @@ class Printed:
     model: str
     params_m: float
     accuracy: float
-    """In percent."""
+    """Top 1, in percent."""
     latency_ms: float
-    """Of a batch of 512."""
+    """Latency of a batch of 512."""
     forward_gflops: Decimal
     backward_gflops: Decimal
 

@@ -19,12 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("--set", "data.validation_count=20000")
 TOKENS = "2,3,4,6,8,16,32"
-"""Of the baselines: those that the demo trains, and two between them."""
+"""Token counts of the baselines: those that the demo trains, and two between them."""
 SETTINGS = {
     "patches": "length=1000 steps",
     "peek": "length=6000 steps,optimizer.lr=2e-3",
 }
-"""Of learning, by what is looked at: a network on patches takes far longer a step."""
+"""Settings of learning, by what a network looks at: one on patches takes far longer per step."""
 LEARNED = {
     "REINFORCE on patches": ("reinforce", "patches", "tokens"),
     "REINFORCE on a peek": ("reinforce", "peek", "tokens"),

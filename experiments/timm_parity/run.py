@@ -79,7 +79,7 @@ def compare_outputs(name: str) -> tuple[int, float, float]:
 
 
 def differing_settings(name: str) -> list[str]:
-    """What timm publishes otherwise than the registry says."""
+    """Settings that timm publishes otherwise than the registry has them."""
     import timm
 
     known, theirs = ap.timm_model(name), timm.get_pretrained_cfg(name)

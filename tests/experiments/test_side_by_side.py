@@ -1,4 +1,4 @@
-"""What is timed side by side computes the same, and is judged by the medians."""
+"""Programs that are timed side by side compute the same, and are judged by the medians."""
 
 import importlib
 import sys

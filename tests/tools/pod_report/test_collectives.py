@@ -1,4 +1,4 @@
-"""What chips send to each other: kinds, sizes, and the axes of the mesh."""
+"""Messages between chips: kinds, sizes, and the axes of the mesh."""
 
 import pytest
 
