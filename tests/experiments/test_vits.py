@@ -17,7 +17,7 @@ def test_a_vit_stands_against_the_fewest_tokens_that_are_as_right():
     assert vits.fewest_tokens(99, found, tokens) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="experiments")
 @pytest.mark.parametrize("arguments", [(), ("--train",)])
 def test_each_vit_is_timed_with_ours(arguments, monkeypatch, capsys):
     """ViTs of one small block, beside the whole of ours or a small one's step, by a made-up clock:
