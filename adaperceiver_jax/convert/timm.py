@@ -34,102 +34,59 @@ _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z0-9]+)_patch(?P<patch>\d+)"
     r"(_reg(?P<registers>\d+)_gap)?(?P<clip>_clip)?_(?P<image>\d+)"
 )
-# name, classes (0: no head), the crop's part of the resized side, normalisation
+_CLASSES = {"in1k": 1000, "in12k": 11821, "in21k": 21843}
+"""By what the weights were trained on last; those called orig_in21k have no head."""
+# Architecture: weights and the crop's part of the resized side. Normalisation is ImageNet's for
+# DeiT, CLIP's for CLIP, else half, where nothing else is said.
 _MODELS = """
-deit3_base_patch16_224.fb_in1k 1000 0.9 imagenet
-deit3_base_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_base_patch16_384.fb_in1k 1000 1.0 imagenet
-deit3_base_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_huge_patch14_224.fb_in1k 1000 0.9 imagenet
-deit3_huge_patch14_224.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_large_patch16_224.fb_in1k 1000 0.9 imagenet
-deit3_large_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_large_patch16_384.fb_in1k 1000 1.0 imagenet
-deit3_large_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_medium_patch16_224.fb_in1k 1000 0.9 imagenet
-deit3_medium_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_small_patch16_224.fb_in1k 1000 0.9 imagenet
-deit3_small_patch16_224.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit3_small_patch16_384.fb_in1k 1000 1.0 imagenet
-deit3_small_patch16_384.fb_in22k_ft_in1k 1000 1.0 imagenet
-deit_base_patch16_224.fb_in1k 1000 0.9 imagenet
-deit_base_patch16_384.fb_in1k 1000 1.0 imagenet
-deit_small_patch16_224.fb_in1k 1000 0.9 imagenet
-deit_tiny_patch16_224.fb_in1k 1000 0.9 imagenet
-vit_base_patch16_224.augreg2_in21k_ft_in1k 1000 0.9 half
-vit_base_patch16_224.augreg_in1k 1000 0.9 half
-vit_base_patch16_224.augreg_in21k 21843 0.9 half
-vit_base_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_base_patch16_224.orig_in21k 0 0.9 half
-vit_base_patch16_224.orig_in21k_ft_in1k 1000 0.9 half
-vit_base_patch16_224.sam_in1k 1000 0.9 half
-vit_base_patch16_384.augreg_in1k 1000 1.0 half
-vit_base_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
-vit_base_patch16_384.orig_in21k_ft_in1k 1000 1.0 half
-vit_base_patch16_clip_224.laion2b_ft_in12k 11821 0.9 clip
-vit_base_patch16_clip_224.laion2b_ft_in12k_in1k 1000 0.95 clip
-vit_base_patch16_clip_224.laion2b_ft_in1k 1000 1.0 clip
-vit_base_patch16_clip_224.openai_ft_in12k 11821 0.9 clip
-vit_base_patch16_clip_224.openai_ft_in12k_in1k 1000 0.95 clip
-vit_base_patch16_clip_224.openai_ft_in1k 1000 0.9 clip
-vit_base_patch16_clip_384.laion2b_ft_in12k_in1k 1000 1.0 clip squash
-vit_base_patch16_clip_384.laion2b_ft_in1k 1000 1.0 clip squash
-vit_base_patch16_clip_384.openai_ft_in12k_in1k 1000 0.95 clip squash
-vit_base_patch16_clip_384.openai_ft_in1k 1000 1.0 clip squash
-vit_base_patch32_224.augreg_in1k 1000 0.9 half
-vit_base_patch32_224.augreg_in21k 21843 0.9 half
-vit_base_patch32_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_base_patch32_224.orig_in21k 0 0.9 half
-vit_base_patch32_224.sam_in1k 1000 0.9 half
-vit_base_patch32_384.augreg_in1k 1000 1.0 half
-vit_base_patch32_384.augreg_in21k_ft_in1k 1000 1.0 half
-vit_base_patch32_clip_224.laion2b_ft_in12k_in1k 1000 0.9 clip
-vit_base_patch32_clip_224.laion2b_ft_in1k 1000 0.9 clip
-vit_base_patch32_clip_224.openai_ft_in1k 1000 0.9 clip
-vit_base_patch32_clip_384.laion2b_ft_in12k_in1k 1000 1.0 clip
-vit_base_patch32_clip_384.openai_ft_in12k_in1k 1000 0.95 clip squash
-vit_base_patch32_clip_448.laion2b_ft_in12k_in1k 1000 1.0 clip
-vit_base_patch8_224.augreg2_in21k_ft_in1k 1000 0.9 half
-vit_base_patch8_224.augreg_in21k 21843 0.9 half
-vit_base_patch8_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_huge_patch14_224.orig_in21k 0 0.9 half
-vit_huge_patch14_clip_224.laion2b_ft_in12k 11821 1.0 clip
-vit_huge_patch14_clip_224.laion2b_ft_in12k_in1k 1000 1.0 clip
-vit_huge_patch14_clip_224.laion2b_ft_in1k 1000 1.0 clip
-vit_huge_patch14_clip_336.laion2b_ft_in12k_in1k 1000 1.0 clip squash
-vit_large_patch14_clip_224.laion2b_ft_in12k 11821 1.0 half
-vit_large_patch14_clip_224.laion2b_ft_in12k_in1k 1000 1.0 half
-vit_large_patch14_clip_224.laion2b_ft_in1k 1000 1.0 half
-vit_large_patch14_clip_224.openai_ft_in12k 11821 1.0 clip
-vit_large_patch14_clip_224.openai_ft_in12k_in1k 1000 1.0 clip
-vit_large_patch14_clip_224.openai_ft_in1k 1000 1.0 clip
-vit_large_patch14_clip_336.laion2b_ft_in12k_in1k 1000 1.0 half squash
-vit_large_patch14_clip_336.laion2b_ft_in1k 1000 1.0 half squash
-vit_large_patch14_clip_336.openai_ft_in12k_in1k 1000 1.0 clip squash
-vit_large_patch16_224.augreg_in21k 21843 0.9 half
-vit_large_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_large_patch16_224.orig_in21k 0 0.9 half
-vit_large_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
-vit_large_patch32_224.orig_in21k 0 0.9 half
-vit_large_patch32_384.orig_in21k_ft_in1k 1000 1.0 half
-vit_small_patch16_224.augreg_in1k 1000 0.9 half
-vit_small_patch16_224.augreg_in21k 21843 0.9 half
-vit_small_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_small_patch16_384.augreg_in1k 1000 1.0 half
-vit_small_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
-vit_small_patch32_224.augreg_in21k 21843 0.9 half
-vit_small_patch32_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_small_patch32_384.augreg_in21k_ft_in1k 1000 1.0 half
-vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k 11821 1.0 half
-vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k_ft_in1k 1000 1.0 half
-vit_so150m2_patch16_reg1_gap_384.sbb_e200_in12k_ft_in1k 1000 1.0 half
-vit_so150m2_patch16_reg1_gap_448.sbb_e200_in12k_ft_in1k 1000 1.0 half squash
-vit_so150m_patch16_reg4_gap_256.sbb_e250_in12k 11821 0.95 half
-vit_so150m_patch16_reg4_gap_256.sbb_e250_in12k_ft_in1k 1000 0.95 half
-vit_so150m_patch16_reg4_gap_384.sbb_e250_in12k_ft_in1k 1000 1.0 half
-vit_tiny_patch16_224.augreg_in21k 21843 0.9 half
-vit_tiny_patch16_224.augreg_in21k_ft_in1k 1000 0.9 half
-vit_tiny_patch16_384.augreg_in21k_ft_in1k 1000 1.0 half
+deit3_base_patch16_224: fb_in1k 0.9, fb_in22k_ft_in1k 1.0
+deit3_base_patch16_384: fb_in1k 1.0, fb_in22k_ft_in1k 1.0
+deit3_huge_patch14_224: fb_in1k 0.9, fb_in22k_ft_in1k 1.0
+deit3_large_patch16_224: fb_in1k 0.9, fb_in22k_ft_in1k 1.0
+deit3_large_patch16_384: fb_in1k 1.0, fb_in22k_ft_in1k 1.0
+deit3_medium_patch16_224: fb_in1k 0.9, fb_in22k_ft_in1k 1.0
+deit3_small_patch16_224: fb_in1k 0.9, fb_in22k_ft_in1k 1.0
+deit3_small_patch16_384: fb_in1k 1.0, fb_in22k_ft_in1k 1.0
+deit_base_patch16_224: fb_in1k 0.9
+deit_base_patch16_384: fb_in1k 1.0
+deit_small_patch16_224: fb_in1k 0.9
+deit_tiny_patch16_224: fb_in1k 0.9
+vit_base_patch16_224: augreg2_in21k_ft_in1k 0.9, augreg_in1k 0.9, augreg_in21k 0.9,
+    augreg_in21k_ft_in1k 0.9, orig_in21k 0.9, orig_in21k_ft_in1k 0.9, sam_in1k 0.9
+vit_base_patch16_384: augreg_in1k 1.0, augreg_in21k_ft_in1k 1.0, orig_in21k_ft_in1k 1.0
+vit_base_patch16_clip_224: laion2b_ft_in12k 0.9, laion2b_ft_in12k_in1k 0.95, laion2b_ft_in1k 1.0,
+    openai_ft_in12k 0.9, openai_ft_in12k_in1k 0.95, openai_ft_in1k 0.9
+vit_base_patch16_clip_384: laion2b_ft_in12k_in1k 1.0 squash, laion2b_ft_in1k 1.0 squash,
+    openai_ft_in12k_in1k 0.95 squash, openai_ft_in1k 1.0 squash
+vit_base_patch32_224: augreg_in1k 0.9, augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9, orig_in21k 0.9,
+    sam_in1k 0.9
+vit_base_patch32_384: augreg_in1k 1.0, augreg_in21k_ft_in1k 1.0
+vit_base_patch32_clip_224: laion2b_ft_in12k_in1k 0.9, laion2b_ft_in1k 0.9, openai_ft_in1k 0.9
+vit_base_patch32_clip_384: laion2b_ft_in12k_in1k 1.0, openai_ft_in12k_in1k 0.95 squash
+vit_base_patch32_clip_448: laion2b_ft_in12k_in1k 1.0
+vit_base_patch8_224: augreg2_in21k_ft_in1k 0.9, augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9
+vit_huge_patch14_224: orig_in21k 0.9
+vit_huge_patch14_clip_224: laion2b_ft_in12k 1.0, laion2b_ft_in12k_in1k 1.0, laion2b_ft_in1k 1.0
+vit_huge_patch14_clip_336: laion2b_ft_in12k_in1k 1.0 squash
+vit_large_patch14_clip_224: laion2b_ft_in12k 1.0 half, laion2b_ft_in12k_in1k 1.0 half,
+    laion2b_ft_in1k 1.0 half, openai_ft_in12k 1.0, openai_ft_in12k_in1k 1.0, openai_ft_in1k 1.0
+vit_large_patch14_clip_336: laion2b_ft_in12k_in1k 1.0 half squash, laion2b_ft_in1k 1.0 half squash,
+    openai_ft_in12k_in1k 1.0 squash
+vit_large_patch16_224: augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9, orig_in21k 0.9
+vit_large_patch16_384: augreg_in21k_ft_in1k 1.0
+vit_large_patch32_224: orig_in21k 0.9
+vit_large_patch32_384: orig_in21k_ft_in1k 1.0
+vit_small_patch16_224: augreg_in1k 0.9, augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9
+vit_small_patch16_384: augreg_in1k 1.0, augreg_in21k_ft_in1k 1.0
+vit_small_patch32_224: augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9
+vit_small_patch32_384: augreg_in21k_ft_in1k 1.0
+vit_so150m2_patch16_reg1_gap_256: sbb_e200_in12k 1.0, sbb_e200_in12k_ft_in1k 1.0
+vit_so150m2_patch16_reg1_gap_384: sbb_e200_in12k_ft_in1k 1.0
+vit_so150m2_patch16_reg1_gap_448: sbb_e200_in12k_ft_in1k 1.0 squash
+vit_so150m_patch16_reg4_gap_256: sbb_e250_in12k 0.95, sbb_e250_in12k_ft_in1k 0.95
+vit_so150m_patch16_reg4_gap_384: sbb_e250_in12k_ft_in1k 1.0
+vit_tiny_patch16_224: augreg_in21k 0.9, augreg_in21k_ft_in1k 0.9
+vit_tiny_patch16_384: augreg_in21k_ft_in1k 1.0
 """
 
 
@@ -147,9 +104,9 @@ class TimmModel:
         return HUB + self.name
 
 
-def _config(name: str, num_classes: int) -> ViTConfig:
-    found = _NAME.fullmatch(name.partition(".")[0])
-    assert found is not None, name
+def _config(architecture: str, num_classes: int) -> ViTConfig:
+    found = _NAME.fullmatch(architecture)
+    assert found is not None, architecture
     width, depth, heads = _WIDTH_DEPTH_HEADS[found["size"]]
     variant: dict[str, Any] = {}
     if found["clip"]:
@@ -176,22 +133,25 @@ def _config(name: str, num_classes: int) -> ViTConfig:
 @functools.cache
 def _registry() -> Mapping[str, TimmModel]:
     models = {}
-    for line in _MODELS.strip().splitlines():
-        name, classes, crop, normalisation, *squash = line.split()
-        mean, std = _NORMALISATION[normalisation]
-        config = _config(name, int(classes))
-        models[name] = TimmModel(
-            name=name,
-            config=config,
-            preprocessing=Preprocessing(
+    for line in _MODELS.replace(",\n", ",").strip().splitlines():
+        architecture, _, weights = line.partition(": ")
+        family = "imagenet" if architecture.startswith("deit") else "half"
+        family = "clip" if "_clip_" in architecture else family
+        for entry in weights.split(","):
+            tag, crop, *more = entry.split()
+            name = f"{architecture}.{tag}"
+            classes = 0 if tag == "orig_in21k" else _CLASSES[tag.rpartition("_")[2]]
+            config = _config(architecture, classes)
+            mean, std = _NORMALISATION["half" if "half" in more else family]
+            preprocessing = Preprocessing(
                 image_size=config.image_size,
                 crop=float(crop),
-                squash=bool(squash),
+                squash="squash" in more,
                 interpolation="bicubic",
                 mean=mean,
                 std=std,
-            ),
-        )
+            )
+            models[name] = TimmModel(name=name, config=config, preprocessing=preprocessing)
     return models
 
 

@@ -58,7 +58,7 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Has a file written beside its place and moves it there, so that no half is ever seen."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -75,8 +75,4 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As `write_whole`, of content that is at hand."""
-
-    def write(to: Path) -> None:
-        to.write_bytes(content)
-
-    write_whole(path, write)
+    write_whole(path, lambda to: to.write_bytes(content))

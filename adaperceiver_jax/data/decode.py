@@ -66,13 +66,7 @@ def label_map(data: Any, name: str) -> Image.Image:
 
     name: of the image they are of."""
     name = f"the annotation of {name}"
-    try:
-        if isinstance(data, bytes):
-            array = np.asarray(Image.open(io.BytesIO(data)))
-        else:
-            array = np.asarray(data)
-    except Exception as error:
-        raise _bad(name, error) from error
+    array = _array(data, name)
     if array.ndim == 3:
         colours = array[..., : 3 if array.shape[-1] > 2 else 1]  # the last may be transparency
         if (colours != array[..., :1]).any():
@@ -88,23 +82,26 @@ def depth_map(data: Any, name: str, scale: float) -> Image.Image:
 
     name: of the image they are of."""
     name = f"the depth of {name}"
-    try:
-        if isinstance(data, bytes) and data.startswith(NUMPY):
-            data = np.load(io.BytesIO(data), allow_pickle=False)
-        elif isinstance(data, bytes):
-            data = np.asarray(Image.open(io.BytesIO(data)))
-        array = np.asarray(data)
-        if np.issubdtype(array.dtype, np.integer):
-            array = array / scale
-        array = array.astype(np.float32)
-        if array.ndim == 3 and array.shape[-1] == 1:
-            array = array[..., 0]
-        if array.ndim != 2:
-            raise ValueError(f"it has shape {array.shape}, not (height, width)")
-    except Exception as error:
-        raise _bad(name, error) from error
+    array = _array(data, name)
+    if np.issubdtype(array.dtype, np.integer):
+        array = array / scale
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2:
+        raise _bad(name, ValueError(f"it has shape {array.shape}, not (height, width)"))
+    array = array.astype(np.float32)
     array[~np.isfinite(array)] = 0  # a hole
     return Image.fromarray(array)
+
+
+def _array(data: Any, name: str) -> np.ndarray:
+    """The array of a .npy or an image, both as bytes, or what is one already."""
+    try:
+        if isinstance(data, bytes) and data.startswith(NUMPY):
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        return np.asarray(Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data)
+    except Exception as error:
+        raise _bad(name, error) from error
 
 
 def _bad(name: str, error: Exception) -> BadImageError:
