@@ -26,7 +26,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PASSED = ROOT / "tests" / "nightly.json"
 PACKAGE = "adaperceiver_jax"
-TESTS: dict[str, tuple[str, ...]] = {}
+TESTS: dict[str, tuple[str, ...]] = {
+    "pods": (
+        *("tools/pod_report/*.py", "tools/compile_for_tpu.py", "docs/pods.md", "configs/*.py"),
+        *("tests/tools/pod_report/*.py", "tests/tools/test_pods_page.py"),
+        "tests/tools/test_compile_for_tpu.py",
+        *(f"{PACKAGE}/train/{name}.py" for name in ("chips", "step", "sharding")),
+        *(f"{PACKAGE}/{place}" for place in ("models/*.py", "optim/*.py", "tasks/shapes.py")),
+    ),
+    "processes": (
+        *("tests/train/*.py", "tests/processes.py", f"{PACKAGE}/data/pipeline.py"),
+        *(
+            f"{PACKAGE}/train/*.py",
+            f"{PACKAGE}/optim/eigenvectors.py",
+            f"{PACKAGE}/optim/stacks.py",
+        ),
+    ),
+    "experiments": ("experiments/**/*.py", "tests/experiments/*.py"),
+}
 """Patterns of the files that each group of tests covers."""
 NOTEBOOKS = ("quick_tour", "adaptivity", "training", "pytorch", "components")
 COLAB = "experiments/colab"
