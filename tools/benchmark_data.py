@@ -1,4 +1,4 @@
-"""How many images a second a config's data pipeline makes, and where the time goes.
+"""Speed of a config's data pipeline in images per second, and where the time goes.
 
 python tools/benchmark_data.py --config=configs/finetune_in1k.py --config.data.dir=DIR
 python tools/benchmark_data.py --config=configs/finetune_in1k.py --made=256    # without data
@@ -95,7 +95,7 @@ def steps_of(preparation: Preparation) -> dict[str, Step]:
     a, done = preparation.augment, AugmentSettings(flip=False)
 
     def decoded(sample: Sample, rng: np.random.Generator) -> Image.Image:
-        """As large as the part that will be cut out of it asks for."""
+        """Decodes at the fraction that the part to be cut out asks for."""
         image = read_image(sample["image"], sample["name"])
         left, top, right, bottom = 0, 0, *image.size
         if a.crop:

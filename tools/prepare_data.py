@@ -41,7 +41,7 @@ from adaperceiver_jax.data.sources import SCENES, Opened, Split, open_source
 PER_SHARD = 10_000
 """Images per file, unless said otherwise."""
 PLAN = ".preparing.json"
-"""What a folder was begun with; is there until all is written."""
+"""Settings that a folder was begun with; is there until all is written."""
 SHOWN = 20
 """Images left out that are named on the screen."""
 PUBLISHED: dict[str, tuple[int, int, int | None]] = {
@@ -69,7 +69,7 @@ class Shard:
         return self.path.with_name(f".{self.path.name}.json")
 
     def is_done(self) -> bool:
-        """Whether an earlier call wrote all of it."""
+        """True if an earlier call wrote all of it."""
         if not (self.path.exists() and self.report.exists()):
             return False
         try:

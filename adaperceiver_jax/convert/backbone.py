@@ -12,7 +12,7 @@ _STREAM = ("output_latents", "write_head", "output_adapter")
 
 
 def is_vit(params: Mapping[str, Any]) -> bool:
-    """Whether these are a ViT's parameters."""
+    """True if these are a ViT's parameters."""
     return "qkv" in params.get("blocks", {}).get("attn", {})
 
 

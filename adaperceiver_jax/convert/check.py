@@ -1,4 +1,4 @@
-"""Whether what was written is what was meant: tensor by tensor, and by running both sides."""
+"""Checks of what was written: tensor by tensor, and by running both sides."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from adaperceiver_jax.convert.describe import config_to_dict
 from adaperceiver_jax.convert.files import State
 
 BAR = 1e-4
-"""Of an output's largest entry; float32 sums in another order differ by some 1e-6."""
+"""Largest difference, as a part of an output's largest entry. Float32 sums in another order differ
+by about 1e-6."""
 TINY = 1e-30
-"""So that outputs of zeros can be compared."""
+"""Least divisor, so that outputs of zeros can be compared."""
 
 
 def have_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """True if PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 

@@ -71,7 +71,7 @@ def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
 
 
 def config_to_dict(model: nn.Module) -> dict[str, Any]:
-    """What `config.json` says of a model of the package."""
+    """The content of `config.json` for a model of the package."""
     if isinstance(model, AdaPerceiver):
         return _hub_config(model.config)
     kind = type(model).__name__

@@ -83,7 +83,7 @@ def _write_about(
     outputs: Mapping[str, Sequence[Any]],
     platforms: Sequence[str],
 ) -> None:
-    """What went in, for people and programs that have only the folder."""
+    """Writes ABOUT, for people and programs that have only the folder."""
     about = {
         "images": list(images),
         "outputs": {
@@ -99,7 +99,7 @@ def _write_about(
 
 
 def _by_path(params: Any) -> dict[str, np.ndarray]:
-    """In float32, which is what is computed in and what any NumPy can read."""
+    """Weights by path, in float32: the dtype of the computation, which any NumPy reads."""
     return {name: np.asarray(x, np.float32) for name, x in flatten_dict(params, sep="/").items()}
 
 

@@ -49,7 +49,7 @@ def from_pretrained(name: str | os.PathLike, revision: str | None = None) -> tup
 
 
 def find_pretrained(name: str | os.PathLike, revision: str | None = None) -> Pretrained:
-    """As `from_pretrained`, but reads only the config."""
+    """The same as `from_pretrained`, but reads only the config."""
     folder = find_folder(name, revision)
     model = read_config(folder / CONFIG)
     if (folder / WEIGHTS).exists() and (folder / PARAMS).exists():

@@ -29,7 +29,7 @@ ASSUMED = (
     *("num_heads", "max_latent_tokens", "token_granularities", "widths", "rope_theta"),
     *("block_mask", "act_layer"),
 )
-"""What no tensor tells, so that the paper's is taken."""
+"""Fields that no tensor tells, so that the paper's are taken."""
 
 
 def find_in_file(path: Path, model: nn.Module | None = None) -> Pretrained:

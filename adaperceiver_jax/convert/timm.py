@@ -13,7 +13,7 @@ from adaperceiver_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocessing
 from adaperceiver_jax.models.vit import ViTConfig
 
 HUB = "timm/"
-"""Where the weights are: the hub id is this and the name."""
+"""Prefix of the hub id, before the name."""
 
 _NORMALISATION = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -35,7 +35,7 @@ _NAME = re.compile(
     r"(_reg(?P<registers>\d+)_gap)?(?P<clip>_clip)?_(?P<image>\d+)"
 )
 _CLASSES = {"in1k": 1000, "in12k": 11821, "in21k": 21843}
-"""By what the weights were trained on last; those called orig_in21k have no head."""
+"""Classes of the last data set in the weights' name; orig_in21k has no head."""
 # Architecture: weights and the crop's part of the resized side. Normalisation is ImageNet's for
 # DeiT, CLIP's for CLIP, else half, where nothing else is said.
 _MODELS = """

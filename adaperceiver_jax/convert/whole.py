@@ -74,5 +74,5 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """As `write_whole`, of content that is at hand."""
+    """Writes content that is at hand, as `write_whole` does."""
     write_whole(path, lambda to: to.write_bytes(content))

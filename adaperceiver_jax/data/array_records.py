@@ -24,7 +24,7 @@ from adaperceiver_jax.data.sample import Sample, Split
 OPENING = 16
 """Files that are looked into at once."""
 ABOUT = "dataset.json"
-"""What tools/prepare_data.py leaves beside the files: classes, and how many images a split has."""
+"""The file that tools/prepare_data.py leaves beside the others: classes, images per split."""
 KEYS = {"image": ("image",), "label": ("label",), "segmentation": ("segmentation", "annotation")}
 KEYS |= {"depth": ("depth",), "name": ("name", "file_name")}
 """A sample's parts: the names that they have in records."""

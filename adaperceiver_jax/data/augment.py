@@ -1,4 +1,4 @@
-"""What an image goes through before it is batched: for training at random, for evaluation not."""
+"""Preparation of an image before it is batched: random for training, fixed for evaluation."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from adaperceiver_jax.data.transforms import Box
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentSettings:
-    """What training images go through, in this order; what is 0 or () is left out."""
+    """Changes of training images, in this order; what is 0 or () is left out."""
 
     rotation: float = 0.0
-    """Turned by up to so many degrees, either way."""
+    """Largest angle, in degrees, by which an image is turned either way."""
     crop: tuple[float, ...] = ()
     """A random part is cut out: the smallest and largest share of the area. () takes the whole
     image, and evaluation then resizes it whole too."""
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)
-    """Of that part: the smallest and largest width over height."""
+    """Smallest and largest width over height of that part."""
     flip: bool = True
     """Mirrored, left to right, half of the time."""
     rand_augment: int = 0
-    """Operations of RandAugment an image."""
+    """Number of RandAugment's operations per image."""
     magnitude: int = 15
-    """Of RandAugment's operations: a bin, from 0."""
+    """Strength of RandAugment's operations: a bin, from 0."""
     bins: int = 31
     jitter: tuple[float, ...] = ()
-    """Brightness, contrast, saturation and hue are changed by up to so much."""
+    """Largest changes of brightness, contrast, saturation and hue."""
     evaluation_crop: float = 0.875
-    """Where training cuts: the part of the resized short side that evaluation keeps, 224 of 256."""
+    """Part of the resized short side that evaluation keeps where training cuts: 224 of 256."""
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, allowed: str) -> None:
@@ -84,11 +84,11 @@ class Preparation:
     num_classes: int | None = None
     """Labels must be below it; None takes any."""
     zero_is_ignored: bool = False
-    """In label maps 0 does not count, and class k is written as k + 1 (as in ADE20K)."""
+    """Label maps like ADE20K's, where 0 does not count and class k is written as k + 1."""
     depth_scale: float = 1000.0
-    """Of depth written in whole numbers: how many are a metre."""
+    """Units per metre of depth that is written in whole numbers."""
     max_depth: float = 10.0
-    """In metres; what is deeper is not valid."""
+    """Largest valid depth, in metres."""
 
     def __post_init__(self) -> None:
         if self.augment.crop and not self._maps and self.size[0] != self.size[1]:
@@ -134,7 +134,7 @@ class Preparation:
         return self._finish(sample, {"image": image, **maps})
 
     def own_size(self, sample: Sample) -> Sample:
-        """As `evaluate`, and the maps as they are, at their own size, under 'own_' + name."""
+        """The same as `evaluate`, and the maps at their own size under 'own_' + name."""
         _, maps = self._open(sample)
         own = dataclasses.replace(self, inputs=self._maps)._finish(sample, dict(maps))
         return {**self.evaluate(sample), **{f"own_{name}": x for name, x in own.items()}}
@@ -152,7 +152,7 @@ class Preparation:
         return self._finish(sample, {"image": transforms.resize(image, self.size), **maps})
 
     def _is_made(self, sample: Sample) -> bool:
-        """Whether image and maps are arrays of the size that is wanted."""
+        """True if image and maps are arrays of the size that is wanted."""
         made = (sample[kind] for kind in self._kinds(sample))
         return all(isinstance(x, np.ndarray) and x.shape[:2] == self.size for x in made)
 

@@ -1,4 +1,4 @@
-"""From the bytes of a file to an image, a map of labels or a map of depths."""
+"""Bytes of a file to an image, a map of labels or a map of depths."""
 
 from __future__ import annotations
 

@@ -25,17 +25,17 @@ from adaperceiver_jax.data.sample import Sample
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """How batches are made on the host; changes nothing of them."""
+    """Number of threads and processes that make batches; changes nothing of the batches."""
 
     threads: int = 4
-    """In each process."""
+    """Threads per process."""
     workers: int = 0
     """Processes beside this one, each on a core of its own; -1: one a core, less one."""
     prefetch: int = 4
     """Batches made ahead, by all together, and at least one by each."""
 
     def processes(self) -> int:
-        """How many are started."""
+        """The number of processes that are started."""
         return self.workers if self.workers >= 0 else max(1, len(cores()) - 1)
 
 
@@ -43,7 +43,7 @@ IN_THREADS = Loading()
 
 
 def cores() -> list[int]:
-    """Those that this process may run on."""
+    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -1,4 +1,4 @@
-"""From a source of images to batches on the devices, in an order that only the seed decides."""
+"""Batches on the devices from a source of images, in an order that only the seed decides."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from adaperceiver_jax.data.sample import Sample, Source
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 100
-"""Images that may not decode one after another."""
+"""Number of images in a row that may fail to decode."""
 BAD = "bad"
-"""Of a sample: how many images that did not decode it stands for."""
+"""Key of a sample: the number of images that did not decode before it."""
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """A sample and its own random generator -> a sample."""
 
@@ -92,7 +92,7 @@ class TrainOrder:
 
 
 def own_places(sharding: jax.sharding.Sharding, batch_size: int) -> list[int]:
-    """Of a batch's places, 0 to batch_size - 1, those that this process's devices hold, ascending.
+    """The places of a batch, 0 to batch_size - 1, that this process's devices hold, ascending.
 
     They need not be neighbours: a mesh follows the links between chips, and on a pod's torus a
     host's chips are a square of it.

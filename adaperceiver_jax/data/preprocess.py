@@ -1,4 +1,4 @@
-"""From an image of any size to what a model was trained to look at."""
+"""Pre-processing: an image of any size to what a model was trained to look at."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that an image shows. The subject is the last of `things`."""
+    """Everything that an image shows. The subject is the last of `things`."""
 
     label: int
     difficulty: float
-    """From 0, all of it easy, to 1."""
+    """0 is easy throughout, 1 the hardest."""
     things: tuple[Thing, ...]
     horizon: float
     """y of the floor at infinity."""

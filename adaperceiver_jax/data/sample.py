@@ -23,10 +23,10 @@ class Split:
 
     source: Source
     fields: tuple[str, ...]
-    """What its samples hold: 'image' and 'label', 'segmentation' or 'depth'."""
+    """Names in its samples: 'image' and 'label', 'segmentation' or 'depth'."""
     num_classes: int | None = None
-    """As the data set says; None where it does not."""
+    """Number of classes by the data set's own word; None if it gives none."""
     smallest_num_classes: int = 0
-    """As its labels show."""
+    """Largest label plus 1, where labels were looked through; else 0."""
     classes: tuple[str, ...] = ()
-    """Their names, where they are known."""
+    """Names of the classes, where they are known."""

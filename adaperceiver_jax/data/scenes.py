@@ -133,8 +133,8 @@ class Scenes:
     split: str = "train"
     seed: int = 0
     difficulty: float = DIFFICULTY
-    """Of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn and noise; the
-    others spread evenly below."""
+    """Difficulty of the hardest images, from 0 to 1, in size, place, clutter, contrast, turn and
+    noise; the others spread evenly below."""
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -158,7 +158,7 @@ class Scenes:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), i])
 
     def scene(self, index: SupportsIndex) -> Scene:
-        """What the image shows, before it is drawn."""
+        """The content of an image, before it is drawn."""
         return draw_scene(self._rng(index), self.difficulty)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:

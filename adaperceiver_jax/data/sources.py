@@ -160,7 +160,7 @@ def _part(split: Split, indices: np.ndarray) -> Split:
 
 
 def _at_most(split: Split, count: int, seed: int) -> Split:
-    """As many images at most, drawn from all; 0 takes all."""
+    """At most `count` images, drawn from all; 0 takes all."""
     size = len(split.source)
     if not 0 < count < size:
         return split

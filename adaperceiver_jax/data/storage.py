@@ -17,7 +17,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_remote(path: str) -> bool:
-    """Whether fsspec reads it."""
+    """True for a path that only fsspec reads."""
     return "://" in path
 
 
@@ -65,7 +65,7 @@ def _glob(pattern: str) -> list[str]:
 
 
 def size_and_time(path: str) -> tuple[int, str]:
-    """Of a file: its bytes, and what changes when it is written anew."""
+    """A file's number of bytes, and a stamp that changes when it is written again."""
     if is_remote(path):
         system, name = fsspec.core.url_to_fs(path)
         info = system.info(name)
@@ -76,7 +76,7 @@ def size_and_time(path: str) -> tuple[int, str]:
 
 
 def is_folder(path: str) -> bool:
-    """Whether there is a folder of that name."""
+    """True if there is a folder of that name."""
     system, name = fsspec.core.url_to_fs(path)
     return bool(system.isdir(name))
 
@@ -128,7 +128,7 @@ def _below(root: str, inside: str) -> Iterator[str]:
 
 
 def allow_many_files() -> None:
-    """As many open at once as this process may allow itself."""
+    """Raises the limit on open files as far as this process may."""
     try:
         import resource
     except ImportError:  # not on Windows

@@ -107,7 +107,7 @@ def adjust(image: Image.Image, name: str, amount: float) -> Image.Image:
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, amounts: tuple[float, ...]) -> Image.Image:
-    """All four in a random order, each by a factor uniform in 1 +- its amount (hue: 0 +-)."""
+    """Changes all four in a random order, by factors uniform in 1 +- their amounts (hue: 0 +-)."""
     for i in rng.permutation(len(COLOURS)).tolist():
         amount = amounts[i]
         if not amount:
@@ -123,8 +123,10 @@ def jitter(image: Image.Image, rng: np.random.Generator, amounts: tuple[float, .
 
 
 def _move(image: Image.Image, *matrix: float) -> Image.Image:
-    """By nearest pixels, each from x = m[0] x + m[1] y + m[2], y = m[3] x + m[4] y + m[5]; what
-    comes from outside is black."""
+    """Moves an image by nearest pixels; what comes from outside is black.
+
+    A pixel (x, y) comes from x = m[0] x + m[1] y + m[2], y = m[3] x + m[4] y + m[5].
+    """
     return image.transform(image.size, Image.Transform.AFFINE, matrix, NEAREST)
 
 

@@ -107,7 +107,7 @@ def find_index(shards: list[str], pattern: str) -> Path:
 
 
 def _is_index(path: Path) -> bool:
-    """Whether there is one; what is damaged is none, and written anew."""
+    """True if there is one; a damaged one is none and is written again."""
     try:
         return path.exists() and "shard" in (np.load(path, mmap_mode="r").dtype.names or ())
     except (ValueError, OSError, EOFError):
