@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import Scenes
-from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
+from adaperceiver_jax.evaluate.dense_metrics import segmentation_scores
 from adaperceiver_jax.evaluate.sweep import sweep
 from experiments.colab import run, setup
 

@@ -22,28 +22,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
-from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, described, enough_memory
+from adaperceiver_jax.evaluate.points import csv_text
 from adaperceiver_jax.evaluate.speed import (
+    Ceiling,
+    Ceilings,
     Program,
     SubNetwork,
-    csv_text,
+    described,
     forward_program,
     named,
-    speeds_of,
+    note,
+    speed_of,
     table,
-    time_programs,
+    take_turns,
 )
-from adaperceiver_jax.evaluate.turns import Turns, note
+from adaperceiver_jax.tasks.command_line import make_parser, refusals
 from adaperceiver_jax.tasks.make import RunConfig, make_model, read_config
 from adaperceiver_jax.tasks.shapes import step_program
 from adaperceiver_jax.tasks.weights import find_weights
@@ -60,14 +62,12 @@ def sub_network(text: str) -> SubNetwork:
     return t, w, l
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; ValueError for those that do not fit each other."""
+    parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--checkpoint", metavar="PATH", help="a run, folder, file or hub id's model"
-    )
+    checkpoint = "a run, folder, file or hub id's model"
+    source.add_argument("--checkpoint", metavar="PATH", help=checkpoint)
     source.add_argument("--config", metavar="FILE[:ARGUMENT]", help="the model of a run's config")
     parser.add_argument(
         "--sub-networks",
@@ -82,7 +82,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, help="of matmuls (the config's, else float32)")
     parser.add_argument("--repeats", type=int, default=10, help="timed calls of each (10)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the numbers (only printed)")
-    return parser
+    options = parser.parse_args(arguments)
+    options.batch = options.batch or [8 if options.train else 1]
+    if min(*options.batch, options.repeats) < 1:
+        raise ValueError("--batch and --repeats must be at least 1")
+    if options.train and not options.config:
+        raise ValueError("--train is of a config's step: add --config=configs/stage3_width.py, say")
+    if options.train and options.sub_networks:
+        raise ValueError("--train takes no --sub-networks: one step trains them all")
+    if options.csv and not options.csv.parent.is_dir():
+        raise ValueError(f"--csv {options.csv}: there is no folder {options.csv.parent}")
+    return options
 
 
 def default_sub_networks(config: ap.AdaPerceiverConfig) -> list[SubNetwork]:
@@ -114,10 +124,9 @@ def forwards(model: Any, chosen: Sequence[SubNetwork] | None, batch: int) -> lis
     params = ap.init_params(model, jax.random.key(0))
     example = model.example_inputs()
     images = jax.random.normal(jax.random.key(1), (batch, *example.shape[1:]), example.dtype)
-    networks: list[SubNetwork | None] = list(chosen or [])
-    if not networks:
-        has_any = isinstance(config, ap.AdaPerceiverConfig)
-        networks = list(default_sub_networks(config)) if has_any else [None]
+    networks: Sequence[SubNetwork | None] = chosen or [None]
+    if not chosen and isinstance(config, ap.AdaPerceiverConfig):
+        networks = default_sub_networks(config)
     programs = []
     for each in networks:
         note(f"compiling {named(each, batch)}")
@@ -128,10 +137,20 @@ def forwards(model: Any, chosen: Sequence[SubNetwork] | None, batch: int) -> lis
 def train_config(options: argparse.Namespace, batch: int) -> RunConfig:
     """--config's run with these options."""
     config = read_config(options.config)
-    compute = config.compute
-    if options.dtype is not None:
-        compute = dataclasses.replace(compute, dtype=options.dtype)
+    compute = dataclasses.replace(config.compute, dtype=options.dtype or config.compute.dtype)
     return dataclasses.replace(config, batch_size=batch, compute=compute)
+
+
+def find_programs(options: argparse.Namespace) -> tuple[str, Iterator[list[Program]]]:
+    """The dtype, and the programs of each batch size, compiled as they are asked for."""
+    if options.train:
+        configs = [train_config(options, batch) for batch in options.batch]
+        return configs[0].compute.dtype, ([step_program(config)] for config in configs)
+    model = find_model(options)
+    for chosen in options.sub_networks or []:
+        ap.flops(model.config, *chosen)  # refuses what cannot be run
+    groups = (forwards(model, options.sub_networks, batch) for batch in options.batch)
+    return jnp.dtype(model.dtype).name, groups
 
 
 def describe(ceiling: Ceiling, dtype: str) -> str:
@@ -143,45 +162,21 @@ def describe(ceiling: Ceiling, dtype: str) -> str:
     )
 
 
-@enough_memory()
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    logging.set_verbosity(logging.WARNING)
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    batches = options.batch or [8 if options.train else 1]
-    if min(*batches, options.repeats) < 1:
-        parser.error("--batch and --repeats must be at least 1")
-    if options.train and not options.config:
-        parser.error("--train is of a config's step: add --config=configs/stage3_width.py, say")
-    if options.train and options.sub_networks:
-        parser.error("--train takes no --sub-networks: one step trains them all")
-    if options.csv and not options.csv.parent.is_dir():
-        parser.error(f"--csv {options.csv}: there is no folder {options.csv.parent}")
-    try:
-        if options.train:
-            configs = [train_config(options, batch) for batch in batches]
-            dtype = configs[0].compute.dtype
-            groups = ([step_program(config)] for config in configs)
-        else:
-            model = find_model(options)
-            dtype = jnp.dtype(model.dtype).name
-            for chosen in options.sub_networks or []:
-                ap.flops(model.config, *chosen)  # refuses what cannot be run
-            groups = (forwards(model, options.sub_networks, batch) for batch in batches)
-        note("measuring what the device does at most")
-        ceilings = Ceilings(dtype)
-    except ValueError as error:
-        parser.error(str(error))
-    timed: list[tuple[list[Program], Turns]] = []
+    """Times the programs, prints the table, writes the CSV."""
+    options = read_options(arguments)
+    dtype, groups = find_programs(options)
+    note("measuring what the device does at most")
+    ceilings = Ceilings(dtype)
+    timed: list[tuple[Program, list[float]]] = []
     try:
         for programs in groups:
-            timed.append((programs, time_programs(programs, options.repeats, note)))
+            turns = take_turns({p.name: p.call for p in programs}, options.repeats, note)
+            timed += [(program, turns.wall[program.name]) for program in programs]
             ceilings.measure()
-    except ValueError as error:
-        parser.error(str(error))
     finally:  # of several batch sizes a larger one may not fit
-        speeds = [s for each in timed for s in speeds_of(*each, dtype, ceilings.best)]
+        speeds = [speed_of(*each, dtype, ceilings.best) for each in timed]
         if speeds and options.csv:
             write_bytes(options.csv, csv_text(speeds).encode())
         if speeds:

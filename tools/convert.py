@@ -13,7 +13,6 @@ every tensor read back and compared, and, where PyTorch is installed, both sides
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.check import (
@@ -42,16 +40,15 @@ from adaperceiver_jax.convert.files import (
 from adaperceiver_jax.convert.hub import find_pretrained, save_orbax
 from adaperceiver_jax.convert.recognise import ASSUMED
 from adaperceiver_jax.convert.whole import check_free, whole
+from adaperceiver_jax.tasks.command_line import make_parser, refusals
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
 FORMATS = ("hub", "orbax", "torch")
 FILES = (*SAFETENSORS, *PICKLED)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("dst", metavar="DST", type=Path)
     parser.add_argument(
@@ -63,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="export the sub-network of this width")
     parser.add_argument("--depth", type=int, help="export the sub-network of this depth")
     add_arguments(parser)
-    return parser
+    return parser.parse_args(arguments)
 
 
 def check_arguments(options: argparse.Namespace) -> str:
@@ -84,7 +81,7 @@ def check_arguments(options: argparse.Namespace) -> str:
 
 
 def groups(state: State) -> list[str]:
-    """A line a group of tensors: the modules at the top, blocks together."""
+    """A line per group of tensors: the modules at the top, blocks together."""
     found: dict[str, list[np.ndarray]] = {}
     for name, array in state.items():
         parts = name.split(".")
@@ -109,7 +106,7 @@ def write(model: nn.Module, params: Any, state: State, place: Path, to: str) -> 
 
 
 def read_back(model: nn.Module, place: Path, to: str) -> State:
-    """What was written, under PyTorch names."""
+    """The written weights, under PyTorch names."""
     if to == "torch":
         return read_state(place)
     found = find_pretrained(place)
@@ -118,8 +115,23 @@ def read_back(model: nn.Module, place: Path, to: str) -> State:
     return ap.params_to_torch(found.model, found.read())
 
 
-def convert(options: argparse.Namespace, to: str) -> None:
-    """Reads, cuts, writes beside DST, checks, and moves what was checked to DST."""
+def describe(model: nn.Module) -> str:
+    """'AdaPerceiver, 143.7 M parameters, depth 21, ...'."""
+    config = getattr(model.config, "backbone", model.config)
+    sizes = [
+        f"{name} {getattr(config, attribute)}"
+        for name, attribute in (("width", "full_width"), ("depth", "depth"))
+        if hasattr(config, attribute)
+    ]
+    count = ap.count_params(ap.param_shapes(model)) / 1e6
+    return ", ".join([type(model).__name__, f"{count:.1f} M parameters", *sizes])
+
+
+@refusals()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads, cuts, writes next to DST, checks, and moves what was checked to DST."""
+    options = read_options(arguments)
+    to = check_arguments(options)
     began = time.perf_counter()
     found = find_by_arguments(options.src, options)
     model, params = found.model, found.read()
@@ -158,33 +170,6 @@ def convert(options: argparse.Namespace, to: str) -> None:
         else:
             text += "; PyTorch is not installed, so it was not run there"
     print(f"{options.dst} ({to}): {text}; {time.perf_counter() - began:.0f} s")
-
-
-def describe(model: nn.Module) -> str:
-    """'AdaPerceiver, 143.7 M parameters, depth 21, ...'."""
-    config = getattr(model.config, "backbone", model.config)
-    sizes = [
-        f"{name} {getattr(config, attribute)}"
-        for name, attribute in (("width", "full_width"), ("depth", "depth"))
-        if hasattr(config, attribute)
-    ]
-    count = ap.count_params(ap.param_shapes(model)) / 1e6
-    return ", ".join([type(model).__name__, f"{count:.1f} M parameters", *sizes])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        to = check_arguments(options)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        convert(options, to)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

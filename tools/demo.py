@@ -9,10 +9,8 @@ each axis. Called again, it goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,13 +27,14 @@ from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import collect
 from adaperceiver_jax.evaluate.sweep import points as points_of
 from adaperceiver_jax.policies.budgets import Baseline, EarlyExit, Optimal
-from adaperceiver_jax.policies.compare import compare, markdown
-from adaperceiver_jax.tasks.make import RunConfig, make_task
+from adaperceiver_jax.policies.compare import compare
+from adaperceiver_jax.policies.compare import markdown as policy_table
+from adaperceiver_jax.tasks.command_line import make_parser, markdown
+from adaperceiver_jax.tasks.make import RunConfig, make_task, read_config
 from adaperceiver_jax.train.loop import train
-from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.workdir import MODEL
 
-ROOT = Path(__file__).resolve().parents[1]
+SCENES = Path(__file__).resolve().parents[1] / "configs" / "scenes.py"
 STAGES = {
     "1": "stage 1: tokens",
     "2": "stage 2: tokens and depth",
@@ -49,13 +48,10 @@ TAU = 0.9
 
 def make_config(stage: str, argument: str, workdir: Path) -> RunConfig:
     """The stage's config of configs/scenes.py."""
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
-    get_config = importlib.import_module("configs.scenes").get_config
-    config = get_config(f"stage={stage}" + (f",{argument}" if argument else ""))
+    config = read_config(f"{SCENES}:stage={stage}" + (f",{argument}" if argument else ""))
     if stage in ("2", "3"):
-        config.init_from = str(workdir / f"stage{int(stage) - 1}")
-    return from_config(RunConfig, config.to_dict())
+        return dataclasses.replace(config, init_from=str(workdir / f"stage{int(stage) - 1}"))
+    return config
 
 
 def batches(config: RunConfig) -> Iterator[tuple[jax.Array, jax.Array]]:
@@ -71,13 +67,13 @@ def batches(config: RunConfig) -> Iterator[tuple[jax.Array, jax.Array]]:
 
 
 def between(trained: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """A token count halfway between each two trained ones -> the two."""
+    """Each token count halfway between two trained ones -> the two."""
     pairs = itertools.pairwise(trained)
     return {(a + b) // 2: (a, b) for a, b in pairs if (a + b) // 2 not in (a, b)}
 
 
 def claims(points: Sequence[Point], alone: Point, config: RunConfig) -> list[tuple[str, str, bool]]:
-    """The paper's shape: what is claimed, what was found, whether it holds."""
+    """The shape of the paper's results: a claim, what was found, True if it holds."""
     c = config.model
     at = {(p.num_tokens, p.width, p.depth): 100 * p.accuracy for p in points}
     top, full, deep = c.max_latent_tokens, c.full_width, c.depth
@@ -134,49 +130,42 @@ def report(
     config: RunConfig,
     seconds: float,
 ) -> str:
-    """What `results.md` says."""
-    c = config.model
+    """The text of `results.md`."""
+    c, depths = config.model, range(1, config.model.depth + 1)
     at = {(p.num_tokens, p.width, p.depth): p for p in points}
+
+    def line(t: int, width: int) -> list[str]:
+        row = [at[t, width, l] for l in depths]
+        name = f"{t}" if t in c.token_granularities else f"{t} (untrained)"
+        return [name, *(f"{100 * p.accuracy:.1f} ({1e3 * p.gflops:.1f})" for p in row)]
+
     tokens = sorted({p.num_tokens for p in points})
-    lines = [
+    parts = [
         "# A tiny AdaPerceiver, trained once for all sub-networks",
-        "",
         f"{config.data.train_count:,} rendered images of {config.data.image_size} pixels, "
         f"{config.data.validation_count:,} others to evaluate; {c.embed_dim} channels, "
         f"{c.depth} blocks, up to {c.max_latent_tokens} tokens; "
         f"{seconds / 60:.1f} minutes on {jax.device_count()} x {jax.devices()[0].device_kind}.",
-        "",
-        "| claim: accuracy ... | found (%) | holds |",
-        "|---|---|---|",
-        *(f"| {what} | {values} | {'yes' if good else 'NO'} |" for what, values, good in found),
-        "",
+        markdown(
+            ("claim: accuracy ...", "found (%)", "holds"),
+            ((what, values, "yes" if good else "NO") for what, values, good in found),
+        ),
     ]
     for width in c.widths:
-        lines += [
-            f"## Width {width}: accuracy (%) and MFLOPs an image",
-            "",
-            "| tokens | " + " | ".join(f"depth {l}" for l in range(1, c.depth + 1)) + " |",
-            "|---" * (c.depth + 1) + "|",
-        ]
-        for t in tokens:
-            row = [at[t, width, l] for l in range(1, c.depth + 1)]
-            cells = [f"{100 * p.accuracy:.1f} ({1e3 * p.gflops:.1f})" for p in row]
-            name = f"{t}" if t in c.token_granularities else f"{t} (untrained)"
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines.append("")
-    lines += ["## The best at their cost", "", "| tokens | width | depth | MFLOPs | accuracy (%) |"]
-    lines.append("|---" * 5 + "|")
-    lines += [
-        f"| {p.num_tokens} | {p.width} | {p.depth} | {1e3 * p.gflops:.1f} | "
-        f"{100 * p.accuracy:.1f} |"
+        head = ("tokens", *(f"depth {l}" for l in depths))
+        parts.append(f"## Width {width}: accuracy (%) and MFLOPs an image")
+        parts.append(markdown(head, (line(t, width) for t in tokens)))
+    best = (
+        (*p.sub_network.values(), f"{1e3 * p.gflops:.1f}", f"{100 * p.accuracy:.1f}")
         for p in frontier(points)
-    ]
-    lines += [
-        "",
+    )
+    parts += [
+        "## The best at their cost",
+        markdown(("tokens", "width", "depth", "MFLOPs", "accuracy (%)"), best),
         f"Trained alone for {alone.num_tokens} tokens, width {alone.width}, depth {alone.depth}: "
         f"{100 * alone.accuracy:.1f}%.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def evaluate(
@@ -193,26 +182,21 @@ def evaluate(
 def policies(config: RunConfig, model: ap.AdaPerceiver, outcomes: Outcomes) -> str:
     """One budget for all, early exit and the oracle, as a table like the paper's Table 6."""
     c = model.config
-    chosen: dict[str, ap.policies.Policy] = {}
-    for t in c.token_granularities:
-        chosen[f"Baseline (t={t})"] = Baseline(c, t)
-    for t in c.token_granularities:
-        chosen[f"EE (t={t}, tau={TAU})"] = EarlyExit(TAU, Baseline(c, t))
-    chosen["Optimal"] = Optimal(c, outcomes)
-    return markdown(compare(model, chosen, (images for images, _ in batches(config)), outcomes))
+    fixed = {t: Baseline(c, t) for t in c.token_granularities}
+    chosen: dict[str, ap.policies.Policy] = {
+        **{f"Baseline (t={t})": each for t, each in fixed.items()},
+        **{f"EE (t={t}, tau={TAU})": EarlyExit(TAU, each) for t, each in fixed.items()},
+        "Optimal": Optimal(c, outcomes),
+    }
+    return policy_table(compare(model, chosen, (images for images, _ in batches(config)), outcomes))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, evaluates, writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="(runs/demo)")
-    parser.add_argument(
-        "--config",
-        default="",
-        help="an argument of configs/scenes.py: 'runlocal' for a minute's try, or key=value,...",
-    )
+    what = "an argument of configs/scenes.py: 'runlocal' for a minute's try, or key=value,..."
+    parser.add_argument("--config", default="", help=what)
     options = parser.parse_args(arguments)
     began = time.perf_counter()
     configs = {stage: make_config(stage, options.config, options.workdir) for stage in STAGES}

@@ -17,70 +17,53 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from tqdm import tqdm
 
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.data.pipeline import evaluation_batches
-from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff, tradeoff
-from adaperceiver_jax.evaluate.dense_table import DensePoint, columns, csv_text, rows
+from adaperceiver_jax.evaluate.figures import along, plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate.points import DensePoint, csv_text, flat
+from adaperceiver_jax.tasks.command_line import (
+    add_set,
+    add_sub_networks,
+    make_parser,
+    markdown,
+    refusals,
+    with_changes,
+)
 from adaperceiver_jax.tasks.dense_sweep import NETWORK, own_size_batches, sweep_dense
-from adaperceiver_jax.tasks.labelled import counts
-from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_model, make_task
+from adaperceiver_jax.tasks.make import DENSE, RunConfig, make_model, make_task, run_config
 from adaperceiver_jax.tasks.weights import WEIGHTS, find_run
 from adaperceiver_jax.train.feed import open_data, prepared
-from adaperceiver_jax.train.settings import from_config, with_key
-from adaperceiver_jax.train.workdir import CONFIG
 
 FREE = ("block_mask", "rope_scale")
-"""Of the model, what an evaluation may set otherwise."""
+"""Fields of the model that an evaluation may set otherwise."""
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--tokens", type=counts, help="token counts, any (those that are trained)")
-    parser.add_argument("--widths", type=counts, help="widths (those of the config)")
-    parser.add_argument("--depths", type=counts, help="depths, 1-21 say (the whole)")
+    add_sub_networks(parser, "the whole")
     parser.add_argument("--own-size", action="store_true", help="score at each map's own size too")
     parser.add_argument("--flip", action="store_true", help="average with the mirror image's maps")
     parser.add_argument("--batch", type=int, help="images a call (config.evaluation.batch_size)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another value of the run's config, data.dir=DIR say; may be given more than once",
-    )
+    add_set(parser, "data.dir=DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV (only printed)")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="where figures go (none)")
     parser.add_argument("--weights", choices=WEIGHTS, default=WEIGHTS[0], help="(%(default)s)")
     parser.add_argument("--step", type=int, help="of a checkpoint (the newest that is whole)")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def read_config(run: Path, changes: Sequence[str]) -> RunConfig:
     """The run's config with --set's changes; ValueError unless it is of a dense task."""
-    try:
-        values = json.loads((run / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{run}: not a run's folder: {error}") from error
-    own = from_config(RunConfig, values)
-    for change in changes:
-        key, given, text = change.partition("=")
-        if not given:
-            raise ValueError(f"--set {change}: must read like data.dir=DIR")
-        values = with_key(RunConfig, values, key, text)
-    config = from_config(RunConfig, values)
+    own = run_config(run)
+    config = with_changes(own, changes)
     if own.task not in DENSE:
         raise ValueError(f"{run}: its task is {own.task!r}; must be {' or '.join(DENSE)}")
     check_same_model(own, config)
@@ -88,26 +71,18 @@ def read_config(run: Path, changes: Sequence[str]) -> RunConfig:
 
 
 def check_same_model(own: RunConfig, changed: RunConfig) -> None:
-    """ValueError if the weights would not mean what they were trained to.
-
-    The mask and the scale of positions are what may be otherwise.
-    """
+    """ValueError if the weights would mean something else: only FREE may differ."""
     if changed.task != own.task:
         raise ValueError(f"--set task={changed.task}: the run's is {own.task!r}")
     free = {name: getattr(changed.model, name) for name in FREE}
     as_own = dataclasses.replace(own, model=own.model.replace(**free))
-    before, now = (make_model(config).config for config in (as_own, changed))
-    if before == now:
-        return
-    different = [
-        f"{field.name}={getattr(now, field.name)}"
-        for field in dataclasses.fields(now)
-        if getattr(now, field.name) != getattr(before, field.name)
-    ]
-    raise ValueError(
-        f"--set makes another model of the run's ({', '.join(different)[:200]}); of the model only "
-        f"{' and '.join('model.' + name for name in FREE)} may be set"
-    )
+    before, now = (vars(make_model(config).config) for config in (as_own, changed))
+    different = [f"{name}={value}" for name, value in now.items() if value != before[name]]
+    if different:
+        raise ValueError(
+            f"--set makes another model of the run's ({', '.join(different)[:200]}); of the model "
+            f"only {' and '.join('model.' + name for name in FREE)} may be set"
+        )
 
 
 @contextlib.contextmanager
@@ -135,34 +110,23 @@ def evaluate(options: argparse.Namespace) -> list[DensePoint]:
         raise ValueError(
             f"--batch={size}: must be a multiple of the {jax.local_device_count()} devices"
         )
-    task.check_sub_networks(options.tokens, options.widths, options.depths)
+    sizes, own = (options.tokens, options.widths, options.depths), options.own_size
+    task.check_sub_networks(*sizes)
     params = find_run(options.run, options.weights, options.step).read()
-    with open_batches(config, task, size, options.own_size) as batches:
-        return sweep_dense(
-            task,
-            params,
-            batches,
-            options.tokens,
-            options.widths,
-            options.depths,
-            own_size=options.own_size,
-            flip=options.flip,
-        )
+    with open_batches(config, task, size, own) as batches:
+        return sweep_dense(task, params, batches, *sizes, own_size=own, flip=options.flip)
 
 
 def table(points: Sequence[DensePoint]) -> str:
     """A Markdown table."""
-    flat = rows(points)
-    names = columns(flat)
+    names, rows = flat(points)
 
     def cell(value: Any) -> str:
         if value is None:
             return "-"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(cell(row.get(name)) for name in names) + " |" for row in flat]
-    return "\n".join(lines)
+    return markdown(names, ([cell(row.get(name)) for name in names] for row in rows))
 
 
 def draw(points: Sequence[DensePoint], task: str, folder: Path) -> list[Path]:
@@ -173,24 +137,20 @@ def draw(points: Sequence[DensePoint], task: str, folder: Path) -> list[Path]:
     metric = next(n for n in ("miou", "rmse", "eigen_rmse") if n in points[0].scores)
     drawn = []
     for by in ("width", "depth"):
-        if len({getattr(p, by) for p in tradeoff(points, by)}) > 1:
+        if len({getattr(p, by) for p in along(points, "num_tokens", by)}) > 1:
             drawn.append(folder / f"{task}_{by}.png")
-            plot_tradeoff(points, metric, by, drawn[-1])
+            plot_tradeoff(points, by, "encoder_gflops", metric, drawn[-1])
     if len({p.num_tokens for p in points}) > 1:
         drawn.append(folder / f"{task}_tokens.png")
-        plot_tokens(points, metric, drawn[-1])
+        plot_tokens(points, "encoder_gflops", metric, drawn[-1])
     return drawn
 
 
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        points = evaluate(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    """Evaluates, prints the table, writes the CSV and the figures."""
+    options = read_options(arguments)
+    points = evaluate(options)
     print(table(points))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ onnxruntime) the last line says so.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.check import relative_difference
@@ -40,10 +38,12 @@ from adaperceiver_jax.convert.export import (
 )
 from adaperceiver_jax.convert.whole import check_free, whole
 from adaperceiver_jax.models.dense import DenseModel
+from adaperceiver_jax.tasks.command_line import make_parser, refusals
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 
 BARS = {"stablehlo": 1e-5, "onnx": 1e-4}
 """Largest difference to the model, as a part of the largest output."""
+SIZES = ("num_tokens", "width", "depth")
 
 
 def batch_size(text: str) -> int | str:
@@ -55,10 +55,8 @@ def batch_size(text: str) -> int | str:
     return int(text)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("ckpt", metavar="CKPT")
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--to", choices=tuple(BARS), default="stablehlo", help="(%(default)s)")
@@ -74,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="what StableHLO can be compiled for (%(default)s)",
     )
     add_arguments(parser)
-    return parser
+    return parser.parse_args(arguments)
 
 
 def check_arguments(options: argparse.Namespace) -> None:
@@ -98,47 +96,10 @@ def sub_network(
         if options.num_tokens is not None and options.num_tokens < 1:
             raise ValueError(f"num_tokens={options.num_tokens}: must be at least 1")
         return ap.extract(model, params, options.width, options.depth)
-    for name in ("num_tokens", "width", "depth"):
+    for name in SIZES:
         if getattr(options, name) is not None:
             raise ValueError(f"{name}={getattr(options, name)}: a {type(model).__name__} has none")
     return model, params
-
-
-def export(options: argparse.Namespace) -> None:
-    """Reads, cuts, writes beside OUT, runs what was written, and moves it to OUT."""
-    found = find_by_arguments(options.ckpt, options)
-    whole_model, whole_params = found.model, found.read()
-    model, params = sub_network(whole_model, whole_params, options)
-    names = ("num_tokens", "width", "depth")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
-    count = 1 if options.batch == DYNAMIC else options.batch
-    shape = (count, *model.example_inputs().shape[1:])
-    inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    call = jax.jit(lambda params, x: whole_model.apply({"params": params}, x, **chosen))
-    outputs = vars(call(whole_params, inputs))
-    want = {name: value for name, value in outputs.items() if value is not None}
-    got: Mapping[str, Any]
-    with whole(options.out) as place:
-        if options.to == "onnx":
-            save_onnx(model, params, place, num_tokens=options.num_tokens, batch=count)
-            got = run_onnx(place / ONNX, inputs)
-        else:
-            save_program(
-                model,
-                params,
-                place,
-                num_tokens=options.num_tokens,
-                batch=options.batch,
-                platforms=options.platforms,
-            )
-            here = jax.default_backend().replace("gpu", "cuda")
-            got = call_program(place, inputs) if here in options.platforms else {}
-        error = max((relative_difference(got[name], want[name]) for name in got), default=None)
-        if error is not None and not error <= BARS[options.to]:
-            raise ValueError(f"its outputs differ by {error:.1e} of the largest; nothing is kept")
-    said = f"outputs to {error:.1e} of the largest" if got else "NOT run here, so not compared"
-    sizes = " x ".join(map(str, (options.batch, *shape[1:])))
-    print(f"{options.out} ({options.to}): images {sizes} -> {', '.join(want)}; {said}")
 
 
 def run_onnx(path: Path, inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -152,19 +113,37 @@ def run_onnx(path: Path, inputs: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(names, {"images": inputs}), strict=True))
 
 
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        check_arguments(options)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        export(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    """Reads, cuts, writes next to OUT, runs what was written, and moves it to OUT."""
+    options = read_options(arguments)
+    check_arguments(options)
+    found = find_by_arguments(options.ckpt, options)
+    whole_model, whole_params = found.model, found.read()
+    model, params = sub_network(whole_model, whole_params, options)
+    chosen = {name: getattr(options, name) for name in SIZES if getattr(options, name)}
+    count = 1 if options.batch == DYNAMIC else options.batch
+    shape = (count, *model.example_inputs().shape[1:])
+    inputs = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    call = jax.jit(lambda params, x: whole_model.apply({"params": params}, x, **chosen))
+    outputs = vars(call(whole_params, inputs))
+    want = {name: value for name, value in outputs.items() if value is not None}
+    got: Mapping[str, Any]
+    with whole(options.out) as place:
+        if options.to == "onnx":
+            save_onnx(model, params, place, num_tokens=options.num_tokens, batch=count)
+            got = run_onnx(place / ONNX, inputs)
+        else:
+            how = {name: getattr(options, name) for name in ("num_tokens", "batch", "platforms")}
+            save_program(model, params, place, **how)
+            here = jax.default_backend().replace("gpu", "cuda")
+            got = call_program(place, inputs) if here in options.platforms else {}
+        error = max((relative_difference(got[name], want[name]) for name in got), default=None)
+        if error is not None and not error <= BARS[options.to]:
+            raise ValueError(f"its outputs differ by {error:.1e} of the largest; nothing is kept")
+    said = f"outputs to {error:.1e} of the largest" if got else "NOT run here, so not compared"
+    sizes = " x ".join(map(str, (options.batch, *shape[1:])))
+    print(f"{options.out} ({options.to}): images {sizes} -> {', '.join(want)}; {said}")
 
 
 if __name__ == "__main__":

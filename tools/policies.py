@@ -27,7 +27,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
@@ -37,7 +36,8 @@ from adaperceiver_jax.policies.budgets import Baseline, EarlyExit, Optimal, Poli
 from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, time_policies
 from adaperceiver_jax.policies.figure import plot
 from adaperceiver_jax.policies.learned import Learned
-from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, counts, find_labelled
+from adaperceiver_jax.tasks.command_line import counts, make_parser, refusals
+from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, find_labelled
 from adaperceiver_jax.tasks.weights import find_policy
 
 OWN_ROWS = ("Baseline", "EE", "Best fixed", "Optimal")
@@ -53,10 +53,8 @@ def floats(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: must read like 0.9,0.95") from error
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     add_labelled_arguments(parser)
     outcomes = "what tools/sweep.py kept of the same weights and images, all depths"
     parser.add_argument("--outcomes", type=Path, required=True, metavar="FOLDER", help=outcomes)
@@ -70,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3, help="times each is timed (3; 0: none)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a CSV (only printed)")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="a PNG (none)")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def evaluate(options: argparse.Namespace) -> list[Row]:
@@ -83,20 +81,14 @@ def evaluate(options: argparse.Namespace) -> list[Row]:
     rows = compare(found.model, policies, (images for images, _ in found.batches()), outcomes)
     if not options.repeats:
         return rows
-    images: list[np.ndarray] = []
-    for batch, _ in found.batches():
-        images.append(np.asarray(batch))
-        if sum(map(len, images)) >= min(options.timed, len(found)):
-            break
-    timed = np.concatenate(images)[: min(options.timed, len(found))]
-    times = time_policies(
-        found.model, found.params, policies, timed, options.batch, options.repeats
-    )
+    timed = np.concatenate(sample(found, options.timed))[: min(options.timed, len(found))]
+    how = (policies, timed, options.batch, options.repeats)
+    times = time_policies(found.model, found.params, *how)
     return [row.timed(times[row.policy]) for row in rows]
 
 
 def find_outcomes(found: Labelled, options: argparse.Namespace) -> Outcomes:
-    """What the sweep kept; ValueError if it was of other weights or images."""
+    """The sweep's outcomes; ValueError if they are of other weights or images."""
     folder = SweepFolder(options.outcomes)
     wanted = {"weights": weights_digest(found.params), "dtype": options.dtype, **found.description}
     for name, value in wanted.items():
@@ -117,7 +109,7 @@ def find_outcomes(found: Labelled, options: argparse.Namespace) -> Outcomes:
 def make_policies(
     found: Labelled, outcomes: Outcomes, options: argparse.Namespace
 ) -> dict[str, Policy]:
-    """By name, in the table's order."""
+    """The policies by name, in the table's order."""
     config = found.model.config
     tokens = options.tokens or [t for t in config.token_granularities if t in outcomes.grid.tokens]
     baselines = {t: Baseline(config, t) for t in tokens}
@@ -178,24 +170,21 @@ def learned_policies(
     tokens: Sequence[int],
     options: argparse.Namespace,
 ) -> dict[str, Policy]:
-    """Of one run: at each target where it predicts losses, and leaving early."""
+    """One run's policies: at each target where it predicts losses, and leaving early."""
     policy = find_policy(run, found.model, found.params)
     name = Path(run).name
     check_swept(outcomes, policy.budgets.tolist(), f"--learned={run}")
     chosen: dict[str, Policy] = {}
     if policy.predicts_losses:
-        images = sample(found)
+        images = sample(found, SAMPLE)
         for label, target in within_reach(policy, options.targets or between(policy, tokens), run):
             chosen[f"{name} (at {label})"] = policy.at(target, images)
     else:
         chosen[name] = policy
-    early = {
-        f"{label[:-1]}, tau={tau:g})" if label.endswith(")") else f"{label} (tau={tau:g})": (
-            EarlyExit(tau, each)
-        )
-        for label, each in chosen.items()
-        for tau in options.taus
-    }
+    early: dict[str, Policy] = {}
+    for label, each in chosen.items():
+        start = f"{label[:-1]}, " if label.endswith(")") else f"{label} ("
+        early |= {f"{start}tau={tau:g})": EarlyExit(tau, each) for tau in options.taus}
     return chosen | early
 
 
@@ -230,24 +219,17 @@ def within_reach(policy: Learned, targets: Sequence[float], run: str) -> list[tu
     return [(f"{x:.4g}", x) for x in reached]
 
 
-def sample(found: Labelled) -> list[np.ndarray]:
-    """Some images to find prices on; their labels are not looked at."""
-    batches: list[np.ndarray] = []
-    for images, _ in found.batches():
-        batches.append(jax.device_get(images))
-        if len(batches) * found.batch >= SAMPLE:
-            break
-    return batches
+def sample(found: Labelled, count: int) -> list[np.ndarray]:
+    """Batches of at least this number of images, or of all there are; without their labels."""
+    batches = (jax.device_get(images) for images, _ in found.batches())
+    return list(itertools.islice(batches, -(-count // found.batch)))
 
 
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    options = make_parser().parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        rows = evaluate(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    """Compares the policies, prints the table, writes CSV and figure."""
+    options = read_options(arguments)
+    rows = evaluate(options)
     print(markdown(rows))
     if options.out:
         write_bytes(options.out, csv_text(rows).encode())

@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from PIL import Image, ImageOps
 
 import adaperceiver_jax as ap
@@ -39,10 +36,11 @@ from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.data.sources import SCENES
 from adaperceiver_jax.data.transforms import resize
 from adaperceiver_jax.evaluate import pictures
-from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.evaluate.points import AXES
+from adaperceiver_jax.tasks.command_line import make_parser, refusals
+from adaperceiver_jax.tasks.make import RunConfig, run_config
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
-from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.workdir import CONFIG, MODEL
 
 TASKS: dict[str, tuple[type, ...]] = {
@@ -51,17 +49,16 @@ TASKS: dict[str, tuple[type, ...]] = {
     "depth": (ap.DepthModel,),
 }
 Options = argparse.Namespace
-BUDGET = ("num_tokens", "width", "depth")
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """A sub-network, and what it costs an image."""
+    """A sub-network and its cost per image."""
 
     chosen: dict[str, Any]
-    """Those of BUDGET that were asked for."""
+    """The AXES that were asked for."""
     sizes: tuple[str, ...]
-    """Tokens, width and depth that it has; '-' for a ViT."""
+    """Its tokens, width and depth; '-' for a ViT."""
     gflops: float
 
     @property
@@ -85,15 +82,13 @@ class Whole(ap.Preprocessing):
         return np.asarray(resize(image, self.size))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> Options:
+    parser = make_parser(__doc__)
     parser.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
     source = "a run's folder, a folder with a config.json, a hub id, a timm name or a file"
     parser.add_argument("--checkpoint", required=True, help=source)
     parser.add_argument("--task", choices=tuple(TASKS), help="(what the model does)")
-    for name, what in zip(BUDGET, ("latents", "width", "depth"), strict=True):
+    for name, what in zip(AXES, ("latents", "width", "depth"), strict=True):
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=int, nargs="+", metavar="N", help=f"{what} (all)")
     tau = "classify: leave after the first block that gives a class this probability (never)"
@@ -105,11 +100,11 @@ def make_parser() -> argparse.ArgumentParser:
     size = "what images are resized to for the model (the run's size, else the model's)"
     parser.add_argument("--image-size", type=int, nargs="+", metavar=("H", "W"), help=size)
     add_arguments(parser)
-    return parser
+    return parser.parse_args(arguments)
 
 
 def choose_task(model: Any, options: Options) -> str:
-    """What the model does; ValueError if that is nothing, or not what was asked for."""
+    """The model's task; ValueError if it has none, or not the one that was asked for."""
     name = type(model).__name__
     task = next((task for task, kinds in TASKS.items() if isinstance(model, kinds)), None)
     if task is None or getattr(model.config, "num_classes", 0) is None:
@@ -132,7 +127,7 @@ def choose_task(model: Any, options: Options) -> str:
 def find_view(
     task: str, model: Any, run: RunConfig | None, options: Options
 ) -> tuple[tuple[int, int], ap.Preprocessing]:
-    """What the model is shown: its size, and what makes it of an image (for maps, all of it)."""
+    """The size of images for the model, and their preparation; for maps nothing is cut off."""
     c = getattr(model.config, "backbone", model.config)
     if c.in_channels != 3:
         raise ValueError(f"{options.checkpoint}: its images have {c.in_channels} channels, not 3")
@@ -168,8 +163,8 @@ def check_size(sides: Sequence[int], patch: int, square: bool) -> tuple[int, int
 def make_budgets(config: Any, size: tuple[int, int], options: Options) -> list[Budget]:
     """All combinations of the values; ValueError if the model has no such sub-network."""
     c, budgets = getattr(config, "backbone", config), []
-    for values in itertools.product(*(getattr(options, name) or [None] for name in BUDGET)):
-        pairs = zip(BUDGET, values, strict=True)
+    for values in itertools.product(*(getattr(options, name) or [None] for name in AXES)):
+        pairs = zip(AXES, values, strict=True)
         chosen: dict[str, Any] = {name: value for name, value in pairs if value is not None}
         gflops = ap.flops(config, **chosen, image_size=size).total / 1e9
         sizes: tuple[str, ...] = ("-",) * 3
@@ -183,7 +178,7 @@ def make_budgets(config: Any, size: tuple[int, int], options: Options) -> list[B
 def class_names(
     task: str, model: Any, run: RunConfig | None, labels: Path | None
 ) -> tuple[str, ...]:
-    """Those of the file; of a run on scenes, theirs; else numbers."""
+    """The names of the file, else those of scenes for a run on them, else numbers."""
     count = getattr(model.config, "num_classes", 0)
     if labels:
         lines = labels.read_bytes().decode("utf-8-sig", "replace").rstrip().split("\n")
@@ -226,32 +221,6 @@ def start_table(images: Sequence[Path], what: str) -> Callable[..., None]:
     return row
 
 
-def predict(options: Options) -> None:
-    """Refuses what can be refused, reads the weights, shows what they make of the images."""
-    found = find_by_arguments(options.checkpoint, options)
-    model: Any = found.model
-    task, run = choose_task(model, options), None
-    folder = Path(options.checkpoint)
-    folder = folder.parent if folder.name == MODEL else folder  # left there by the run
-    if (folder / FOLDER).is_dir() and (folder / CONFIG).is_file():
-        run = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
-    size, view = find_view(task, model, run, options)
-    budgets = make_budgets(model.config, size, options)
-    names = class_names(task, model, run, options.labels)
-    for path in options.images:
-        open_image(path)
-    params = jax.tree.map(jnp.asarray, found.read())
-    apply = jax.jit(model.apply, static_argnames=BUDGET)
-
-    def call(image: Image.Image, budget: Budget) -> Any:
-        pixels = jnp.asarray(view(image)[None])
-        if options.tau is None:
-            return apply({"params": params}, pixels, **budget.chosen)
-        return ap.early_exit(model, params, pixels, options.tau, **budget.chosen)
-
-    (classify if task == "classify" else show)(call, budgets, names, options)
-
-
 def classify(
     call: Callable[..., Any], budgets: list[Budget], names: Sequence[str], options: Options
 ) -> None:
@@ -284,14 +253,36 @@ def show(
         print(f"  -> {place}")
 
 
+def find_run_config(checkpoint: str) -> RunConfig | None:
+    """The config of the run whose folder, or whose model, this is; None for other checkpoints."""
+    folder = Path(checkpoint)
+    folder = folder.parent if folder.name == MODEL else folder  # left there by the run
+    is_run = (folder / FOLDER).is_dir() and (folder / CONFIG).is_file()
+    return run_config(folder) if is_run else None
+
+
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    options = make_parser().parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        predict(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    """Refuses what can be refused, reads the weights, shows what they make of the images."""
+    options = read_options(arguments)
+    found = find_by_arguments(options.checkpoint, options)
+    model: Any = found.model
+    task, run = choose_task(model, options), find_run_config(options.checkpoint)
+    size, view = find_view(task, model, run, options)
+    budgets = make_budgets(model.config, size, options)
+    names = class_names(task, model, run, options.labels)
+    for path in options.images:
+        open_image(path)  # refuses a bad one before anything is computed
+    params = jax.tree.map(jnp.asarray, found.read())
+    apply = jax.jit(model.apply, static_argnames=AXES)
+
+    def call(image: Image.Image, budget: Budget) -> Any:
+        pixels = jnp.asarray(view(image)[None])
+        if options.tau is None:
+            return apply({"params": params}, pixels, **budget.chosen)
+        return ap.early_exit(model, params, pixels, options.tau, **budget.chosen)
+
+    (classify if task == "classify" else show)(call, budgets, names, options)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from absl import logging
 from tqdm import tqdm
 
 from adaperceiver_jax.convert.whole import write_bytes
@@ -30,27 +28,23 @@ from adaperceiver_jax.evaluate.costs import measure, pairs
 from adaperceiver_jax.evaluate.outcomes import make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, weights_digest
+from adaperceiver_jax.tasks.command_line import add_sub_networks, make_parser, markdown, refusals
 from adaperceiver_jax.tasks.labelled import (
     Labelled,
     add_labelled_arguments,
-    counts,
     find_labelled,
     on_all_devices,
 )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     add_labelled_arguments(parser)
-    parser.add_argument("--tokens", type=counts, help="token counts, any (those that are trained)")
-    parser.add_argument("--widths", type=counts, help="widths (those that are trained)")
-    parser.add_argument("--depths", type=counts, help="depths, 1-21 say (all)")
+    add_sub_networks(parser, "all")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the CSV")
     parser.add_argument("--no-latency", action="store_true", help="measure no time and no memory")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each (5)")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def sweep(options: argparse.Namespace) -> list[Point]:
@@ -77,7 +71,7 @@ def sweep(options: argparse.Namespace) -> list[Point]:
 
 
 def run_images(found: Labelled, folder: SweepFolder) -> None:
-    """The outcomes of all batches that are not done."""
+    """Adds the outcomes of all batches that are not done."""
     done = folder.batches
     params = on_all_devices(found.params)
     batches = collect(found.model, params, found.batches(done), folder.grid)
@@ -89,7 +83,7 @@ def run_images(found: Labelled, folder: SweepFolder) -> None:
 
 
 def run_costs(found: Labelled, folder: SweepFolder, repeats: int) -> None:
-    """What all sub-networks that were not measured take."""
+    """Adds the costs of all sub-networks that were not measured."""
     images = jax.device_get(next(iter(found.batches()))[0])  # measured on one device
     bar = tqdm(list(pairs(folder.grid)), unit="tokens x width", ncols=80)
     for num_tokens, width in bar:
@@ -102,24 +96,19 @@ def run_costs(found: Labelled, folder: SweepFolder, repeats: int) -> None:
 
 def table(found: Sequence[Point]) -> str:
     """The best at their cost, in Markdown."""
-    lines = ["| tokens | width | depth | top-1 | top-5 | GFLOPs | ms |", "|---" * 7 + "|"]
+    rows = []
     for p in frontier(found):
         ms = "-" if p.latency_ms is None else f"{p.latency_ms:.1f}"
-        lines.append(
-            f"| {p.num_tokens} | {p.width} | {p.depth} | {100 * p.accuracy:.2f}% | "
-            f"{100 * (p.top5 or 0):.2f}% | {p.gflops:.4g} | {ms} |"
-        )
-    return "\n".join(lines)
+        accuracies = (f"{100 * (x or 0):.2f}%" for x in (p.accuracy, p.top5))
+        rows.append((p.num_tokens, p.width, p.depth, *accuracies, f"{p.gflops:.4g}", ms))
+    return markdown(("tokens", "width", "depth", "top-1", "top-5", "GFLOPs", "ms"), rows)
 
 
+@refusals()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    options = make_parser().parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # of Orbax, which warns that reading is read only
-    try:
-        found = sweep(options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    """Sweeps, writes the CSV, prints the best."""
+    options = read_options(arguments)
+    found = sweep(options)
     write_bytes(options.out, csv_text(found).encode())
     print(f"The best at their cost, of {len(found)} sub-networks:\n\n{table(found)}\n")
     print(options.out)

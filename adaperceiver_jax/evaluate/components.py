@@ -39,14 +39,14 @@ COLUMNS = ("image", *SubNetwork._fields, "row", "column", "red", "green", "blue"
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One picture of a figure: what a sub-network makes of an image, or the image itself."""
+    """One picture of a figure: an image's features under a sub-network, or the image itself."""
 
     image: str
-    """Its name."""
+    """The image's name."""
     sub_network: SubNetwork | None
-    """None: the image itself."""
+    """None for the image itself."""
     colours: np.ndarray
-    """(rows, columns, 3) in [0, 1], a cell a patch; of the image itself, a cell a pixel."""
+    """(rows, columns, 3) in [0, 1], one cell per patch, or per pixel of the image itself."""
 
 
 def feature_model(model: Any) -> AdaPerceiver:
@@ -67,7 +67,7 @@ def feature_model(model: Any) -> AdaPerceiver:
 
 
 def feature_params(model: Any, params: Any) -> Any:
-    """Of a model's parameters, those of `feature_model`."""
+    """The parameters of `feature_model`, out of a model's."""
     return params["backbone"] if isinstance(model, DenseModel) else params
 
 
@@ -79,7 +79,7 @@ def whole_network(config: AdaPerceiverConfig) -> SubNetwork:
 def patch_features(
     model: AdaPerceiver, params: Any, images: Any, sub_networks: Sequence[SubNetwork]
 ) -> np.ndarray:
-    """Features (S, B, patches, F) of images (B, H, W, C), of each of S sub-networks.
+    """Features (S, B, patches, F) of images (B, H, W, C) under each of S sub-networks.
 
     All depths of the whole network come from one pass, and so do its trained token counts, unless
     latents see each other without a mask. Every other sub-network takes a pass of its own.
@@ -94,12 +94,11 @@ def patch_features(
     found: dict[SubNetwork, Any] = {}
     if len({*sub_networks} & {*by_tokens, *by_depth}) > 1:
         token_features, depth_features = _one_pass(model, granularities, params, images)
-        found |= dict(zip(by_depth, depth_features, strict=True))
-        found |= dict(zip(by_tokens, token_features, strict=False))
-    for sub_network in sub_networks:
-        if sub_network not in found:
-            found[sub_network] = _own_pass(model, sub_network, params, images)
-    return np.stack([np.asarray(found[sub_network]) for sub_network in sub_networks])
+        found |= zip(by_depth, depth_features, strict=True)
+        found |= zip(by_tokens, token_features, strict=False)
+    for each in {*sub_networks} - {*found}:
+        found[each] = _own_pass(model, each, params, images)
+    return np.stack([np.asarray(found[each]) for each in sub_networks])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -155,47 +154,45 @@ def component_panels(
     names: Sequence[str],
     sub_networks: Sequence[SubNetwork],
 ) -> list[Panel]:
-    """A panel of each image (B, H, W, C) and sub-network, an image after the other."""
-    patch = model.config.patch_size
-    rows, columns = (side // patch for side in images.shape[1:3])
+    """A panel per image (B, H, W, C) and sub-network, one image after the other."""
+    rows, columns = (side // model.config.patch_size for side in images.shape[1:3])
     wanted = (*sub_networks, whole_network(model.config))
     features = patch_features(model, params, images, wanted)
     panels = []
     for i, name in enumerate(names):
         colours = principal_components(features[:-1, i], features[-1, i])
-        panels += [
-            Panel(name, sub_network, each.reshape(rows, columns, 3))
-            for sub_network, each in zip(sub_networks, colours, strict=True)
-        ]
+        colours = colours.reshape(-1, rows, columns, 3)
+        panels += [Panel(name, *each) for each in zip(sub_networks, colours, strict=True)]
     return panels
 
 
 def csv_text(panels: Iterable[Panel]) -> str:
-    """The content of a CSV file, a line a cell; an image itself has no sub-network."""
+    """The content of a CSV file, one line per cell; an image itself has no sub-network."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for panel in panels:
         start = (panel.image, *(panel.sub_network or ("", "", "")))
-        for row, column in np.ndindex(*panel.colours.shape[:2]):
-            colour = (f"{value:.4f}" for value in panel.colours[row, column])
-            writer.writerow((*start, row, column, *colour))
+        for place in np.ndindex(*panel.colours.shape[:2]):
+            writer.writerow((*start, *place, *map("{:.4f}".format, panel.colours[place])))
     return text.getvalue()
 
 
 def read_panels(path: str | os.PathLike) -> list[Panel]:
     """The panels of a file that `csv_text` wrote; ValueError names what is wrong with it."""
-    cells: dict[tuple[str, SubNetwork | None], dict[tuple[int, int], tuple[float, ...]]] = {}
+    cells: dict[tuple[str, SubNetwork | None], dict[tuple[int, int], list[float]]] = {}
     with Path(path).open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.reader(file)
         if tuple(next(reader, ())) != COLUMNS:
             raise ValueError(f"{path}: must begin with the columns {', '.join(COLUMNS)}")
         for line in reader:
             try:
-                image, place, colour = _cell(dict(zip(COLUMNS, line, strict=True)))
-            except ValueError as error:
+                name, *sizes, row, column, red, green, blue = line
+                sub_network = SubNetwork(*map(int, sizes)) if any(sizes) else None
+                colour = [float(value) for value in (red, green, blue)]
+                cells.setdefault((name, sub_network), {})[int(row), int(column)] = colour
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-            cells.setdefault(image, {})[place] = colour
     if not cells:
         raise ValueError(f"{path}: holds no panel")
     panels = []
@@ -206,14 +203,6 @@ def read_panels(path: str | os.PathLike) -> list[Panel]:
                 f"{path}: {name}, {sub_network or 'the image itself'}: has {len(found)} cells of "
                 f"{rows} x {columns}; write the file anew"
             )
-        colours = np.array([found[place] for place in np.ndindex(rows, columns)])
+        colours = np.array([found[place] for place in sorted(found)])
         panels.append(Panel(name, sub_network, colours.reshape(rows, columns, 3)))
     return panels
-
-
-def _cell(line: dict[str, str]) -> tuple[Any, tuple[int, int], tuple[float, ...]]:
-    """A line's image and sub-network, its row and column, its colour."""
-    sizes = [line[name] for name in SubNetwork._fields]
-    sub_network = SubNetwork(*map(int, sizes)) if any(sizes) else None
-    colour = tuple(float(line[name]) for name in ("red", "green", "blue"))
-    return (line["image"], sub_network), (int(line["row"]), int(line["column"])), colour

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier's sweep found: figures 2, 3, 9 and 10 of the paper."""
+"""Pictures of sweeps: what sub-networks cost and give (figures 2 to 5 and 9 to 14 of the paper)."""
 
 from __future__ import annotations
 
@@ -8,72 +8,130 @@ from typing import Any
 
 import numpy as np
 
-from adaperceiver_jax.evaluate.plotting import (
-    MARKS,
-    depth_size,
-    draw_front,
-    draw_tokens,
-    draw_tradeoff,
-    finish,
-    label_tokens,
-    scale_costs,
-    start,
-    token_colours,
-    whole,
-)
-from adaperceiver_jax.evaluate.points import Point, frontier
+from adaperceiver_jax.evaluate.points import AXES, Point, frontier, pareto
 
 COSTS = ("gflops", "latency_ms")
+"""The x axes of a classifier's points."""
+ACCURACY = "top-1 accuracy (%)"
+LABELS = {
+    "num_tokens": "tokens",
+    "gflops": "GFLOPs an image",
+    "latency_ms": "latency of a batch of {batch} (ms)",
+    "encoder_gflops": "GFLOPs of the encoder, an image",
+    "accuracy": ACCURACY,
+    "miou": "mIoU (%)",
+    "rmse": "RMSE (m), mean over the images",
+    "rmse_pixels": "RMSE (m), over all pixels",
+    "eigen_rmse": "RMSE (m), Eigen's crop, mean over the images",
+}
+PERCENT = ("accuracy", "miou")
+"""Values that are shown in percent, the higher the better. All others are errors."""
+KINDS = {"trained": "tab:blue", "interpolated": "tab:green", "extrapolated": "gold"}
+MARKS = "ov^sDP*X"
 LEVELS = ((1.0, "C0"), (0.5, "C1"), (0.0, "C3"))
 """Where along the other two axes a line of `plot_axes` lies, and its colour."""
-ACCURACY = "top-1 accuracy (%)"
+
+
+def along(points: Sequence[Any], *axes: str) -> list[Any]:
+    """The points along these of AXES, smallest first; the other axes are at their largest."""
+    for name in AXES:
+        if name not in axes:
+            most = max(getattr(p, name) for p in points)
+            points = [p for p in points if getattr(p, name) == most]
+    return sorted(points, key=lambda p: [getattr(p, name) for name in axes])
+
+
+def value_of(point: Any, name: str) -> float:
+    """A value or a dense model's score, as it is shown."""
+    scores = getattr(point, "scores", {})
+    value = scores[name] if name in scores else getattr(point, name)
+    return 100 * value if name in PERCENT else value
+
+
+def plot_tradeoff(
+    points: Sequence[Any], by: str, x: str, y: str, path: Path, title: str = ""
+) -> None:
+    """A line per trained token count over `by`, 'width' or 'depth', the other at its largest.
+
+    Colour is tokens; mark is width, size depth. Untrained token counts are small points.
+
+    Args:
+      points: of a classifier (`Point`) or of a dense model (`DensePoint`).
+      x: the cost, one of LABELS.
+      y: 'accuracy', or one of the dense points' scores.
+    """
+    points = along(points, "num_tokens", by)
+    figure, axes = _start_tradeoff(points, by, x, y, title)
+    values = sorted({getattr(p, by) for p in points})
+
+    def look(v: int) -> dict[str, Any]:
+        if by == "depth":
+            return dict(s=_area(v, values[-1]), marker="o")
+        return dict(s=34, marker=MARKS[values.index(v) % len(MARKS)])
+
+    trained = sorted({p.num_tokens for p in points if p.tokens_are == "trained"})
+    for t, colour in _token_colours(trained).items():
+        line = [p for p in points if p.num_tokens == t]
+        xs, ys = _places(line, x, y)
+        axes.plot(xs, ys, color=colour, lw=1, label=f"{t} tokens")
+        for p, *place in zip(line, xs, ys, strict=True):
+            axes.scatter(*place, color=colour, zorder=3, **look(getattr(p, by)))
+    shown = values if by == "width" else sorted({values[0], values[len(values) // 2], values[-1]})
+    for v in shown:
+        axes.scatter([], [], color="grey", label=f"{by} {v}", **look(v))
+    _draw_kinds(axes, points, x, y, s=12, linewidths=0.3, zorder=4, but="trained")
+    scale_costs(axes, [getattr(p, x) for p in points])
+    finish(figure, path)
+
+
+def plot_tokens(points: Sequence[Any], x: str, y: str, path: Path, title: str = "") -> None:
+    """Every token count, trained or not, at full width and depth; arguments as `plot_tradeoff`."""
+    points = along(points, "num_tokens")
+    figure, axes = _start_tradeoff(points, "num_tokens", x, y, title)
+    xs, ys = _places(points, x, y)
+    axes.plot(xs, ys, "-", color="grey", lw=1, zorder=2)
+    _draw_kinds(axes, points, x, y, s=40, linewidths=0.5, zorder=3)
+    scale_costs(axes, xs)
+    _label_tokens(axes, points, xs, ys)
+    finish(figure, path)
 
 
 def plot_accuracy_flops(
     points: Sequence[Point], path: Path, title: str = "", alone: Point | None = None
 ) -> None:
-    """Accuracy against GFLOPs of every sub-network: colour is tokens, size depth, shape width.
+    """Accuracy against GFLOPs of every sub-network: colour is tokens, size depth, mark width.
 
     alone: a model trained for one budget only, for comparison.
     """
     tokens = sorted({p.num_tokens for p in points})
     widths = sorted({p.width for p in points})
     depth = max(p.depth for p in points)
-    figure, (axes,) = start("GFLOPs an image", ACCURACY, title)
-    colours = token_colours(tokens)
-    shapes = {w: MARKS[i % len(MARKS)] for i, w in enumerate(widths)}
+    figure, (axes,) = start(LABELS["gflops"], ACCURACY, title)
+    colours = _token_colours(tokens)
+    marks = {w: MARKS[i % len(MARKS)] for i, w in enumerate(widths)}
     for p in points:
-        axes.scatter(
-            p.gflops,
-            _accuracy(p),
-            s=depth_size(p.depth, depth),
-            color=colours[p.num_tokens],
-            marker=shapes[p.width],
-            alpha=0.75,
-            linewidths=0,
-        )
+        look = dict(s=_area(p.depth, depth), color=colours[p.num_tokens], marker=marks[p.width])
+        axes.scatter(p.gflops, value_of(p, "accuracy"), alpha=0.75, linewidths=0, **look)
     for t in tokens:
         axes.scatter([], [], color=colours[t], label=f"{t} tokens")
     for w in widths:
-        axes.scatter([], [], color="grey", marker=shapes[w], label=f"width {w}")
+        axes.scatter([], [], color="grey", marker=marks[w], label=f"width {w}")
     for l in sorted({1, (depth + 1) // 2, depth}):
-        axes.scatter([], [], color="grey", s=depth_size(l, depth), label=f"depth {l}")
-    _draw_frontier(axes, points, "gflops")
+        axes.scatter([], [], color="grey", s=_area(l, depth), label=f"depth {l}")
+    draw_front(axes, *_places(frontier(points), "gflops", "accuracy"))
     if alone is not None:
         style = dict(s=110, color="crimson", marker="x", label="trained for this budget alone")
-        axes.scatter(alone.gflops, _accuracy(alone), **style)
+        axes.scatter(alone.gflops, value_of(alone, "accuracy"), **style)
     scale_costs(axes, [p.gflops for p in points])
     finish(figure, path)
 
 
 def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
-    """Accuracy over tokens, width and depth, a panel each, with the other two at their largest,
-    halfway and at their smallest, where they have so many. Token counts that were not trained are
-    hollow."""
+    """Accuracy over tokens, width and depth, one panel each, with the other two at their largest,
+    halfway and at their smallest. Token counts that were not trained are hollow."""
     from matplotlib.ticker import MaxNLocator
 
-    axes_of = {"num_tokens": "tokens", "width": "width", "depth": "depth"}
-    values = {name: sorted({getattr(p, name) for p in points}) for name in axes_of}
+    values = {name: sorted({getattr(p, name) for p in points}) for name in AXES}
     at = {(p.num_tokens, p.width, p.depth): p for p in points}
     if len(at) < np.prod([len(v) for v in values.values()]):
         raise ValueError(
@@ -81,8 +139,8 @@ def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
         )
     figure, panels = start("", "", title, panels=3, width=10, sharey=True)
     panels[0].set_ylabel(ACCURACY)
-    for axes, (by, label) in zip(panels, axes_of.items(), strict=True):
-        axes.set_xlabel(label)
+    for axes, by in zip(panels, AXES, strict=True):
+        axes.set_xlabel(LABELS.get(by, by))
         drawn = set()
         for share, colour in LEVELS:
             fixed = {o: v[round(share * (len(v) - 1))] for o, v in values.items() if o != by}
@@ -90,11 +148,12 @@ def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
                 continue
             drawn.add(tuple(fixed.values()))
             line = [at[tuple({**fixed, by: v}[o] for o in values)] for v in values[by]]
-            said = ", ".join(f"{axes_of[o]} {v}" for o, v in fixed.items())
-            axes.plot(values[by], [_accuracy(p) for p in line], color=colour, lw=1.4, label=said)
-            for p in line:
+            said = ", ".join(f"{LABELS.get(o, o)} {v}" for o, v in fixed.items())
+            xs, ys = _places(line, by, "accuracy")
+            axes.plot(xs, ys, color=colour, lw=1.4, label=said)
+            for p, *place in zip(line, xs, ys, strict=True):
                 filled = colour if p.tokens_are == "trained" else "white"
-                axes.plot(getattr(p, by), _accuracy(p), "o", ms=5, color=colour, mfc=filled)
+                axes.plot(*place, "o", ms=5, color=colour, mfc=filled)
         axes.legend(loc="lower right", fontsize=8)
         if by != "depth":
             axes.set_xscale("log", base=2)
@@ -107,71 +166,139 @@ def plot_axes(points: Sequence[Point], path: Path, title: str = "") -> None:
     finish(figure, path, handles=[])
 
 
-def plot_tradeoff(points: Sequence[Point], by: str, x: str, path: Path, title: str = "") -> None:
-    """Accuracy against x, 'gflops' or 'latency_ms', a line a trained token count.
-
-    Figures 3 (by 'width', at full depth) and 9 (by 'depth', at full width) of the paper.
-    """
-    figure, (axes,) = start(_label(points, x), ACCURACY, title)
-    draw_tradeoff(axes, points, by, lambda p: getattr(p, x), _accuracy)
-    finish(figure, path)
-
-
-def plot_tokens(points: Sequence[Point], x: str, path: Path, title: str = "") -> None:
-    """Accuracy against x of every token count, trained or not: figure 10 of the paper."""
-    figure, (axes,) = start(_label(points, x), ACCURACY, title)
-    draw_tokens(axes, points, lambda p: getattr(p, x), _accuracy)
-    finish(figure, path)
-
-
 def draw_throughput(axes: Any, points: Sequence[Point]) -> None:
-    """Accuracy against images a second: the model's part of figures 2 and 8 of the paper.
+    """Accuracy against images per second: the model's part of figures 2 and 8 of the paper.
 
     The line is over token counts at full width and depth; grey points are all other sub-networks.
     """
-    _check_measured(points)
     axes.set(xlabel=f"images a second, batch {_batch(points)}")
-    xs, ys = [p.throughput or 0.0 for p in points], [_accuracy(p) for p in points]
+    xs, ys = _places(points, "throughput", "accuracy")
     axes.scatter(xs, ys, s=8, color="silver", label="another width or depth")
-    _draw_frontier(axes, points, "throughput")
-    line = whole(points)
-    line_xs, line_ys = [p.throughput or 0.0 for p in line], [_accuracy(p) for p in line]
-    axes.plot(line_xs, line_ys, "o-", color="crimson", ms=5, lw=1.2, label="full width and depth")
+    draw_front(axes, *_places(frontier(points, "latency_ms"), "throughput", "accuracy"))
+    line = along(points, "num_tokens")
+    places = _places(line, "throughput", "accuracy")
+    axes.plot(*places, "o-", color="crimson", ms=5, lw=1.2, label="full width and depth")
     scale_costs(axes, xs)
-    label_tokens(axes, line, line_xs, line_ys)
+    _label_tokens(axes, line, *places)
 
 
-def _draw_frontier(axes: Any, points: Sequence[Point], x: str) -> None:
-    best = frontier(points, "gflops" if x == "gflops" else "latency_ms")
-    draw_front(axes, [getattr(p, x) for p in best], [_accuracy(p) for p in best])
+def start(
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    panels: int = 1,
+    width: float = 8,
+    sharey: bool = False,
+) -> tuple[Any, Sequence[Any]]:
+    """A figure and its axes, side by side."""
+    from matplotlib.figure import Figure  # not pyplot, whose state is the caller's
+
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    grid = figure.subplots(1, panels, squeeze=False, sharey=sharey)
+    for axes in grid[0]:
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=11)
+    return figure, grid[0]
 
 
-def _accuracy(point: Point) -> float:
-    return 100 * point.accuracy
+def finish(figure: Any, path: Path, handles: Sequence[Any] | None = None) -> None:
+    """Adds the legend of `handles`, None for all that is labelled, and writes the picture."""
+    some = {} if handles is None else {"handles": handles}
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False, **some)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
-def _label(points: Sequence[Point], x: str) -> str:
-    """What the x axis says; ValueError unless every point has its place there."""
-    if x not in COSTS:
-        raise ValueError(f"x={x!r}: must be one of {', '.join(COSTS)}")
-    if x == "gflops":
-        return "GFLOPs an image"
-    _check_measured(points)
-    return f"latency of a batch of {_batch(points)} (ms)"
+def scale_costs(axes: Any, costs: Sequence[float], most: float = 5) -> None:
+    """A logarithmic x axis where costs differ by more than `most` x."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if max(costs) > most * min(costs) > 0:
+        axes.set_xscale("log")
+        ticks = (1, 2, 5) if max(costs) > 10 * min(costs) else (1, 1.5, 2, 3, 4, 6, 8)
+        axes.xaxis.set_major_locator(LogLocator(subs=ticks))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _check_measured(points: Sequence[Point]) -> None:
+def draw_front(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """The Pareto front, in order: a broad line behind the points."""
+    axes.plot(xs, ys, "-", color="black", alpha=0.22, lw=5, zorder=1, label="Pareto front")
+
+
+def _start_tradeoff(points: Sequence[Any], by: str, x: str, y: str, title: str) -> tuple[Any, Any]:
+    """A figure and its axes with the Pareto front; ValueError where nothing can be compared."""
+    known = [name for name in (*COSTS, "encoder_gflops") if hasattr(points[0], name)]
+    if x not in known:
+        raise ValueError(f"x={x!r}: must be one of {', '.join(known)}")
+    batch = _batch(points) if x == "latency_ms" else None
+    values = sorted({getattr(p, by) for p in points})
+    if len(values) < 2:
+        raise ValueError(f"{by}: the sweep holds only {values[0]}; sweep several")
+    figure, (axes,) = start(LABELS[x].format(batch=batch), LABELS.get(y, y), title)
+    xs, ys = _places(points, x, y)
+    best = pareto(xs, ys, lower=y not in PERCENT)
+    draw_front(axes, [xs[i] for i in best], [ys[i] for i in best])
+    return figure, axes
+
+
+def _places(points: Sequence[Any], x: str, y: str) -> tuple[list[float], list[float]]:
+    return [getattr(p, x) for p in points], [value_of(p, y) for p in points]
+
+
+def _batch(points: Sequence[Point]) -> int:
+    """The one batch size of the latencies; those of several cannot share an axis."""
     for p in points:
         if p.latency_ms is None or p.batch is None:
             raise ValueError(
                 f"latency_ms: not measured at {p.num_tokens} tokens, width {p.width}, depth "
                 f"{p.depth}; tools/sweep.py measures it unless told --no-latency"
             )
-
-
-def _batch(points: Sequence[Point]) -> int:
-    """The one batch size; latencies of several cannot share an axis."""
     sizes = {p.batch or 0 for p in points}
     if len(sizes) > 1:
         raise ValueError(f"batch: the sweep holds {sorted(sizes)}; must be one size, sweep again")
     return sizes.pop()
+
+
+def _token_colours(tokens: Sequence[int]) -> dict[int, Any]:
+    """A colour per token count, few to many; none is like a colour of `KINDS`."""
+    from matplotlib import colormaps
+
+    plasma = colormaps["plasma"]
+    return {t: plasma(0.75 * i / max(1, len(tokens) - 1)) for i, t in enumerate(tokens)}
+
+
+def _area(depth: int, most: int) -> float:
+    """The area of a depth's mark, in square points."""
+    return 8 + 50 * depth / most
+
+
+def _draw_kinds(
+    axes: Any, points: Sequence[Any], x: str, y: str, but: str = "", **style: Any
+) -> None:
+    """Points in the colours of KINDS, all `but` one kind."""
+    for kind, colour in KINDS.items():
+        some = [p for p in points if p.tokens_are == kind != but]
+        if some:
+            look = dict(color=colour, edgecolors="black", label=f"{kind} tokens", **style)
+            axes.scatter(*_places(some, x, y), **look)
+
+
+def _label_tokens(
+    axes: Any, points: Sequence[Any], xs: Sequence[float], ys: Sequence[float]
+) -> None:
+    """Writes token counts above their points, trained ones first, where there is room."""
+    from matplotlib.patheffects import withStroke
+
+    axes.margins(y=0.12)
+    outlined = dict(path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=5)
+    places = axes.transData.transform(list(zip(xs, ys, strict=True)))
+    written: list[Any] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i].tokens_are != "trained"):
+        x, y = places[i]
+        text = str(points[i].num_tokens)
+        if all(abs(x - at_x) > 8 * len(text) or abs(y - at_y) > 16 for at_x, at_y in written):
+            written.append((x, y))
+            look = dict(xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+            axes.annotate(text, (xs[i], ys[i]), **look, **outlined)

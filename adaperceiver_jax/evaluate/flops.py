@@ -62,11 +62,11 @@ def flops(
     """FLOPs of one image through the sub-network (num_tokens, width, depth); None is all.
 
     Args:
-      config: of any model of the package.
+      config: of any of the package's models.
       image_size: side, or (height, width); None is the config's.
       token_granularities: as in the call, instead of the config's.
       attention: the model's `attention`: what 'cut' leaves out, 'masked' computes.
-      batch_size: the class token's query is folded once a batch; its cost is shared by so many.
+      batch_size: images that share the cost of folding the class token's query.
 
     The parts: patch_embed, embed_ffn, read, projections, attention and ffn (of the blocks),
     write, head; of a dense model also task_head, its resizing included. A ViT has patch_embed,
@@ -77,38 +77,31 @@ def flops(
         raise ValueError(f"attention={attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: must be at least 1")
-    backbone: Any = getattr(config, "backbone", config)
-    if isinstance(backbone, ViTConfig | PolicyConfig | PeekConfig):
-        if (num_tokens, width, depth) != (None, None, None):
-            raise ValueError(
-                f"num_tokens, width, depth: a {type(backbone).__name__} has no sub-networks"
-            )
-        if not isinstance(backbone, ViTConfig):
-            return Flops(_policy(backbone))
-        grid_height, grid_width = _grid(backbone, image_size)
-        parts = _vit(backbone, grid_height * grid_width)
+    c: Any = getattr(config, "backbone", config)
+    if not isinstance(c, AdaPerceiverConfig) and (num_tokens, width, depth) != (None, None, None):
+        raise ValueError(f"num_tokens, width, depth: a {type(c).__name__} has no sub-networks")
+    if isinstance(c, PolicyConfig | PeekConfig):
+        return Flops(_policy(c))
+    grid = _grid(c, image_size)
+    patches = math.prod(grid)
+    if isinstance(c, ViTConfig):
+        parts = _vit(c, patches)
         if isinstance(config, DenseConfig):
             del parts["head"]  # an image's logits, which the dense head does not ask for
-            tokens = grid_height * grid_width + config.class_token
-            parts["mlp"] = 4 * tokens * backbone.embed_dim**2 if config.mlp else 0
-            parts["task_head"] = _task_head(config, grid_height, grid_width)
-        return Flops(parts)
-    c: AdaPerceiverConfig = backbone
-    grid_height, grid_width = _grid(c, image_size)
-    patches = grid_height * grid_width
-    check_sub_network(c, num_tokens, width, depth)
-    n = num_tokens or c.max_latent_tokens
-    hidden = c.hidden_units(width or c.full_width)
-    granularities = c.token_granularities
-    if token_granularities is not None:
-        granularities = check_granularities(token_granularities)
-    mask = make_mask(c.mask, n, granularities)
-    spans = attention_spans(mask, attention) or [(0, n)]
-    pairs = sum((end - first) * end for first, end in spans)
-    parts = _encoder(c, patches, n, hidden, depth or c.depth, pairs, batch_size)
-    parts |= _outputs(c, patches, n, batch_size)
+            tokens = patches + config.class_token
+            parts["mlp"] = 4 * tokens * c.embed_dim**2 if config.mlp else 0
+    else:
+        check_sub_network(c, num_tokens, width, depth)
+        n = num_tokens or c.max_latent_tokens
+        granularities = c.token_granularities
+        if token_granularities is not None:
+            granularities = check_granularities(token_granularities)
+        spans = attention_spans(make_mask(c.mask, n, granularities), attention) or [(0, n)]
+        pairs = sum((end - first) * end for first, end in spans)
+        hidden = c.hidden_units(width or c.full_width)
+        parts = _adaperceiver(c, patches, n, hidden, depth or c.depth, pairs, batch_size)
     if isinstance(config, DenseConfig):
-        parts["task_head"] = _task_head(config, grid_height, grid_width)
+        parts["task_head"] = _task_head(config, *grid)
     return Flops(parts)
 
 
@@ -129,20 +122,14 @@ def exit_flops(
     """
     check_sub_network(config, num_tokens, width, depth)
     test = exit_test_flops(config, num_tokens)
-    once = flops(
-        config.replace(output_feat_dim=None),  # a test writes no features
-        num_tokens,
-        width,
-        depth,
-        image_size,
-        attention=attention,
-        batch_size=batch_size,
-    )
+    logits = config.replace(output_feat_dim=None)  # a test writes no features
+    how: Any = dict(attention=attention, batch_size=batch_size)
+    once = flops(logits, num_tokens, width, depth, image_size, **how)
     return Flops({**once.by_part, "exit_tests": ((depth or config.depth) - 1) * test})
 
 
 def exit_test_flops(config: AdaPerceiverConfig, num_tokens: int | None = None) -> float:
-    """FLOPs of one readout of one image's latents as logits, the folded query at hand."""
+    """FLOPs of one readout of one image's latents as logits, with the query already folded."""
     c = config
     if c.num_classes is None:
         raise ValueError("num_classes=None: an exit test needs a model with class logits")
@@ -160,7 +147,7 @@ def _grid(
     return height // config.patch_size, width // config.patch_size
 
 
-def _encoder(
+def _adaperceiver(
     c: AdaPerceiverConfig,
     patches: int,
     n: int,
@@ -169,23 +156,11 @@ def _encoder(
     pairs: int,
     batch_size: int,
 ) -> dict[str, float]:
+    """n: latents; hidden: units of a block's FFN; pairs: of latents that see each other."""
     d = c.embed_dim
     channels = c.in_channels
     if c.fourier_bands is not None:
         channels += 2 * (2 * c.fourier_bands + 1)
-    return {
-        "patch_embed": 2 * patches * c.patch_size**2 * channels * d,
-        "embed_ffn": patches * _ffn(c, c.ffn_hidden, d) if c.use_embed_ffn else 0,
-        # one query for all latents, keys and values of the patches, the products, proj
-        "read": 2 * d * d / batch_size + 4 * patches * d * d + 4 * n * patches * d + 2 * n * d * d,
-        "projections": depth * 8 * n * d * d,
-        "attention": depth * 4 * pairs * d,
-        "ffn": depth * n * _ffn(c, hidden, d),
-    }
-
-
-def _outputs(c: AdaPerceiverConfig, patches: int, n: int, batch_size: int) -> dict[str, float]:
-    d = c.embed_dim
     write = head = 0.0
     if c.num_classes is not None:
         write += (2 * d * d + 2 * n * d * d) / batch_size  # query, folded through the keys
@@ -195,7 +170,17 @@ def _outputs(c: AdaPerceiverConfig, patches: int, n: int, batch_size: int) -> di
         write += 6 * patches * d * d + 4 * n * d * d + 4 * patches * n * d
         use_ffn = c.use_output_ffn or c.num_classes is not None
         head += patches * _adapter(c, c.output_feat_dim, use_ffn)
-    return {"write": write, "head": head}
+    return {
+        "patch_embed": 2 * patches * c.patch_size**2 * channels * d,
+        "embed_ffn": patches * _ffn(c, c.ffn_hidden, d) if c.use_embed_ffn else 0,
+        # one query for all latents, keys and values of the patches, the products, proj
+        "read": 2 * d * d / batch_size + 4 * patches * d * d + 4 * n * patches * d + 2 * n * d * d,
+        "projections": depth * 8 * n * d * d,
+        "attention": depth * 4 * pairs * d,
+        "ffn": depth * n * _ffn(c, hidden, d),
+        "write": write,
+        "head": head,
+    }
 
 
 def _write_one(c: AdaPerceiverConfig, n: float) -> float:
@@ -249,9 +234,8 @@ def once_for_all_readout_flops(
         blocks = c.depth
     total = 0.0
     if c.num_classes is not None:
-        total += sum(
-            _write_one(c, t) + _adapter(c, c.num_classes, c.use_output_ffn) for t in counts
-        )
+        adapter = _adapter(c, c.num_classes, c.use_output_ffn)
+        total += sum(_write_one(c, t) + adapter for t in counts)
     if c.output_feat_dim is not None:
         patches = math.prod(_grid(c, None))
         adapter = _adapter(c, c.output_feat_dim, c.use_output_ffn or c.num_classes is not None)
@@ -293,7 +277,7 @@ HEAD_FLOPS: dict[str, Callable[[SegmentationConfig, int], float]] = {
     "linear": lambda c, patches: 2 * patches * c.features * c.num_classes,
     "segmenter": _mask_transformer,
 }
-"""Of one image's patches under each of SEGMENTATION_HEADS."""
+"""FLOPs of one image's patches under each of SEGMENTATION_HEADS."""
 
 
 def _taps(old: tuple[int, int], new: tuple[int, int], channels: int) -> float:

@@ -1,22 +1,18 @@
-"""Pictures of what dense models predict: an image, and beside it what each budget sees in it."""
+"""Pictures of dense predictions: an image, and beside it the map that each budget predicts."""
 
 from __future__ import annotations
 
 import functools
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaperceiver_jax.evaluate.dense_metrics import BAND, own_classes, own_depth
 from adaperceiver_jax.models.dense import DepthOutput, SegmentationOutput
-from adaperceiver_jax.models.upsample import sample_bilinear
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PANEL, NARROWEST = 3.2, 3.0
 """Inches: the longer side of a panel, and the least room across that its title and legend need."""
@@ -29,8 +25,6 @@ STRENGTH = 0.6
 """Of a class's colour over the grey image."""
 LEVELS, LIGHTNESS = 16, (0.5, 0.9)
 """Colours are chosen from so many levels of red, green and blue, neither dark nor white."""
-BAND = 16
-"""Rows of a class map that are made at once: scores of 150 classes at a photo's size are 7 GB."""
 TOP, ENTRIES = 5, 10
 """At most so many classes in a line of text, and in a legend."""
 LETTERS, TWO_COLUMNS = 30, 19
@@ -61,61 +55,41 @@ def _oklab(colours: np.ndarray) -> np.ndarray:
     """sRGB, 0 to 255 -> Oklab (Ottosson, 2020), in which distances are as they are seen."""
     c = colours / 255
     linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    to_cones = np.array(
-        [
-            (0.4122214708, 0.5363325363, 0.0514459929),
-            (0.2119034982, 0.6806995451, 0.1073969566),
-            (0.0883024619, 0.2817188376, 0.6299787005),
-        ]
-    )
-    to_lab = np.array(
-        [
-            (0.2104542553, 0.7936177850, -0.0040720468),
-            (1.9779984951, -2.4285922050, 0.4505937099),
-            (0.0259040371, 0.7827717662, -0.8086757660),
-        ]
-    )
+    to_cones = np.array([
+        (0.4122214708, 0.5363325363, 0.0514459929),
+        (0.2119034982, 0.6806995451, 0.1073969566),
+        (0.0883024619, 0.2817188376, 0.6299787005),
+    ])  # fmt: skip
+    to_lab = np.array([
+        (0.2104542553, 0.7936177850, -0.0040720468),
+        (1.9779984951, -2.4285922050, 0.4505937099),
+        (0.0259040371, 0.7827717662, -0.8086757660),
+    ])  # fmt: skip
     return np.cbrt(linear @ to_cones.T) @ to_lab.T
 
 
 def own_size(out: SegmentationOutput | DepthOutput, size: tuple[int, int]) -> np.ndarray:
-    """What was predicted of one image, at its own height and width: class numbers, or metres.
+    """The prediction for one image at its own height and width: class numbers, or metres.
 
     Logits are resized (bilinear), not the classes.
     """
-    if isinstance(out, SegmentationOutput):
-        return np.asarray(_class_map(out.logits[0], size))
-    return np.asarray(_depth_map(out.depth[0], size))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _class_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Logits (H, W, classes) -> the likeliest class (h, w)."""
     height, width = size
-    turned = logits.swapaxes(0, 1)
-
-    def band(rows: jax.Array) -> jax.Array:
-        near = sample_bilinear(turned, jnp.array([width, height]), jnp.arange(width), rows)
-        return near.argmax(-1).T
-
-    rows = jnp.arange(-(-height // BAND) * BAND).reshape(-1, BAND)
-    return jax.lax.map(band, rows).reshape(-1, width)[:height]
+    padded, sizes = (-(-height // BAND) * BAND, width), jnp.array([size])
+    if isinstance(out, SegmentationOutput):
+        return np.asarray(_own_classes(out.logits[:1], sizes, padded))[0, :height]
+    return np.asarray(_own_depth(out.depth[:1, ..., None], sizes, padded))[0, :height]
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _depth_map(depth: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """(H, W) -> (h, w)."""
-    rows, columns = (jnp.arange(side) for side in size)
-    return sample_bilinear(depth[..., None], jnp.array(size), rows, columns)[..., 0]
+_own_classes, _own_depth = (jax.jit(f, static_argnums=2) for f in (own_classes, own_depth))
 
 
 def shares(classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Which part of the pixels each class has, (num_classes,)."""
+    """Each class's part of the pixels, (num_classes,)."""
     return np.bincount(classes.ravel(), minlength=num_classes) / classes.size
 
 
 def percent(part: float) -> str:
-    """'12.3%'; '<0.1%' of what is there, but hardly."""
+    """'12.3%'; '<0.1%' for the least that is there."""
     return "<0.1%" if 0 < part < 0.0005 else f"{100 * part:.1f}%"
 
 
@@ -126,7 +100,7 @@ def largest(parts: np.ndarray, names: Sequence[str]) -> str:
 
 
 def summary(found: np.ndarray, classes: Sequence[str]) -> str:
-    """The largest of the classes, or without any the least, mean and most metres."""
+    """The largest classes, or the least, mean and most metres where there are no classes."""
     if classes:
         return largest(shares(found, len(classes)), classes)
     return f"min {found.min():.3f}, mean {found.mean():.3f}, max {found.max():.3f}"
@@ -154,17 +128,16 @@ def draw(
     """A PNG: the image, and beside it, under each title, a map of classes or of metres.
 
     Args:
-      name: of the image.
+      name: the image's.
       image: (H, W, 3) uint8.
       maps: (H, W) each: class numbers, or metres.
-      titles: one a map.
+      titles: one per map.
       classes: their names; () where maps are of metres.
     """
-    figure = (
-        _segmentation(name, image, maps, titles, classes)
-        if classes
-        else _depth(name, image, maps, titles)
-    )
+    if classes:
+        figure = _segmentation(name, image, maps, titles, classes)
+    else:
+        figure = _depth(name, image, maps, titles)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=DPI)
     return file.getvalue()
@@ -176,8 +149,8 @@ def _segmentation(
     maps: Sequence[np.ndarray],
     titles: Sequence[str],
     classes: Sequence[str],
-) -> Figure:
-    """Each class in its colour, and a legend of those that are there, with their shares."""
+) -> Any:
+    """Classes in their colours, with a legend of those that are there and their shares."""
     parts = [shares(labels, len(classes)) for labels in maps]
     order = np.argsort(-np.sum(parts, axis=0), kind="stable")  # the same in every legend
     legends = [_entries(part, order, classes) for part in parts]
@@ -187,13 +160,11 @@ def _segmentation(
     figure, panels = _panels(name, image, titles, below=lines * ENTRY + 0.1)
     for axes, labels, legend in zip(panels, maps, legends, strict=True):
         axes.imshow(overlay(image, labels, len(classes)))
-        _add_legend(axes, legend, palette(len(classes)) / 255, columns)
+        _add_legend(axes, legend, columns)
     return figure
 
 
-def _depth(
-    name: str, image: np.ndarray, maps: Sequence[np.ndarray], titles: Sequence[str]
-) -> Figure:
+def _depth(name: str, image: np.ndarray, maps: Sequence[np.ndarray], titles: Sequence[str]) -> Any:
     """One scale of colours for all, and its bar."""
     low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
     figure, panels = _panels(name, image, titles, right=BAR)
@@ -210,7 +181,7 @@ def _depth(
 
 def _panels(
     name: str, image: np.ndarray, titles: Sequence[str], below: float = 0.0, right: float = 0.0
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Any, list[Any]]:
     """A figure that shows the image, and an empty panel of its shape under each title.
 
     below, right: inches to leave under each panel, and beside all of them.
@@ -226,7 +197,7 @@ def _panels(
     down = rows * (TITLE + tall + below + GAP)
     figure = Figure(figsize=(across, down))
     panels = []
-    for i, title in enumerate((f"{_short(name, LETTERS)}\n{width} x {height}", *titles)):
+    for i, title in enumerate((f"{_short(name)}\n{width} x {height}", *titles)):
         left = GAP + i % columns * (room + GAP) + (room - wide) / 2
         top = (i // columns) * (TITLE + tall + below + GAP) + TITLE
         box = (left / across, (down - top - tall) / down, wide / across, tall / down)
@@ -238,50 +209,32 @@ def _panels(
     return figure, panels[1:]
 
 
-def _entries(
-    part: np.ndarray, order: np.ndarray, names: Sequence[str]
-) -> list[tuple[int | None, str]]:
-    """A legend's classes, which may be None, and texts."""
-    there = [int(k) for k in order if part[k]]
+def _entries(part: np.ndarray, order: np.ndarray, names: Sequence[str]) -> list[tuple[Any, str]]:
+    """A legend's colours and texts."""
+    there, colours = [int(k) for k in order if part[k]], palette(len(names)) / 255
     shown = there if len(there) <= ENTRIES else there[: ENTRIES - 1]
-    entries: list[tuple[int | None, str]] = [
-        (k, f"{_short(names[k], LETTERS)} {percent(part[k])}") for k in shown
+    entries: list[tuple[Any, str]] = [
+        (colours[k], f"{_short(names[k])} {percent(part[k])}") for k in shown
     ]
-    rest = there[len(shown) :]
-    if rest:
-        entries.append((None, f"{len(rest)} more {percent(part[rest].sum())}"))
+    if rest := there[len(shown) :]:
+        entries.append(("none", f"{len(rest)} more {percent(part[rest].sum())}"))
     return entries
 
 
-def _add_legend(
-    axes: Axes, entries: Sequence[tuple[int | None, str]], colours: np.ndarray, columns: int
-) -> None:
-    """Below the panel."""
+def _add_legend(axes: Any, entries: Sequence[tuple[Any, str]], columns: int) -> None:
+    """Draws a legend below the panel."""
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
-        Patch(color=(0, 0, 0, 0)) if k is None else Patch(facecolor=colours[k]) for k, _ in entries
-    ]
-    legend = axes.legend(
-        handles,
-        ["" for _ in entries],
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        ncol=columns,
-        fontsize=8,
-        frameon=False,
-        handlelength=1,
-        handletextpad=0.5,
-        columnspacing=1,
-        labelspacing=0.3,
-        borderpad=0.3,
-    )
+    handles = [Patch(facecolor=colour) for colour, _ in entries]
+    room = dict(handlelength=1, handletextpad=0.5, columnspacing=1, labelspacing=0.3, borderpad=0.3)
+    place = dict(loc="upper center", bbox_to_anchor=(0.5, 0), ncol=columns)
+    legend = axes.legend(handles, [""] * len(handles), fontsize=8, frameon=False, **place, **room)
     for text, (_, said) in zip(legend.get_texts(), entries, strict=True):
         text.set_parse_math(False)  # a name may hold any letter
         text.set_text(said)
 
 
-def _short(text: str, most: int) -> str:
-    """The text, its middle left out where it is longer."""
-    head = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:head]}…{text[-(most - 1 - head) :]}"
+def _short(text: str) -> str:
+    """The text, its middle left out where it is longer than LETTERS."""
+    head = (LETTERS - 1) // 2
+    return text if len(text) <= LETTERS else f"{text[:head]}…{text[-(LETTERS - 1 - head) :]}"

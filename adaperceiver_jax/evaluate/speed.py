@@ -1,41 +1,210 @@
-"""How fast compiled programs are: what they are, their times in turn, a table of both."""
+"""How fast compiled programs are: timing in turns, the machine's ceiling, a table of both."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import os
+import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from adaperceiver_jax.data.loading import cores
 from adaperceiver_jax.evaluate.costs import memory_of
-from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.flops import flops
-from adaperceiver_jax.evaluate.machine import Ceiling, described
-from adaperceiver_jax.evaluate.turns import Turns, take_turns
 from adaperceiver_jax.models.extract import extract
 
 SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
+TRIES = 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """Seconds of every call, in the order of the turns, by the program's name."""
+
+    wall: dict[str, list[float]]
+    processor: dict[str, list[float]]
+    """Of all cores."""
+
+    def seconds(self, name: str) -> float:
+        """The median of a program's calls."""
+        return statistics.median(self.wall[name])
+
+    def ratios(self, name: str, over: str, kind: str = "wall") -> list[float]:
+        """One program's seconds over another's, turn by turn; kind: 'wall' or 'processor'."""
+        seconds = self.wall if kind == "wall" else self.processor
+        return [a / b for a, b in zip(seconds[name], seconds[over], strict=True)]
+
+
+def take_turns(
+    programs: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> Turns:
+    """Calls every program once per turn, so that what slows the machine down slows all of them.
+
+    Turns go forwards and backwards in alternation. Before them each program is called twice,
+    untimed: once to compile, and once more since only then memory is where it stays. A program must
+    wait for what it computes. `note` is told what is done next.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: must be at least 1")
+    for name, program in [*programs.items()] * 2:
+        note(f"warming up: {name}")
+        program()
+    turns = Turns({name: [] for name in programs}, {name: [] for name in programs})
+    for repeat in range(repeats):
+        note(f"turn {repeat + 1} of {repeats}")
+        for name in list(programs)[:: 1 if repeat % 2 == 0 else -1]:
+            wall, processor = time.perf_counter(), time.process_time()
+            programs[name]()
+            turns.wall[name].append(time.perf_counter() - wall)
+            turns.processor[name].append(time.process_time() - processor)
+    return turns
+
+
+def spread(values: Sequence[float]) -> str:
+    """'1.05 (0.98 to 1.31)': the median, the least and the most."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def note(text: str) -> None:
+    """Prints progress to stderr, away from the results."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """The most that one device does, the best of some tries: the floor under every time."""
+
+    flops: float
+    """Per second, in products of square matrices."""
+    bandwidth: float
+    """Bytes per second, read and written."""
+
+    def or_better(self, other: Ceiling) -> Ceiling:
+        """The more of two measurements: what else runs on a machine makes it slower for minutes."""
+        return Ceiling(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
+    def floor(self, flops: float, read_or_written: float) -> float:
+        """The least seconds for this number of operations and of bytes of memory."""
+        return max(flops / self.flops, read_or_written / self.bandwidth)
+
+
+class Ceilings:
+    """The best ceiling so far, measured between other things. Products are of this dtype, or of
+    float32 where those are quicker, as bfloat16's on CPUs can be slower."""
+
+    def __init__(self, dtype: DTypeLike, also: Callable[[], float] = lambda: 0.0):
+        """`also` gives another library's FLOP/s in products of large matrices."""
+        self.dtype, self.also = dtype, also
+        self.best = Ceiling(0.0, 0.0)
+        self.measure()
+
+    def measure(self) -> Ceiling:
+        """Measures once more; the best so far."""
+        for dtype in dict.fromkeys((jnp.dtype(self.dtype), jnp.dtype(jnp.float32))):
+            self.best = self.best.or_better(measure_ceiling(dtype))
+        self.best = self.best.or_better(Ceiling(self.also(), 0.0))
+        return self.best
+
+
+def measure_ceiling(
+    dtype: DTypeLike,
+    sides: tuple[int, ...] | None = None,
+    megabytes: int | None = None,
+    tries: int = TRIES,
+) -> Ceiling:
+    """Multiplies matrices of these sides, and passes over an array of so many MB; None is what the
+    device needs to show all it can."""
+    size = (megabytes or (1024 if jax.default_backend() == "cpu" else 4096)) * 2**20
+    product = jax.jit(jnp.matmul)
+
+    def squares(side: int) -> Callable[[], Any]:
+        keys = jax.random.split(jax.random.key(0))
+        factors = [jax.random.normal(key, (side, side), dtype) for key in keys]
+        return lambda: jax.block_until_ready(product(*factors))
+
+    best = most_flops(squares, sides, tries)
+    # The result takes the place of the argument: fresh memory would first be made ready.
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    held = [jnp.zeros(size // 4, jnp.float32)]
+
+    def pass_over() -> None:
+        held[0] = jax.block_until_ready(step(held[0]))
+
+    return Ceiling(best, 2 * size / _least(pass_over, tries))
+
+
+def most_flops(
+    squares: Callable[[int], Callable[[], Any]],
+    sides: tuple[int, ...] | None = None,
+    tries: int = TRIES,
+) -> float:
+    """The most FLOP/s of products of matrices; squares(side) is a call that multiplies two of this
+    side and waits."""
+    small = jax.default_backend() == "cpu"
+    sides = sides or ((1024, 2048) if small else (4096, 8192, 16384))
+    return max(2 * side**3 / _least(squares(side), tries) for side in sides)
+
+
+def _least(call: Callable[[], Any], tries: int) -> float:
+    """Seconds of the quickest of some calls, after one that compiles."""
+    call()
+    seconds = []
+    for _ in range(tries):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def described() -> str:
+    """The line above a table of times: '2026-11-23, 2 cores of AMD EPYC, JAX 0.10.2', with a word
+    on GLIBC_TUNABLES, by which the C library keeps memory (docs/performance.md)."""
+    device = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        device = f"{len(cores())} cores of {_processor() or device}"
+        if tunables := os.environ.get("GLIBC_TUNABLES"):
+            kept = "glibc.malloc.mmap_max=0" in tunables.split(":")
+            device += ", GLIBC_TUNABLES set" if kept else f", GLIBC_TUNABLES={tunables}"
+    return f"{datetime.date.today()}, {device}, JAX {jax.__version__}"
+
+
+def _processor() -> str:
+    """The CPU's name, '' where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """Something compiled that is to be timed."""
+    """A compiled program that is to be timed."""
 
     what: str
     sub_network: SubNetwork | None
-    """None of a model that has none, and of a training step, which is of all of them."""
+    """None for a model that has none, and for a training step, which is of all of them."""
     batch: int
     call: Callable[[], Any]
     """Computes, and waits for it."""
     flops: float
-    """Of a call: matrix products, a multiply-add as 2."""
+    """Per call: matrix products, a multiply-add as 2."""
     least_bytes: float
-    """That a device must read or write in a call: weights in use, inputs, outputs."""
+    """Bytes that a device must read or write in a call: weights in use, inputs, outputs."""
     memory: float | None
     """Bytes of the device that the program needs with all it is given; None where the compiler
     does not say."""
@@ -45,6 +214,50 @@ class Program:
     @property
     def name(self) -> str:
         return named(self.sub_network, self.batch, self.what)
+
+
+def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> str:
+    """'forward, t, w, l = 128, 624, 14, batch 8'."""
+    which = "" if sub_network is None else f", t, w, l = {', '.join(map(str, sub_network))}"
+    return f"{what}{which}, batch {batch}"
+
+
+def forward_program(
+    model: nn.Module, params: Any, images: jax.Array, sub_network: SubNetwork | None
+) -> Program:
+    """A model's call on images (B, H, W, C), compiled."""
+    config: Any = model.config
+    names = ("num_tokens", "width", "depth")
+    chosen: dict[str, Any] = dict(zip(names, sub_network, strict=True)) if sub_network else {}
+    batch, height, width, _ = images.shape
+    # Counted first, since it refuses what cannot be run.
+    count = flops(config, **chosen, image_size=(height, width), batch_size=batch).total * batch
+
+    def run(params: Any, images: jax.Array) -> Any:
+        return model.apply({"params": params}, images, **chosen)
+
+    def used(params: Any) -> Any:
+        return extract(model, params, *sub_network[1:])[1] if sub_network else params
+
+    began = time.perf_counter()
+    compiled = jax.jit(run).lower(params, images).compile()
+    seconds = time.perf_counter() - began
+    touched = (jax.eval_shape(used, params), images, jax.eval_shape(run, params, images))
+    return Program(
+        what="forward",
+        sub_network=sub_network,
+        batch=batch,
+        call=lambda: jax.block_until_ready(compiled(params, images)),
+        flops=count,
+        least_bytes=size_of(touched),
+        memory=memory_of(compiled),
+        compile_seconds=seconds,
+    )
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of a tree's arrays, or of their shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +281,7 @@ class Speed:
     images_per_second: float
     memory_mib: float | None
     gflops: float
-    """Of a call."""
+    """Per call."""
     gflops_per_second: float
     of_ceiling: float
     """gflops_per_second over what all devices do in products of large matrices."""
@@ -81,135 +294,57 @@ class Speed:
     """With the date and JAX's version."""
 
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Speed))
-
-
-def forward_program(
-    model: nn.Module, params: Any, images: jax.Array, sub_network: SubNetwork | None
-) -> Program:
-    """A model's call on images (B, H, W, C), compiled."""
-    config: Any = model.config
-    chosen: dict[str, Any] = {}
-    if sub_network is not None:
-        chosen = dict(zip(("num_tokens", "width", "depth"), sub_network, strict=True))
-    batch, height, width, _ = images.shape
-    # Counted first, since it refuses what cannot be run.
-    count = flops(config, **chosen, image_size=(height, width), batch_size=batch).total * batch
-
-    def run(params: Any, images: jax.Array) -> Any:
-        return model.apply({"params": params}, images, **chosen)
-
-    began = time.perf_counter()
-    compiled = jax.jit(run).lower(params, images).compile()
-    seconds = time.perf_counter() - began
-    outputs = jax.eval_shape(run, params, images)
-    return Program(
-        what="forward",
-        sub_network=sub_network,
-        batch=batch,
-        call=lambda: jax.block_until_ready(compiled(params, images)),
-        flops=count,
-        least_bytes=_weights(model, params, sub_network) + size_of(images) + size_of(outputs),
-        memory=memory_of(compiled),
-        compile_seconds=seconds,
+def speed_of(program: Program, seconds: Sequence[float], dtype: str, ceiling: Ceiling) -> Speed:
+    """What a program's times come to on a machine with this ceiling."""
+    median = statistics.median(seconds)
+    low, high = median, median
+    if len(seconds) > 1:
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    t, w, l = program.sub_network or (None, None, None)
+    n = program.devices
+    return Speed(
+        what=program.what,
+        num_tokens=t,
+        width=w,
+        depth=l,
+        batch=program.batch,
+        dtype=dtype,
+        device=jax.devices()[0].device_kind,
+        devices=n,
+        compile_s=program.compile_seconds,
+        repeats=len(seconds),
+        median_ms=1e3 * median,
+        quarter_ms=1e3 * low,
+        three_quarters_ms=1e3 * high,
+        images_per_second=program.batch / median,
+        memory_mib=None if program.memory is None else program.memory / 2**20,
+        gflops=program.flops / 1e9,
+        gflops_per_second=program.flops / median / 1e9,
+        of_ceiling=program.flops / median / (n * ceiling.flops),
+        floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes),
+        ceiling_gflops_per_second=ceiling.flops / 1e9,
+        bandwidth_gb_per_second=ceiling.bandwidth / 1e9,
+        machine=described(),
     )
 
 
-def _weights(model: Any, params: Any, sub_network: SubNetwork | None) -> int:
-    """Bytes of the weights that a sub-network uses."""
-    if sub_network is None:
-        return size_of(params)
-    _, width, depth = sub_network
-    return size_of(jax.eval_shape(lambda p: extract(model, p, width, depth)[1], params))
-
-
-def named(sub_network: SubNetwork | None, batch: int, what: str = "forward") -> str:
-    """'forward, t, w, l = 128, 624, 14, batch 8'."""
-    which = "" if sub_network is None else f", t, w, l = {', '.join(map(str, sub_network))}"
-    return f"{what}{which}, batch {batch}"
-
-
-def size_of(tree: Any) -> int:
-    """Bytes of a tree's arrays, or of their shapes."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def time_programs(
-    programs: Sequence[Program], repeats: int, note: Callable[[str], None] = lambda text: None
-) -> Turns:
-    """Times the programs, which take turns."""
-    return take_turns({program.name: program.call for program in programs}, repeats, note)
-
-
-def speeds_of(
-    programs: Sequence[Program], turns: Turns, dtype: str, ceiling: Ceiling
-) -> list[Speed]:
-    """What the programs' times come to on a machine that does so much at most."""
-    speeds = []
-    for program in programs:
-        seconds = turns.wall[program.name]
-        repeats = len(seconds)
-        quarters = statistics.quantiles(seconds, n=4, method="inclusive") if repeats > 1 else None
-        median = statistics.median(seconds)
-        low, high = (quarters[0], quarters[2]) if quarters else (median, median)
-        t, w, l = program.sub_network or (None, None, None)
-        n = program.devices
-        speeds.append(
-            Speed(
-                what=program.what,
-                num_tokens=t,
-                width=w,
-                depth=l,
-                batch=program.batch,
-                dtype=dtype,
-                device=jax.devices()[0].device_kind,
-                devices=n,
-                compile_s=program.compile_seconds,
-                repeats=repeats,
-                median_ms=1e3 * median,
-                quarter_ms=1e3 * low,
-                three_quarters_ms=1e3 * high,
-                images_per_second=program.batch / median,
-                memory_mib=None if program.memory is None else program.memory / 2**20,
-                gflops=program.flops / 1e9,
-                gflops_per_second=program.flops / median / 1e9,
-                of_ceiling=program.flops / median / (n * ceiling.flops),
-                floor_ms=1e3 * ceiling.floor(program.flops / n, program.least_bytes),
-                ceiling_gflops_per_second=ceiling.flops / 1e9,
-                bandwidth_gb_per_second=ceiling.bandwidth / 1e9,
-                machine=described(),
-            )
-        )
-    return speeds
-
-
-def csv_text(speeds: Sequence[Speed]) -> str:
-    """The content of a CSV file, a line a program; what is not known is empty."""
-    return csv_rows(COLUMNS, speeds)
-
-
 def table(speeds: Sequence[Speed]) -> str:
-    """The same for reading."""
-    rows: list[tuple[str, ...]] = [
-        (
-            *("", "tokens", "width", "depth", "batch", "compile s", "median ms", "quartiles"),
-            *("images/s", "MiB", "GFLOPs", "GFLOP/s", "of ceiling", "floor ms"),
-        )
-    ]
+    """The main numbers in columns, for reading."""
+    head = "|tokens|width|depth|batch|compile s|median ms|quartiles|images/s|MiB|GFLOPs|GFLOP/s"
+    rows = [f"{head}|of ceiling|floor ms".split("|")]
     for s in speeds:
+        sizes = (str(x or "") for x in (s.num_tokens, s.width, s.depth, s.batch))
         rows.append(
-            (
-                *(s.what, *(str(x or "") for x in (s.num_tokens, s.width, s.depth, s.batch))),
-                *(f"{s.compile_s:.1f}", f"{s.median_ms:.1f}"),
+            [
+                *(s.what, *sizes, f"{s.compile_s:.1f}", f"{s.median_ms:.1f}"),
                 f"{s.quarter_ms:.1f} to {s.three_quarters_ms:.1f}",
                 f"{s.images_per_second:.1f}",
                 "" if s.memory_mib is None else f"{s.memory_mib:.0f}",
                 *(f"{s.gflops:.1f}", f"{s.gflops_per_second:.0f}", f"{s.of_ceiling:.0%}"),
                 f"{s.floor_ms:.1f}",
-            )
+            ]
         )
-    columns = list(zip(*rows, strict=True))
-    lengths = [max(map(len, column)) for column in columns]
+    lengths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(length) for cell, length in zip(row, lengths, strict=True)).rstrip()
         for row in rows

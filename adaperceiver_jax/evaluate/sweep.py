@@ -1,11 +1,11 @@
-"""How right every sub-network of a classifier is, and a folder from which a sweep goes on."""
+"""Sweeps of classifiers: how right every sub-network is, and a folder from which one resumes."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from adaperceiver_jax.evaluate.outcomes import (
     join,
     make_grid,
 )
-from adaperceiver_jax.evaluate.points import Point, kind_of_tokens
+from adaperceiver_jax.evaluate.points import AXES, Point, kind_of_tokens
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 
-ABOUT, COSTS = "sweep.json", "costs"
+ABOUT = "sweep.json"
 _SCORES = tuple(field.name for field in dataclasses.fields(Scores))
 
 LabelledBatches = Iterable[tuple[Any, Any]]
@@ -72,32 +72,27 @@ def points(
     outcomes: Outcomes,
     costs: Mapping[tuple[int, int, int], Cost] | None = None,
 ) -> list[Point]:
-    """A point a sub-network, with what was measured of it."""
+    """A point per sub-network, with what was measured of it."""
     top1, top5 = (getattr(outcomes.scores, name).mean(-1) for name in ("right", "top5"))
     found = []
     for sub_network in outcomes.grid.sub_networks():
         at = outcomes.index(*sub_network)
         cost = (costs or {}).get(sub_network)
-        measured: dict[str, Any] = {}
-        if cost is not None:
-            measured = dataclasses.asdict(cost)
-            for axis in ("num_tokens", "width", "depth"):
-                del measured[axis]
+        values = dict(zip(AXES, sub_network, strict=True)) | (vars(cost) if cost else {})
         found.append(
             Point(
-                *sub_network,
+                **values,
                 accuracy=float(top1[at]),
                 gflops=flops(config, *sub_network).total / 1e9,
                 top5=float(top5[at]),
                 tokens_are=kind_of_tokens(sub_network[0], config.token_granularities),
-                **measured,
             )
         )
     return found
 
 
 class SweepFolder:
-    """A sweep's folder: what it is of, the outcomes of each batch, what was measured.
+    """A sweep's folder: a description, the outcomes of each batch, measured costs.
 
     Every file is written whole or not at all, so a sweep that was killed goes on from the batch or
     measurement it was in.
@@ -108,32 +103,32 @@ class SweepFolder:
         None opens a folder that is there."""
         self.path = path
         file = path / ABOUT
-        if about is None:
-            if not file.exists():
-                raise ValueError(f"{path}: holds no sweep ({ABOUT} is not there)")
-            self.about = json.loads(file.read_text())
+        if file.exists():
+            self.about: dict[str, Any] = json.loads(file.read_text())
+            if about is not None:
+                self._check_same(about)
+        elif about is None:
+            raise ValueError(f"{path}: holds no sweep ({ABOUT} is not there)")
+        elif path.exists() and any(path.iterdir()):
+            raise ValueError(f"{path}: is there already and holds no sweep; name another --out")
         else:
+            path.mkdir(parents=True, exist_ok=True)
             self.about = json.loads(json.dumps(about))
-            if file.exists():
-                self._check_same(json.loads(file.read_text()))
-            elif path.exists() and any(path.iterdir()):
-                raise ValueError(f"{path}: is there already and holds no sweep; name another --out")
-            else:
-                path.mkdir(parents=True, exist_ok=True)
-                _write(file, json.dumps(self.about, indent=2).encode())
+            _write(file, lambda to: to.write_text(json.dumps(about, indent=2)))
         self.grid = Grid(*(tuple(self.about[name]) for name in ("tokens", "widths", "depths")))
 
-    def _check_same(self, before: Mapping[str, Any]) -> None:
-        for name in before.keys() | self.about.keys():
-            if before.get(name) != self.about.get(name):
+    def _check_same(self, about: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(about))
+        for name in self.about.keys() | now.keys():
+            if self.about.get(name) != now.get(name):
                 raise ValueError(
-                    f"{self.path}: holds the sweep of another {name} ({before.get(name)}; now "
-                    f"{self.about.get(name)}); name another --out, or move the folder away"
+                    f"{self.path}: holds the sweep of another {name} ({self.about.get(name)}; now "
+                    f"{now.get(name)}); name another --out, or move the folder away"
                 )
 
     @property
     def batches(self) -> int:
-        """How many are done."""
+        """Number of batches that are done."""
         done = 0
         while self._batch(done).exists():
             done += 1
@@ -141,12 +136,16 @@ class SweepFolder:
 
     def add(self, outcomes: Outcomes) -> None:
         """Keeps the outcomes of the next batch."""
-        place = self._batch(self.batches)
         arrays = {name: getattr(outcomes.scores, name) for name in _SCORES}
-        _write_arrays(place, digests=outcomes.digests, **arrays)
+
+        def write(to: Path) -> None:
+            with to.open("wb") as file:  # a name would get another ending
+                np.savez(file, digests=outcomes.digests, **arrays)
+
+        _write(self._batch(self.batches), write)
 
     def outcomes(self) -> Outcomes:
-        """Of all batches."""
+        """The outcomes of all batches."""
         parts = []
         for i in range(self.batches):
             with np.load(self._batch(i)) as arrays:
@@ -157,15 +156,15 @@ class SweepFolder:
         return join(parts)
 
     def add_costs(self, num_tokens: int, width: int, costs: Sequence[Cost]) -> None:
-        """Keeps what was measured of a token count and width at all depths."""
-        text = json.dumps([dataclasses.asdict(cost) for cost in costs], indent=1)
-        _write(self._costs(num_tokens, width), text.encode())
+        """Keeps the costs of a token count and width at all depths."""
+        text = json.dumps([vars(cost) for cost in costs], indent=1)
+        _write(self._costs(num_tokens, width), lambda to: to.write_text(text))
 
     def has_costs(self, num_tokens: int, width: int) -> bool:
         return self._costs(num_tokens, width).exists()
 
     def costs(self) -> dict[tuple[int, int, int], Cost]:
-        """All that was measured, by sub-network."""
+        """All costs, by sub-network."""
         files = (self._costs(t, w) for t in self.grid.tokens for w in self.grid.widths)
         rows = (row for file in files if file.exists() for row in json.loads(file.read_text()))
         found = (Cost(**row) for row in rows)
@@ -175,11 +174,11 @@ class SweepFolder:
         return self.path / f"batch_{number:06d}.npz"
 
     def _costs(self, num_tokens: int, width: int) -> Path:
-        return self.path / f"{COSTS}_{num_tokens}_{width}.json"
+        return self.path / f"costs_{num_tokens}_{width}.json"
 
 
 def weights_digest(params: Any) -> str:
-    """The same for the same weights under the same names."""
+    """A digest of weights and their names."""
     total = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(jax.tree_util.keystr(path).encode())
@@ -187,14 +186,8 @@ def weights_digest(params: Any) -> str:
     return total.hexdigest()
 
 
-def _write_arrays(path: Path, **arrays: np.ndarray) -> None:
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Has a file written next to its place, and moves it there."""
     beside = path.with_name(f".{path.name}")
-    with beside.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    beside.rename(path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(content)
+    write(beside)
     beside.rename(path)

@@ -89,7 +89,7 @@ def sample_bilinear(
         share = jnp.expand_dims(centre - low, tuple(range(1, x.ndim - axis)))
         return jnp.take(x, low, axis) * (1 - share) + jnp.take(x, high, axis) * share
 
-    return along(along(x, size[1], columns, 1), size[0], rows, 0)
+    return along(along(x, size[0], rows, 0), size[1], columns, 1)  # few rows of a band first
 
 
 def _weights(factor: int) -> np.ndarray:

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from adaperceiver_jax.evaluate.csv_rows import csv_rows
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
-from adaperceiver_jax.evaluate.plotting import pareto
+from adaperceiver_jax.evaluate.points import csv_rows, pareto
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.policies.budgets import Baseline, Budgets, Policy

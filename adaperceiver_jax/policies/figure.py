@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adaperceiver_jax.evaluate.plotting import MARKS, finish, scale_costs, start
+from adaperceiver_jax.evaluate.figures import MARKS, finish, scale_costs, start
 from adaperceiver_jax.policies.compare import Row
 
 

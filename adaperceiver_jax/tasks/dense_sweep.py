@@ -15,12 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.data.sample import Sample, Source
-from adaperceiver_jax.evaluate.dense_table import (
-    DensePoint,
-    gflops_of,
-    trained_granularities,
-)
-from adaperceiver_jax.evaluate.points import kind_of_tokens
+from adaperceiver_jax.evaluate.flops import flops
+from adaperceiver_jax.evaluate.points import DensePoint, kind_of_tokens
 from adaperceiver_jax.models.masks import blocks_of
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.tasks.dense import Dense
@@ -122,20 +118,23 @@ def _point(
     sums: dict[str, np.ndarray],
 ) -> DensePoint:
     config = task.model.config
-    trained = trained_granularities(config, task.settings.token_granularities)
     tokens, width, depth = sub_network or (None, None, None)
-    encoder, head = gflops_of(config, sub_network, task.image_size)
+    tokens_are = "whole"
+    if tokens is not None:
+        trained = {*config.backbone.token_granularities, *task.settings.token_granularities}
+        tokens_are = kind_of_tokens(tokens, sorted(trained))
+    cost = flops(config, tokens, width, depth, task.image_size)
     return DensePoint(
         num_tokens=tokens,
         width=width,
         depth=depth,
-        tokens_are="whole" if tokens is None else kind_of_tokens(tokens, trained),
+        tokens_are=tokens_are,
         resolution=kind,
         mask=getattr(config.backbone, "mask", ""),
         flip=flip,
         scores=task.summarise(sums),
-        encoder_gflops=encoder,
-        head_gflops=head,
+        encoder_gflops=cost.encoder / 1e9,
+        head_gflops=cost.head / 1e9,
     )
 
 

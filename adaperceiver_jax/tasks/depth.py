@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaperceiver_jax.evaluate.depth_metrics import (
+from adaperceiver_jax.evaluate.dense_metrics import (
     EIGEN,
     depth_errors,
     depth_scores,
     eigen_crop,
     eigen_crops,
+    own_depth,
 )
-from adaperceiver_jax.evaluate.own_size import own_depth
 from adaperceiver_jax.losses.depth import gradient_loss, sig_loss
 from adaperceiver_jax.losses.once_for_all import weighted_mean
 from adaperceiver_jax.models.upsample import resize_bilinear

@@ -19,27 +19,15 @@ from adaperceiver_jax.data.pipeline import evaluation_batches
 from adaperceiver_jax.data.sample import Source
 from adaperceiver_jax.data.sources import Part
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
+from adaperceiver_jax.tasks.command_line import add_set, with_changes
 from adaperceiver_jax.tasks.make import RunConfig, run_config
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
 from adaperceiver_jax.train.feed import open_data, prepared
-from adaperceiver_jax.train.settings import from_config, with_key
+from adaperceiver_jax.train.settings import DataSettings
 
 INPUTS = ("image", "label")
 SPLITS = ("validation", "train")
-
-
-def counts(text: str) -> list[int]:
-    """'32,64' -> [32, 64]; '1-3,7' -> [1, 2, 3, 7]."""
-    values: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise argparse.ArgumentTypeError(f"{text!r}: must read like 32,64 or 1-21")
-        if int(first) > int(last or first):
-            raise argparse.ArgumentTypeError(f"{text!r}: {part.strip()} runs backwards")
-        values += range(int(first), int(last or first) + 1)
-    return values
 
 
 def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +37,7 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     data = "images: scenes, tfds:, array_record:, folder:, wds: (docs/data.md; those of the run)"
     parser.add_argument("--data", metavar="SOURCE", help=data)
     parser.add_argument("--data-dir", metavar="DIR", help="config.data.dir (that of the run)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another value of the config, data.validation=10%% say; may be given more than once",
-    )
+    add_set(parser, "data.validation=10%%")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images a call (64)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of matmuls (float32)"
@@ -163,21 +145,17 @@ def find_labelled(options: argparse.Namespace, split: str = "validation") -> Lab
 def _config_of(options: argparse.Namespace, model: AdaPerceiver) -> RunConfig:
     """A run's config, else the defaults for the model, with what the options change."""
     folder = Path(options.checkpoint)
-    values: dict[str, Any] = {
-        "model": dataclasses.asdict(model.config),
-        "data": {"image_size": model.config.image_size},
-    }
     if (folder / FOLDER).is_dir():
-        values = dataclasses.asdict(run_config(folder))
+        config = run_config(folder)
     elif options.data is None:
         raise ValueError(f"--data: {options.checkpoint} is no run's folder; say which images")
-    changes = [f"data.source={options.data}"] if options.data else []
-    changes += [f"data.dir={options.data_dir}"] if options.data_dir else []
-    for change in (*changes, *options.set):
-        key, given, text = change.partition("=")
-        if not given:
-            raise ValueError(f"--set {change}: must read like data.validation=10%")
+    else:
+        data = DataSettings(image_size=model.config.image_size)
+        config = RunConfig(model=model.config, data=data)
+    for change in options.set:
+        key = change.partition("=")[0]
         if key.partition(".")[0] not in ("data", "images", "augment"):
             raise ValueError(f"--set {key}: must be a key of data, images or augment")
-        values = with_key(RunConfig, values, key, text)
-    return from_config(RunConfig, values)
+    changes = [f"data.source={options.data}"] if options.data else []
+    changes += [f"data.dir={options.data_dir}"] if options.data_dir else []
+    return with_changes(config, [*changes, *options.set])

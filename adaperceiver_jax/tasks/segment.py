@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaperceiver_jax.evaluate.own_size import own_classes
-from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
+from adaperceiver_jax.evaluate.dense_metrics import (
+    confusion_matrix,
+    own_classes,
+    segmentation_scores,
+)
 from adaperceiver_jax.losses.once_for_all import weighted_mean
 from adaperceiver_jax.losses.segmentation import IGNORE, pixel_cross_entropy
 from adaperceiver_jax.models.upsample import by_bands, from_bands

@@ -21,10 +21,9 @@ from absl import logging
 
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.data.pipeline import evaluation_batches
-from adaperceiver_jax.evaluate.dense_figures import plot_tokens, plot_tradeoff
-from adaperceiver_jax.evaluate.dense_table import DensePoint, csv_text
-from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores
-from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
+from adaperceiver_jax.evaluate.dense_metrics import depth_errors, depth_scores, segmentation_scores
+from adaperceiver_jax.evaluate.figures import plot_tokens, plot_tradeoff
+from adaperceiver_jax.evaluate.points import DensePoint, csv_text
 from adaperceiver_jax.tasks.dense_sweep import sweep_dense
 from adaperceiver_jax.tasks.make import RunConfig, make_task, read_config
 from adaperceiver_jax.tasks.weights import find_run
@@ -171,8 +170,9 @@ def page(workdir: Path) -> str:
         for name in (task, f"{task}_frozen"):
             for by in ("width", "depth"):
                 picture = DOCS / "figures" / f"scenes_{name}_by_{by}.png"
-                plot_tradeoff(points[name], metric, by, picture)
-            plot_tokens(points[name], metric, DOCS / "figures" / f"scenes_{name}_tokens.png")
+                plot_tradeoff(points[name], by, "encoder_gflops", metric, picture)
+            picture = DOCS / "figures" / f"scenes_{name}_tokens.png"
+            plot_tokens(points[name], "encoder_gflops", metric, picture)
     segment_names = {
         "segment_trivial": "the commonest class everywhere",
         "segment": "**`:runlocal`**: fresh weights, all trained",

@@ -25,10 +25,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaperceiver_jax.evaluate import dense_figures, figures
-from adaperceiver_jax.evaluate.dense_table import DensePoint, read_csv
-from adaperceiver_jax.evaluate.plotting import draw_front, finish, pareto, scale_costs, start
-from adaperceiver_jax.evaluate.points import Point, read_points
+from adaperceiver_jax.evaluate import figures
+from adaperceiver_jax.evaluate.figures import draw_front, finish, scale_costs, start
+from adaperceiver_jax.evaluate.points import (
+    DensePoint,
+    Point,
+    pareto,
+    read_dense_points,
+    read_points,
+)
 from experiments.paper.shared import refusals
 from experiments.paper.table_5 import Printed, read_table
 
@@ -82,30 +87,25 @@ SPELLED = {
 def draw(figure: Figure, sweep: Path, x: str | None, out: Path) -> None:
     """Draws a figure of one sweep."""
     over_tokens = figure.vary == "num_tokens"
+    points: Sequence[Any]
     if not figure.metrics:
-        points, x = read_points(sweep), x or ("gflops" if over_tokens else "latency_ms")
-        if over_tokens:
-            figures.plot_tokens(points, x, out)
-        else:
-            figures.plot_tradeoff(points, figure.vary, x, out)
-        return
-    dense = read_dense(sweep)
-    metric = next((name for name in figure.metrics if name in dense[0].scores), None)
-    if metric is None:
-        raise ValueError(f"has no column {figure.metrics[0]}; must be a sweep of the figure's task")
-    if over_tokens:
-        dense_figures.plot_tokens(dense, metric, out)
+        points, y = read_points(sweep), "accuracy"
+        x = x or ("gflops" if over_tokens else "latency_ms")
     else:
-        dense_figures.plot_tradeoff(dense, metric, figure.vary, out)
+        points, x = read_dense(sweep), "encoder_gflops"
+        y = next((name for name in figure.metrics if name in points[0].scores), "")
+        if not y:
+            name = figure.metrics[0]
+            raise ValueError(f"has no column {name}; must be a sweep of the figure's task")
+    if over_tokens:
+        figures.plot_tokens(points, x, y, out)
+    else:
+        figures.plot_tradeoff(points, figure.vary, x, y, out)
 
 
 def read_dense(path: Path) -> list[DensePoint]:
     """An AdaPerceiver's points at the network's resolution; ValueError if there are none."""
-    try:
-        points = read_csv(path)
-    except KeyError as error:
-        name = error.args[0]
-        raise ValueError(f"has no column {name}; must be a CSV of tools/evaluate.py") from error
+    points = read_dense_points(path)
     points = [p for p in points if p.resolution == "network" and p.num_tokens is not None]
     if not points:
         raise ValueError("holds no sub-network at the network's resolution")

@@ -13,8 +13,7 @@ import numpy as np
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
-from adaperceiver_jax.evaluate.machine import most_flops
-from adaperceiver_jax.evaluate.speed import size_of
+from adaperceiver_jax.evaluate.speed import most_flops, size_of
 from adaperceiver_jax.losses.distillation import distillation_kl
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_model

@@ -34,8 +34,15 @@ from typing import Any
 import jax
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
-from adaperceiver_jax.evaluate.turns import Turns, note, spread, take_turns
+from adaperceiver_jax.evaluate.speed import (
+    Ceilings,
+    Turns,
+    described,
+    note,
+    spread,
+    take_turns,
+)
+from adaperceiver_jax.tasks.command_line import enough_memory
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
     DTYPES,

@@ -26,10 +26,17 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.machine import Ceilings, described, enough_memory
-from adaperceiver_jax.evaluate.speed import Program, forward_program
-from adaperceiver_jax.evaluate.turns import note, spread, take_turns
+from adaperceiver_jax.evaluate.speed import (
+    Ceilings,
+    Program,
+    described,
+    forward_program,
+    note,
+    spread,
+    take_turns,
+)
 from adaperceiver_jax.models.vit import ViTConfig
+from adaperceiver_jax.tasks.command_line import enough_memory
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.shapes import step_program
 from adaperceiver_jax.train.settings import from_config

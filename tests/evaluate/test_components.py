@@ -21,15 +21,7 @@ from tests.convert.test_names import MODELS
 from tests.small_models import TINY, random_images, random_params, run
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _little_optimisation():
-    """Programs here run once: compiling them well takes longer than running them."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+FEW = dict(max_latent_tokens=12, token_granularities=(2, 8), depth=1)
 
 
 def tiny(**fields):
@@ -41,48 +33,34 @@ def alone(model, params, images, sub_network):
     return run(model, params, images, **sub_network._asdict()).features
 
 
-def test_every_depth_is_what_a_call_of_that_depth_gives():
-    model, params, images = tiny()
-    depths = [SubNetwork(16, 24, l) for l in (1, 2, 3)]
-    found = patch_features(model, params, images, depths)
-    assert found.shape == (3, 2, 15, 6)
-    for features, sub_network in zip(found, depths, strict=True):
-        np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
-    assert np.abs(found[0] - found[2]).max() > 0.1
-
-
 @pytest.mark.parametrize(
-    ("mask", "counts"),
+    ("fields", "sub_networks"),
     [
-        ("block", (2, 3, 8, 24)),
-        pytest.param("causal", (2, 12), marks=pytest.mark.slow),
-        ("none", (2, 12)),
+        ({}, [(16, 24, l) for l in (1, 3)]),
+        (dict(max_width=16, widths=(8, 16)), [(16, 16, 3), (16, 8, 3)]),
+        # trained, between, beyond; 12 ends a block here only because it is the maximum
+        (dict(**FEW, block_mask="block"), [(t, 24, 1) for t in (2, 3, 8, 24)]),
+        pytest.param(
+            dict(**FEW, block_mask="causal"), [(2, 24, 1), (12, 24, 1)], marks=pytest.mark.slow
+        ),
+        (dict(**FEW, block_mask="none"), [(2, 24, 1), (12, 24, 1)]),
     ],
+    ids=["depths", "widths", "block", "causal", "none"],
 )
-def test_every_token_count_is_what_a_call_with_it_gives(mask, counts):
-    """Trained, between, beyond; 12 ends a block here only because it is the maximum."""
-    fields = dict(max_latent_tokens=12, token_granularities=(2, 8), depth=1)
-    model, params, images = tiny(block_mask=mask, **fields)
-    counts = [SubNetwork(t, 24, 1) for t in counts]
-    found = patch_features(model, params, images, counts)
-    for features, sub_network in zip(found, counts, strict=True):
+def test_features_are_those_of_a_call_for_each_sub_network(fields, sub_networks):
+    model, params, images = tiny(**fields)
+    sub_networks = [SubNetwork(*each) for each in sub_networks]
+    found = patch_features(model, params, images, sub_networks)
+    assert found.shape == (len(sub_networks), 2, 15, 6)
+    for features, sub_network in zip(found, sub_networks, strict=True):
         np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
     assert np.abs(found[0] - found[1]).max() > 1e-2
+    with pytest.raises(ValueError, match=r"depth=4: must be in 1\.\."):
+        patch_features(model, params, images, [SubNetwork(16, 16, 4)])
 
 
-def test_every_width_is_what_a_call_with_it_gives():
-    model, params, images = tiny(max_width=16, widths=(8, 16))
-    assert whole_network(model.config) == (16, 16, 3)
-    widths = [SubNetwork(16, w, 3) for w in (16, 8)]
-    found = patch_features(model, params, images, widths)
-    for features, sub_network in zip(found, widths, strict=True):
-        np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
-    assert np.abs(found[0] - found[1]).max() > 1e-2
-
-
-@pytest.mark.parametrize("name", ["segmentation", "depth"])
-def test_a_dense_models_features_are_those_its_head_is_given(name):
-    model = MODELS[name]
+def test_a_dense_models_features_are_those_its_head_is_given():
+    model = MODELS["segmentation"]
     params, images = random_params(model), random_images(model.config.backbone)
     catch = dict(
         capture_intermediates=lambda module, method: (
@@ -93,6 +71,7 @@ def test_a_dense_models_features_are_those_its_head_is_given(name):
     _, state = jax.jit(lambda p, x: model.apply({"params": p}, x, **catch))(params, images)
     want = state["intermediates"]["backbone"]["__call__"][0].features
     inner = feature_model(model)
+    assert feature_model(MODELS["depth"]) == inner
     whole = [whole_network(inner.config)]
     found = patch_features(inner, feature_params(model, params), images, whole)
     np.testing.assert_allclose(found[0], want, **CLOSE)
@@ -110,12 +89,6 @@ def test_a_dense_models_features_are_those_its_head_is_given(name):
 def test_a_model_without_patch_features_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         feature_model(MODELS[name])
-
-
-def test_a_sub_network_that_is_none_is_refused():
-    model, params, images = tiny()
-    with pytest.raises(ValueError, match=r"depth=4: must be in 1\.\.3"):
-        patch_features(model, params, images, [SubNetwork(16, 24, 4)])
 
 
 def test_components_are_the_covariances_eigenvectors():
@@ -136,14 +109,11 @@ def test_components_are_the_covariances_eigenvectors():
     assert found[1].max() == 1
 
 
-def test_a_component_that_does_not_vary_is_grey():
+def test_a_component_that_does_not_vary_is_grey_and_too_few_are_refused():
     line = np.linspace(0, 1, 20)[:, None] * np.array([1.0, 2.0, 3.0, 4.0]) + 5
     found = principal_components(line.astype(np.float32), line.astype(np.float32))
     assert np.ptp(found[:, 0]) == 1
     np.testing.assert_array_equal(found[:, 1:], 0.5)
-
-
-def test_too_few_patches_or_features_are_refused():
     for shape in ((3, 8), (16, 2)):
         with pytest.raises(ValueError, match="at least 4 patches of 3 features"):
             principal_components(np.ones(shape), np.ones(shape))
@@ -190,7 +160,7 @@ def test_panels_come_back_from_their_csv(tmp_path):
         (lambda text: "", "must begin with the columns image,"),
         (lambda text: text.splitlines()[0], "holds no panel"),
         (lambda text: text.replace(",4,8,2,0,1,", ",4,8,x,0,1,", 1), "line 27: .*'x'"),
-        (lambda text: text[: text.rindex(",")], "line 37: zip"),
+        (lambda text: text[: text.rindex(",")], "line 37: "),
         (lambda text: text[: text.rstrip().rindex("\n")], "has 5 cells of 2 x 3; write"),
     ],
 )

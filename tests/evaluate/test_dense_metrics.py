@@ -5,53 +5,45 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from adaperceiver_jax.evaluate.depth_metrics import (
+from adaperceiver_jax.evaluate.dense_metrics import (
+    confusion_matrix,
     depth_errors,
     depth_scores,
     eigen_crop,
     eigen_crops,
+    own_classes,
+    own_depth,
+    segmentation_scores,
 )
-from adaperceiver_jax.evaluate.own_size import own_classes, own_depth
-from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
 from tests.models.test_dense import bilinear
 
 CLASSES = 7
 
 
-def label_maps(seed: int, shape=(5, 12, 17)) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true; a fifth is ignored, class 5 is never labelled, class 6 nowhere."""
-    rng = np.random.default_rng(seed)
-    predicted = rng.integers(0, CLASSES - 1, shape)
-    labels = rng.integers(0, CLASSES - 2, shape)
-    labels = np.where(rng.random(shape) < 0.3, predicted % (CLASSES - 2), labels)
-    return predicted, np.where(rng.random(shape) < 0.2, 255, labels).astype(np.uint8)
-
-
-def test_confusion_is_scikit_learns():
-    predicted, labels = label_maps(0)
-    ours = np.asarray(confusion_matrix(predicted, labels, CLASSES))
-    assert ours.dtype == np.int32
-    for one, p, true in zip(ours, predicted, labels, strict=True):
-        counted = true != 255
-        want = sklearn_confusion(true[counted], p[counted], labels=range(CLASSES))
+def test_classes_are_counted_as_by_scikit_learn_and_scored_by_definition():
+    """A fifth is ignored, class 5 is never labelled, class 6 nowhere."""
+    rng = np.random.default_rng(0)
+    predicted = rng.integers(0, CLASSES - 1, (5, 12, 17))
+    labels = rng.integers(0, CLASSES - 2, predicted.shape)
+    labels = np.where(rng.random(labels.shape) < 0.3, predicted % (CLASSES - 2), labels)
+    counted = rng.random(labels.shape) >= 0.2
+    counts = np.asarray(confusion_matrix(predicted, np.where(counted, labels, 255), CLASSES))
+    assert counts.dtype == np.int32
+    for one, p, true, c in zip(counts, predicted, labels, counted, strict=True):
+        want = sklearn_confusion(true[c], p[c], labels=range(CLASSES))
         np.testing.assert_array_equal(one, want)
-
-
-def test_scores_are_those_of_the_definition():
-    predicted, labels = label_maps(1)
-    scores = segmentation_scores(np.asarray(confusion_matrix(predicted, labels, CLASSES)).sum(0))
-    counted = labels != 255
+    predicted, labels = predicted[counted], labels[counted]
     iou, accuracy = [], []
     for k in range(CLASSES):
-        true, said = (labels == k) & counted, (predicted == k) & counted
+        true, said = labels == k, predicted == k
         if (true | said).any():
             iou.append((true & said).sum() / (true | said).sum())
         if true.any():
             accuracy.append((true & said).sum() / true.sum())
     assert (len(iou), len(accuracy)) == (6, 5)
-    assert scores["miou"] == pytest.approx(np.mean(iou), rel=1e-12)
-    assert scores["mean_accuracy"] == pytest.approx(np.mean(accuracy), rel=1e-12)
-    assert scores["accuracy"] == pytest.approx((predicted == labels)[counted].mean(), rel=1e-12)
+    right = {"accuracy": (predicted == labels).mean()}
+    want = {"miou": np.mean(iou), "mean_accuracy": np.mean(accuracy), **right}
+    assert segmentation_scores(counts.sum(0)) == pytest.approx(want, rel=1e-12)
 
 
 def test_counts_beyond_32_bits_are_exact():
@@ -74,42 +66,27 @@ def test_maps_with_nothing_that_counts_are_refused_not_nan():
         depth_scores(sums)
 
 
-def depth_maps(seed: int, shape=(4, 11, 13)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predicted, true and valid; the last image has no valid pixel."""
-    rng = np.random.default_rng(seed)
-    true = rng.uniform(0.5, 9.5, shape).astype(np.float32)
-    predicted = (true * np.exp(0.4 * rng.standard_normal(shape))).astype(np.float32)
-    valid = rng.random(shape) < 0.7
-    valid[-1] = False
-    return predicted, np.where(valid, true, 0), valid
-
-
-def wanted(predicted, true, valid) -> dict[str, float]:
-    each, squares = [], []
-    for p, t, v in zip(predicted.astype(float), true.astype(float), valid, strict=True):
-        p, t = p[v], t[v]
-        if not t.size:
-            continue
-        ratio = np.maximum(p / t, t / p)
-        each.append(
-            {
-                "rmse": np.sqrt(((p - t) ** 2).mean()),
-                "abs_rel": (np.abs(p - t) / t).mean(),
-                "log10": np.abs(np.log10(p) - np.log10(t)).mean(),
-                **{f"delta{k}": (ratio < 1.25**k).mean() for k in (1, 2, 3)},
-            }
-        )
-        squares.append((p - t) ** 2)
-    means = {name: np.mean([one[name] for one in each]) for name in each[0]}
-    return {**means, "rmse_pixels": np.sqrt(np.concatenate(squares).mean())}
-
-
 def test_depth_errors_are_those_of_the_definition():
-    maps = depth_maps(0)
-    sums = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), depth_errors(*maps))
-    assert depth_scores(sums) == pytest.approx(wanted(*maps), rel=1e-5)
-    named = depth_scores(sums, eigen=True)
-    assert set(named) == {f"eigen_{name}" for name in depth_scores(sums)}
+    """The last image has no valid pixel."""
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0.5, 9.5, (4, 11, 13)).astype(np.float32)
+    predicted = (true * np.exp(0.4 * rng.standard_normal(true.shape))).astype(np.float32)
+    valid = rng.random(true.shape) < 0.7
+    valid[-1] = False
+    errors = depth_errors(predicted, np.where(valid, true, 0), valid)
+    sums = jax.tree.map(lambda x: np.asarray(x, np.float64).sum(), errors)
+    each = []
+    for p, t, v in zip(predicted[:-1].astype(float), true.astype(float), valid, strict=False):
+        p, t = p[v], t[v]
+        ratio = np.maximum(p / t, t / p)
+        relative, log = (np.abs(p - t) / t).mean(), np.abs(np.log10(p) - np.log10(t)).mean()
+        root = np.sqrt(((p - t) ** 2).mean())
+        each.append([root, relative, log, *((ratio < 1.25**k).mean() for k in (1, 2, 3))])
+    names = ("rmse", "abs_rel", "log10", "delta1", "delta2", "delta3")
+    want = dict(zip(names, np.mean(each, axis=0), strict=True))
+    want["rmse_pixels"] = np.sqrt(((predicted - true)[valid].astype(float) ** 2).mean())
+    assert depth_scores(sums) == pytest.approx(want, rel=1e-5)
+    assert set(depth_scores(sums, eigen=True)) == {f"eigen_{name}" for name in want}
 
 
 def test_the_eigen_crop():
@@ -123,15 +100,12 @@ def test_the_eigen_crop():
         np.testing.assert_array_equal(one[:height, :width], eigen_crop(height, width))
 
 
-SIZES = np.array([(9, 31), (16, 40), (32, 21)])
-
-
 def test_predictions_at_the_size_of_each_map():
-    rng = np.random.default_rng(0)
-    scores = rng.standard_normal((3, 4, 6, CLASSES)).astype(np.float32)
-    classes = np.asarray(own_classes(scores, SIZES, (32, 48)))
-    depths = np.asarray(own_depth(scores[..., :1], SIZES, (32, 48)))
-    for i, (height, width) in enumerate(SIZES):
+    sizes = np.array([(9, 31), (16, 40), (32, 21)])
+    scores = np.random.default_rng(0).standard_normal((3, 4, 6, CLASSES)).astype(np.float32)
+    classes = np.asarray(own_classes(scores, sizes, (32, 48)))
+    depths = np.asarray(own_depth(scores[..., :1], sizes, (32, 48)))
+    for i, (height, width) in enumerate(sizes):
         resized = bilinear(scores[i], height, width)
         first, second = np.sort(resized, axis=-1)[..., :-3:-1].transpose(2, 0, 1)
         clear = first - second > 1e-4  # else rounding decides

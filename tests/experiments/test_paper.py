@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.dense_table import DensePoint
-from adaperceiver_jax.evaluate.dense_table import csv_text as dense_csv
-from adaperceiver_jax.evaluate.points import Point, csv_text, kind_of_tokens
+from adaperceiver_jax.evaluate.points import DensePoint, Point, csv_text, kind_of_tokens
+from adaperceiver_jax.evaluate.points import csv_text as dense_csv
 from experiments.dense_flops import run as dense_flops
 from experiments.paper import counter, figures, table_5, table_6
 
@@ -92,7 +91,7 @@ def test_flops_need_no_latency_and_latency_must_be_there(sweeps, tmp_path):
     out = tmp_path / "a.png"
     said = refusal(figures, "3", sweeps["unmeasured"], "--out", out)
     assert f"{sweeps['unmeasured']}: " in said
-    assert "not measured at 2 tokens, width 12, depth 1" in said
+    assert "not measured at 2 tokens, width 12, depth 3" in said
     assert "--no-latency" in said
     assert not out.exists()
     figures.main(["3", str(sweeps["unmeasured"]), "--x", "gflops", "--out", str(out)])

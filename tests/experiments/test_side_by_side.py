@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import machine
+from adaperceiver_jax.evaluate import speed
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side import programs, run
@@ -116,7 +116,7 @@ def test_the_bar_is_of_our_forward_over_eager_pytorchs(
     calls = {name: lambda s=s: taking(s) for name, s in seconds.items()}
     work = programs.SideBySide(calls, flops=4.5, least_bytes=0.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1.0, 1.0))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: speed.Ceiling(1.0, 1.0))
     monkeypatch.setattr(ap, "init_params", lambda *_: {})
     monkeypatch.setattr(run, "torch_products", lambda dtype: 0.5)
     monkeypatch.setattr(run, "forwards", lambda *_: work)

@@ -3,8 +3,8 @@
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import machine
-from adaperceiver_jax.evaluate.turns import Turns
+from adaperceiver_jax.evaluate import speed
+from adaperceiver_jax.evaluate.speed import Turns
 from configs import scratch
 from experiments.side_by_side import vits
 
@@ -34,7 +34,7 @@ def test_each_vit_is_timed_with_ours(arguments, monkeypatch, capsys):
     whole = scratch.get_config
     monkeypatch.setattr(scratch, "get_config", lambda argument: whole(f"runlocal,{argument}"))
     monkeypatch.setattr(vits, "VITS", dict.fromkeys(names, small))
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: machine.Ceiling(1e9, 1e9))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: speed.Ceiling(1e9, 1e9))
     monkeypatch.setattr(vits, "take_turns", take_turns)
     vits.main([*arguments, "--batch", "8", "--repeats", "1"])
     lines = capsys.readouterr().out.splitlines()[-3:]

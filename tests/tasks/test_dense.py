@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.depth_metrics import depth_errors, depth_scores, eigen_crop
+from adaperceiver_jax.evaluate.dense_metrics import (
+    depth_errors,
+    depth_scores,
+    eigen_crop,
+    segmentation_scores,
+)
 from adaperceiver_jax.evaluate.flops import flops, readout_flops
-from adaperceiver_jax.evaluate.segmentation_metrics import segmentation_scores
 from adaperceiver_jax.losses.segmentation import segmentation_cross_entropy
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.depth import Depth

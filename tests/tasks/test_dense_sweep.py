@@ -9,10 +9,12 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.augment import Preparation
-from adaperceiver_jax.evaluate.dense_table import csv_text, read_csv
-from adaperceiver_jax.evaluate.depth_metrics import eigen_crop
-from adaperceiver_jax.evaluate.points import kind_of_tokens
-from adaperceiver_jax.evaluate.segmentation_metrics import confusion_matrix, segmentation_scores
+from adaperceiver_jax.evaluate.dense_metrics import (
+    confusion_matrix,
+    eigen_crop,
+    segmentation_scores,
+)
+from adaperceiver_jax.evaluate.points import csv_text, kind_of_tokens, read_dense_points
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense
 from adaperceiver_jax.tasks.segment import Segment
@@ -173,8 +175,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     params, arrays = random_params(task.model), make_batch(8)
     points = sweep_dense(task, params, batches_of(arrays, 8), (4, 5), (24,))
     (tmp_path / "points.csv").write_text(csv_text(points))
-    for ours, want in zip(read_csv(tmp_path / "points.csv"), points, strict=True):
-        assert ours.scores == want.scores
+    for ours, want in zip(read_dense_points(tmp_path / "points.csv"), points, strict=True):
+        assert ours.scores == pytest.approx(want.scores, rel=1e-6)
         assert ours.encoder_gflops == pytest.approx(want.encoder_gflops, rel=1e-5)
         for name in ("num_tokens", "tokens_are", "resolution", "mask", "flip"):
             assert getattr(ours, name) == getattr(want, name)

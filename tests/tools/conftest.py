@@ -1,10 +1,18 @@
 """Sources for the tools, and what they say when they refuse."""
 
+import dataclasses
+import json
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.tasks.make import make_model
+from adaperceiver_jax.train.checkpoints import Checkpoints
+from adaperceiver_jax.train.settings import CheckpointSettings
+from adaperceiver_jax.train.step import TrainState
 from tests.convert.test_names import MODELS
 from tests.small_models import random_params
 
@@ -16,6 +24,18 @@ def sources(tmp_path_factory):
     for name, model in MODELS.items():
         ap.save_pretrained(model, random_params(model), root / name)
     return root
+
+
+def write_run(folder, config):
+    """What a run leaves, with random weights instead of trained ones."""
+    model = make_model(config)
+    params, ema = (random_params(model, seed) for seed in range(2))
+    ap.save_pretrained(model, ema, folder / "model")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+    checkpoints = Checkpoints(folder, CheckpointSettings())
+    checkpoints.save(TrainState(jnp.int32(1), params, ema, {"m": jnp.ones(2)}), 1, {}, None)
+    checkpoints.close()
+    return folder
 
 
 def photo(seed, height=24, width=48):

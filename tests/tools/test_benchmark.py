@@ -2,18 +2,15 @@
 
 import csv
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import machine
-from adaperceiver_jax.evaluate.machine import Ceiling, Ceilings, measure_ceiling
-from adaperceiver_jax.evaluate.speed import forward_program
-from tests.small_models import TINY, random_params, run
+from adaperceiver_jax.evaluate import speed
+from adaperceiver_jax.evaluate.speed import Ceiling
+from tests.small_models import TINY, random_params
 from tools import benchmark as tool
 
 MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
@@ -22,7 +19,7 @@ MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 @pytest.fixture
 def given(tmp_path, monkeypatch):
     """A folder with a small model, on a machine of 1 GFLOP/s and 1 GB/s."""
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
     ap.save_pretrained(MODEL, random_params(MODEL), tmp_path / "small")
     return tmp_path
 
@@ -59,29 +56,6 @@ def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
         assert float(row["memory_mib"]) > 0
 
 
-def test_what_is_timed_is_the_sub_networks_call_with_the_least_it_must_touch():
-    params = random_params(MODEL)
-    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    program = forward_program(MODEL, params, images, (4, 8, 1))
-    want = run(MODEL, params, images, num_tokens=4, width=8, depth=1).logits
-    np.testing.assert_allclose(program.call().logits, want, rtol=1e-5, atol=1e-5)
-    small = ap.param_shapes(ap.AdaPerceiver(ap.extract_config(MODEL.config, width=8, depth=1)))
-    held = 4 * (ap.count_params(small) + images.size + want.size)
-    assert program.least_bytes == pytest.approx(held)
-
-
-def test_of_a_dense_models_backbone_only_what_is_used_counts():
-    backbone = MODEL.config.replace(num_classes=None, output_feat_dim=8)
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=backbone, num_classes=5))
-    params, images = random_params(model), jnp.zeros((1, 16, 16, 3))
-    whole, part = (
-        forward_program(model, params, images, each).least_bytes
-        for each in ((16, 24, 3), (16, 8, 1))
-    )
-    _, kept = ap.extract(model, params, width=8, depth=1)
-    assert whole - part == 4 * (ap.count_params(params) - ap.count_params(kept)) > 0
-
-
 def test_along_every_axis_where_no_sub_networks_are_named():
     assert tool.default_sub_networks(MODEL.config) == [
         *((t, 24, 3) for t in (16, 8, 4, 2)),
@@ -92,7 +66,7 @@ def test_along_every_axis_where_no_sub_networks_are_named():
 
 
 def test_other_models_have_one_row_and_any_dtype(sources, monkeypatch, said, tmp_path):
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
     path = tmp_path / "speed.csv"
     for name in ("vit", "segmentation"):
         arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
@@ -128,7 +102,7 @@ def test_the_training_step_of_a_config(given, said):
     ],
 )
 def test_refusals(arguments, why, refused, monkeypatch):
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
+    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: pytest.fail("began to measure"))
     monkeypatch.setattr(ap, "init_params", lambda *_: {})
     assert why in refused(tool, *arguments)
 
@@ -149,55 +123,3 @@ def test_what_does_not_fit_is_a_line_with_the_remedy_below_what_did(given, monke
         tool.main([*arguments, "--batch", "1", "2", "--repeats", "2"])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[1:5] for row in rows if row[:1] == ["forward"]] == [["4", "8", "1", "1"]]
-
-
-@pytest.mark.parametrize(
-    ("said", "full"),
-    [
-        ("CUDA out of memory. Tried to allocate 20.00 GiB.", True),
-        ("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory", True),
-        ("INTERNAL: cuDNN refuses", False),
-    ],
-)
-def test_pytorchs_memory_counts_and_other_errors_stay_what_they_are(said, full):
-    def fails():
-        raise RuntimeError(said)
-
-    with pytest.raises(SystemExit if full else RuntimeError, match=re.escape(said)):
-        machine.enough_memory()(fails)()
-
-
-@pytest.mark.parametrize(
-    ("tunables", "said"),
-    [
-        ("", ", JAX"),
-        ("glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0", ", GLIBC_TUNABLES set, JAX"),
-        ("glibc.malloc.arena_max=1", ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX"),
-    ],
-)
-def test_a_table_says_whether_memory_is_kept(tunables, said, monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    assert re.search(rf" cores of [^,]*{re.escape(said)} [\d.]+$", machine.described())
-
-
-def test_a_ceiling_is_positive():
-    measured = measure_ceiling(jnp.float32, sides=(64,), megabytes=1, tries=2)
-    assert measured.flops > 1e6
-    assert measured.bandwidth > 1e6
-
-
-def test_of_several_ceilings_the_best_is_kept_and_a_floor_is_the_larger_of_two(monkeypatch):
-    found = iter([Ceiling(flops=100.0, bandwidth=5.0), Ceiling(flops=90.0, bandwidth=10.0)])
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: next(found))
-    ceilings = Ceilings(jnp.float32)
-    assert ceilings.best.floor(50, 20) == 4.0
-    assert ceilings.measure().floor(50, 1) == 0.5
-    assert ceilings.best.floor(50, 20) == 2.0
-
-
-def test_where_bfloat16_is_slower_the_ceiling_is_float32s(monkeypatch):
-    rates = {"bfloat16": 90.0, "float32": 100.0}
-    monkeypatch.setattr(machine, "measure_ceiling", lambda dtype: Ceiling(rates[dtype.name], 1.0))
-    assert [Ceilings(name).best.flops for name in ("bfloat16", "float32")] == [100.0, 100.0]
-    rates["bfloat16"] = 200.0
-    assert [Ceilings(name).best.flops for name in ("bfloat16", "float32")] == [200.0, 100.0]

@@ -5,25 +5,21 @@ import csv
 import pytest
 from PIL import Image
 
-from tests.train.small import PLAIN, run
+from tests.tools.conftest import write_run
+from tests.train import small
 from tools import evaluate as tool
 
-pytestmark = pytest.mark.slow  # it trains four runs first
+pytestmark = pytest.mark.slow  # it trains a run first
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """A folder of runs, and what the one that was trained reported."""
     root = tmp_path_factory.mktemp("runs")
-    changes = {**PLAIN, "length": "2 steps", "evaluation.every": "2 steps"}
-    for name in ("ade20k", "nyuv2", "vit_nyuv2"):
-        result = run(root / name, name, changes)
-        (root / f"{name}.txt").write_text(repr(result.metrics))
-    run(root / "scratch", "scratch", changes)
-    return root
-
-
-def metrics(runs, name):
-    return eval((runs / f"{name}.txt").read_text())
+    changes = {**small.PLAIN, "length": "1 steps", "evaluation.every": "1 steps"}
+    for name in ("nyuv2", "vit_nyuv2", "scratch"):
+        write_run(root / name, small.run_config(name, changes))
+    return root, small.run(root / "ade20k", "ade20k", changes).metrics
 
 
 def lines(path):
@@ -32,6 +28,7 @@ def lines(path):
 
 
 def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
+    runs, want = runs
     options = ["--tokens", "2-4", "--widths", "6,12", "--depths", "1,2", "--own-size"]
     out = tmp_path / "results" / "ade.csv"
     text = said(tool, runs / "ade20k", *options, "--out", out, "--figures", tmp_path / "figures")
@@ -44,7 +41,6 @@ def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
         if [row[n] for n in ("num_tokens", "width", "depth", "resolution")]
         == ["4", "12", "2", "network"]
     )
-    want = metrics(runs, "ade20k")
     for name in ("miou", "mean_accuracy", "accuracy"):
         # the sweep's program sums in another order, which may turn a pixel
         assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)
@@ -59,26 +55,22 @@ def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
 
 
 def test_depth_and_the_eigen_crop(runs, tmp_path, said):
-    said(tool, runs / "nyuv2", "--out", tmp_path / "a.csv")
+    run = runs[0] / "nyuv2"
     options = ["--set", "dense.eigen_crop=True", "--flip"]
-    said(tool, runs / "nyuv2", *options, "--out", tmp_path / "b.csv")
-    plain, cropped = lines(tmp_path / "a.csv"), lines(tmp_path / "b.csv")
-    want = metrics(runs, "nyuv2")
-    assert len(plain) == 4  # two token counts, two widths
-    (whole,) = (r for r in plain if (r["num_tokens"], r["width"]) == ("4", "12"))
-    for name in ("rmse", "rmse_pixels", "abs_rel", "delta1"):
-        assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)
-    assert ([row["flip"] for row in (plain[0], cropped[0])]) == ["False", "True"]
-    assert "eigen_rmse" in cropped[0]
-    assert "rmse" not in cropped[0]
+    said(tool, run, *options, "--out", tmp_path / "a.csv")
+    found = lines(tmp_path / "a.csv")
+    assert len(found) == 4  # two token counts, two widths
+    assert {row["flip"] for row in found} == {"True"}
+    assert len({row["eigen_rmse"] for row in found}) == 4
+    assert "rmse" not in found[0]
 
 
 def test_a_vit_is_one_line(runs, tmp_path, said):
-    said(tool, runs / "vit_nyuv2", "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    run = runs[0] / "vit_nyuv2"
+    said(tool, run, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
     (row,) = lines(tmp_path / "a.csv")
     assert (row["num_tokens"], row["tokens_are"]) == ("", "whole")
-    want = metrics(runs, "vit_nyuv2")
-    assert float(row["rmse"]) == pytest.approx(want["whole/rmse"], rel=1e-3)
+    assert float(row["rmse"]) > 0
     assert not (tmp_path / "f").exists()
 
 
@@ -100,21 +92,13 @@ def test_a_vit_is_one_line(runs, tmp_path, said):
     ],
 )
 def test_refusals(runs, refused, name, options, message):
-    assert message in refused(tool, runs / name, *options)
+    assert message in refused(tool, runs[0] / name, *options)
 
 
 def test_without_the_mask_and_with_too_few_points_for_a_figure(runs, tmp_path, said):
     options = ["--tokens", "3", "--widths", "12", "--depths", "2", "--set", "model.block_mask=none"]
-    said(tool, runs / "ade20k", *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    run = runs[0] / "ade20k"
+    said(tool, run, *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
     found = lines(tmp_path / "a.csv")
     assert {(row["tokens_are"], row["mask"]) for row in found} == {("interpolated", "none")}
     assert not (tmp_path / "f").exists()
-
-
-def test_lists_of_counts():
-    assert tool.counts("32,64") == [32, 64]
-    assert tool.counts("1-3, 7") == [1, 2, 3, 7]
-    with pytest.raises(Exception, match="must read like 32,64 or 1-21"):
-        tool.counts("a")
-    with pytest.raises(Exception, match="5-3 runs backwards"):
-        tool.counts("1,5-3")

@@ -11,29 +11,29 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.sweep import SweepFolder
 from adaperceiver_jax.tasks.weights import find_policy
 from tests.small_models import TINY, random_params
-from tests.train.small import run as train_run
+from tests.tools.conftest import write_run
+from tests.train import small
 from tools import policies as tool
 from tools import sweep
 
-pytestmark = pytest.mark.slow  # it trains two policies first
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A model, the outcomes of its sweep, and two policies learned for it."""
+    """A model, the outcomes of its sweep, and two policies for it with random weights."""
     root = tmp_path_factory.mktemp("policies")
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 10}))
     ap.save_pretrained(model, random_params(model, 3), root / "tiny")
     sweep.main([*map(str, options(root)), "--no-latency", "--out", str(root / "sweep.csv")])
     for name, learner, looks_at in (("drawn", "reinforce", "patches"), ("told", "regress", "peek")):
         changes = {
-            "length": "2 steps",
             "data.image_size": 16,
             "policy.path": root / "tiny",
             "policy.learner": learner,
             "policy.looks_at": looks_at,
         }
-        train_run(root / name, "policy_in1k", changes)
+        write_run(root / name, small.run_config("policy_in1k", changes))
     return root
 
 

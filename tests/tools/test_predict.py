@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
@@ -18,12 +17,10 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.data.transforms import resize
 from adaperceiver_jax.evaluate import pictures
-from adaperceiver_jax.train.checkpoints import Checkpoints
-from adaperceiver_jax.train.settings import CheckpointSettings
-from adaperceiver_jax.train.step import TrainState
 from tests.convert.test_names import MODELS
+from tests.models.test_dense import bilinear
 from tests.small_models import random_params, run
-from tests.tools.conftest import photo
+from tests.tools.conftest import photo, write_run
 from tests.train import small
 from tools import predict as tool
 
@@ -57,18 +54,6 @@ def whole(image, height=16, width=16):
     resized = np.asarray(resize(image, (height, width)), np.float32)
     usual = ap.Preprocessing()
     return ((resized / 255 - np.array(usual.mean)) / np.array(usual.std)).astype(np.float32)
-
-
-def bilinear(x, height, width):
-    """(h, w, ...) -> (height, width, ...): half-pixel centres, edges repeated."""
-    for axis, new in enumerate((height, width)):
-        old = x.shape[axis]
-        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        low = np.floor(place).astype(int)
-        share = (place - low).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-        high = np.minimum(low + 1, old - 1)
-        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
-    return x
 
 
 def assert_same_classes(text, probabilities):
@@ -177,10 +162,8 @@ def test_depth_has_one_scale_of_colours_for_all_budgets(sources, images, tmp_pat
         *("--num-tokens", 2, "--depth", 1, 3, "--image-size", 20, 32),
     )  # fmt: skip
     image = Image.open(images[0])
-    maps = [
-        bilinear(np.asarray(output("depth", whole(image, 20, 32), **budget).depth[0]), 24, 48)
-        for budget in budgets
-    ]
+    outputs = (output("depth", whole(image, 20, 32), **budget) for budget in budgets)
+    maps = [bilinear(np.asarray(out.depth)[0, ..., None], 24, 48)[..., 0] for out in outputs]
     for budget, metres, (_, _, rest) in zip(budgets, maps, rows(text), strict=True):
         got = [float(x) for x in re.findall(r"(?:min|mean|max) ([\d.]+)", rest)]
         np.testing.assert_allclose(got, [metres.min(), metres.mean(), metres.max()], atol=6e-4)
@@ -244,21 +227,12 @@ def test_a_class_has_its_colour_whatever_the_image():
 @pytest.fixture
 def trained(tmp_path):
     """What a run leaves, of whole images, normalised in its own way."""
-    folder = tmp_path / "run"
     changes = {
         "images.mean": (0.2, 0.3, 0.4),
         "images.std": (0.1, 0.2, 0.3),
         "model.num_classes": len(CLASSES),
     }
-    config = small.run_config("scratch", changes)
-    model = ap.AdaPerceiver(config.model)
-    params, ema = (random_params(model, seed) for seed in range(2))
-    ap.save_pretrained(model, ema, folder / "model")
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-    checkpoints = Checkpoints(folder, CheckpointSettings())
-    checkpoints.save(TrainState(jnp.int32(1), params, ema, {"m": jnp.ones(2)}), 1, {}, None)
-    checkpoints.close()
-    return folder
+    return write_run(tmp_path / "run", small.run_config("scratch", changes))
 
 
 def test_a_runs_images_are_prepared_as_it_evaluated(trained, images, tmp_path, said):
@@ -298,14 +272,12 @@ def test_the_names_of_classes(tmp_path):
 
 def test_budgets_are_all_combinations_in_order():
     given = ["x.png", "--checkpoint", "x", "--num-tokens", "4", "8", "--depth", "1", "2"]
-    options = tool.make_parser().parse_args([*given, "--width", "24", "8"])
+    options = tool.read_options([*given, "--width", "24", "8"])
     budgets = tool.make_budgets(MODELS["depth"].config, (16, 16), options)
     want = list(itertools.product((4, 8), (24, 8), (1, 2)))
     assert [tuple(budget.chosen.values()) for budget in budgets] == want
     assert [budget.sizes for budget in budgets] == [tuple(map(str, sizes)) for sizes in want]
-    (whole,) = tool.make_budgets(
-        MODELS["depth"].config, (16, 16), tool.make_parser().parse_args(given[:3])
-    )
+    (whole,) = tool.make_budgets(MODELS["depth"].config, (16, 16), tool.read_options(given[:3]))
     assert whole.chosen == {}
     assert whole.sizes == ("16", "24", "3")
     assert whole.title.startswith("16 tokens, width 24, depth 3\n0.00")
@@ -315,7 +287,7 @@ def test_timms_models_look_as_timm_does():
     name = "vit_base_patch16_clip_384.laion2b_ft_in1k"
     timm = ap.timm_model(name)
     for given in (name, f"timm/{name}"):
-        options = tool.make_parser().parse_args(["x.png", "--checkpoint", given])
+        options = tool.read_options(["x.png", "--checkpoint", given])
         found = tool.find_view("classify", ap.ViT(timm.config), None, options)
         assert found == ((384, 384), timm.preprocessing)
         assert found[1].squash
@@ -335,3 +307,52 @@ def test_a_turned_photo_is_shown_upright(sources, images, tmp_path, said):
     assert upright == turned != lying
     a, b = (Image.open(tmp_path / "out" / f"{name}_depth.png") for name in ("a", "turned"))
     np.testing.assert_array_equal(panel(a, 1), panel(b, 1))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "message"),
+    [
+        ("classification", "--task segment", r"classification is for classify \(AdaPerceiver\)$"),
+        ("depth", "--task segment", r"--task=segment: .*depth is for depth \(DepthModel\)$"),
+        ("dense", "", r"dense: does none of .* \(AdaPerceiver without classes\)$"),
+        ("classification", "--num-tokens 4 0", "num_tokens=0: must be at least 1$"),
+        ("segmentation", "--width 24 25", r"width=25: must be in 1\.\.24"),
+        ("depth", "--depth 0", r"depth=0: must be in 1\.\.3$"),
+        ("vit", "--depth 1", "num_tokens, width, depth: a ViTConfig has no sub-networks"),
+        ("vit", "--tau 0.5", r"--tau=0\.5: only an AdaPerceiver exits early, not ViT$"),
+        ("segmentation", "--tau 0.5", r"--tau=0\.5: only an .* not SegmentationModel$"),
+        ("classification", "--tau 0.5 --depth 2", r"--tau=0\.5: decides the depth; .* --depth"),
+        ("classification", "--tau 1.5", r"--tau=1\.5: must be a probability, 0 to 1"),
+        ("depth", "--image-size 30", "--image-size=30: must be multiples of the patch, 4; .*: 32$"),
+        ("depth", "--image-size 0 16", "--image-size=0 16: must be multiples.* nearest: 4 16$"),
+        ("classification", "--image-size 8 16", "--image-size=8 16: .*square; give one number"),
+        ("classification", "--labels {tmp}/names.txt", r"names\.txt: has 2 names for 5 classes"),
+        ("segmentation", "--labels {tmp}/none.txt", r"No such file.*none\.txt"),
+        ("depth", "--labels {tmp}/names.txt", r"names\.txt: for depth there are no classes$"),
+        ("nowhere", "", "not a checkpoint folder"),
+        ("depth", "--step 3", "step=3: only for a run's folder"),
+        ("depth", "{tmp}/text.png", r"text\.png: cannot be decoded: is no image"),
+        ("depth", "{tmp}/short.png", r"short\.png: cannot be decoded: is cut short"),
+        ("depth", "{tmp}/none.png", r"No such file.*none\.png"),
+        ("depth", "{tmp}", r"Is a directory"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    sources, images, tmp_path, refused, capsys, checkpoint, options, message
+):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "short.png").write_bytes(images[0].read_bytes()[:600])
+    given, out = options.format(tmp=tmp_path).split(), tmp_path / "out"
+    text = refused(tool, images[0], *given, "--checkpoint", sources / checkpoint, "--out", out)
+    assert re.search(message, text), text
+    assert "\n" not in text
+    assert capsys.readouterr().out == ""
+    assert not out.exists()
+
+
+def test_a_model_of_grey_images_is_refused(images, tmp_path, refused):
+    model = ap.ViT(dataclasses.replace(MODELS["vit"].config, in_channels=1))
+    ap.save_pretrained(model, random_params(model), tmp_path / "grey")
+    text = refused(tool, images[0], "--checkpoint", tmp_path / "grey")
+    assert "grey: its images have 1 channels, not 3" in text
