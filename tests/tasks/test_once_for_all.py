@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.losses.classification import soft_cross_entropy
 from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.distill import Distill
-from adaperceiver_jax.tasks.once_for_all import LossSettings, OnceForAll, Targets, scores, smoothed
+from adaperceiver_jax.tasks.once_for_all import LossSettings, Targets, scores, smoothed
 from tests.small_models import TINY, random_images, random_params, run
-from tests.train.small import counted_flops
 
 CONFIG = ap.AdaPerceiverConfig(**TINY)
 MODEL = ap.AdaPerceiver(CONFIG)
@@ -138,46 +136,3 @@ def test_what_cannot_be_trained_says_so():
 def test_the_whole_model_is_evaluated_first_and_once():
     task = Classify(model=MODEL, evaluated=((16, 24, 3), (4, 8, 1)))
     assert task.sub_networks() == ((16, 24, 3), (4, 8, 1))
-
-
-class Known(OnceForAll):
-    """Learns a teacher of zeros."""
-
-    def targets(self, constants, samples):
-        c = self.model.config
-        features = (len(samples["images"]), c.grid_size**2, c.output_feat_dim or 0)
-        return Targets(samples["labels"], jnp.zeros(features))
-
-    def logit_loss(self, logits, labels):
-        return soft_cross_entropy(logits, labels)
-
-
-HEADS = ("(write_head|output_latents|output_adapter)(_feat)?/.*",)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("patterns", "depths", "features"),
-    [((), True, 32), ((), False, None), (HEADS, True, None), (HEADS, False, 32)],
-)
-def test_a_step_costs_what_is_said_of_it(monkeypatch, patterns, depths, features):
-    """By XLA's count; images have no gradient, and norms and softmaxes are not counted by us."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    config = CONFIG.replace(
-        embed_dim=192,
-        depth=8,
-        image_size=32,
-        max_latent_tokens=64,
-        token_granularities=(16, 64),
-        widths=(),
-        ffn_ratio=4.0,
-        use_embed_ffn=False,
-        output_feat_dim=features,
-    )
-    task = Known(
-        model=ap.AdaPerceiver(config, unroll=8),
-        settings=LossSettings(widths=False, depths=depths, features=features is not None),
-    )
-    batch = {"image": np.zeros((2, 32, 32, 3), np.uint8), "label": np.zeros(2, np.int32)}
-    trained, counted = counted_flops(task, batch, patterns)
-    assert 0.9 * counted < task.train_flops(trained) < 1.02 * counted

@@ -39,15 +39,6 @@ BATCH = {
 KEY = jax.random.key(7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _little_optimisation():
-    """Compiling takes longer than running."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def make(kind=Reinforce, **settings):
     learner = "reinforce" if kind is Reinforce else "regress"
     chosen = PolicySettings(learner=learner, **settings)

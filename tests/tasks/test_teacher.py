@@ -18,7 +18,6 @@ from adaperceiver_jax.tasks.make import (
     warn_of_other_pixels,
 )
 from adaperceiver_jax.tasks.objective import ImageSettings
-from adaperceiver_jax.tasks.once_for_all import LossSettings
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import held, make_mesh, placed, tree_shardings
 from tests.convert.test_names import same
@@ -50,40 +49,6 @@ def test_kernels_are_kept_in_bfloat16_and_it_is_the_same_teacher():
     targets = jax.jit(lambda c: task.targets(c, {"images": images}).labels)
     np.testing.assert_array_equal(targets(constants), targets(params))
     assert targets(constants).dtype == jnp.float32
-
-
-@pytest.mark.slow
-def test_no_gradient_reaches_it_and_its_backward_is_not_computed():
-    task, _ = distill("float32")
-    images = jnp.asarray(random_images(MODEL.config))
-    samples = {"images": images, "labels": jnp.zeros((2, 5))}
-    settings = dataclasses.replace(task, settings=LossSettings(depths=False, widths=False))
-
-    def loss(params, constants):
-        return settings.loss(params, constants, samples, {}, jax.random.key(0))[0]
-
-    params, constants = random_params(MODEL), task.constants()
-    grads = jax.jit(jax.grad(loss, argnums=1))(params, constants)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
-
-    def flops(vit_depth):
-        """XLA's count of a training step, and of the teacher's forward alone."""
-        vit = dataclasses.replace(VIT, depth=vit_depth)
-        other = dataclasses.replace(
-            settings, teacher=ap.ViT(vit, unroll=vit_depth), teacher_params=lambda: None
-        )
-        frozen = random_params(ap.ViT(vit))
-        step = jax.grad(lambda p, c: other.loss(p, c, samples, {}, jax.random.key(0))[0])
-        forward = lambda p, c: other.targets(c, samples).labels  # noqa: E731
-        return np.array(
-            [
-                jax.jit(call).lower(params, frozen).compile().cost_analysis()["flops"]
-                for call in (step, forward)
-            ]
-        )
-
-    step, forward = flops(4) - flops(3)  # what one more block of the teacher costs
-    assert step == pytest.approx(forward, rel=0.02)
 
 
 def test_the_papers_teacher_splits_over_fsdp():

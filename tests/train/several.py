@@ -24,8 +24,6 @@ def start_all(
     moments: Mapping[int, tuple[str, int]] | None = None,
     flags: Mapping[int, list[str]] | None = None,
     devices: int = 1,
-    *,
-    cache: str,
 ) -> list[subprocess.Popen]:
     """Starts them; `moments` (as tests/train/killed.py takes them) and `flags` are of single
     processes, by index."""
@@ -35,10 +33,7 @@ def start_all(
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PLATFORMS": "cpu",
     }
     if count > 1:
         environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"

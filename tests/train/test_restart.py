@@ -28,16 +28,10 @@ CHANGES = {
 CONFIG = "configs/scratch.py:runlocal," + ",".join(f"{k}={v}" for k, v in CHANGES.items())
 
 
-@pytest.fixture(scope="session")
-def start(compilation_cache):
-    """Starts main.py on one device; 'moment' and 'step' as tests/train/killed.py takes them."""
-
-    def start(workdir, moment=None, step=0):
-        moments = {0: (moment, step)} if moment else None
-        (process,) = start_all(1, CONFIG, workdir, moments, cache=compilation_cache)
-        return process
-
-    return start
+def start(workdir, moment=None, step=0):
+    """main.py on one device; 'moment' and 'step' as tests/train/killed.py takes them."""
+    (process,) = start_all(1, CONFIG, workdir, {0: (moment, step)} if moment else None)
+    return process
 
 
 def finish(process) -> tuple[int, str, str]:
@@ -45,7 +39,7 @@ def finish(process) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def reference(start, tmp_path_factory):
+def reference(tmp_path_factory):
     """The folder of a run that was never stopped."""
     workdir = tmp_path_factory.mktemp("reference")
     code, out, err = finish(start(workdir))
@@ -68,7 +62,7 @@ def assert_same_run(ours, theirs):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(start, reference, tmp_path):
+def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(reference, tmp_path):
     for moment, step, saved in (
         ("logged", 2, []),  # before the first checkpoint
         ("saving", 8, None),  # one is being written, right after an evaluation
@@ -102,7 +96,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_never_stopped(start, reference, 
 
 
 @pytest.mark.slow
-def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(start, reference, tmp_path):
+def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(reference, tmp_path):
     code, out, err = finish(start(tmp_path, "asked", 10))
     assert code == 0, err
     assert "asked to stop: saved at step 11; the same command goes on from there" in out
@@ -117,7 +111,7 @@ def test_a_run_asked_to_stop_saves_says_so_and_goes_on_from_there(start, referen
 
 
 @pytest.mark.slow
-def test_a_run_asked_to_stop_as_it_evaluates_owes_that_evaluation(start, reference, tmp_path):
+def test_a_run_asked_to_stop_as_it_evaluates_owes_that_evaluation(reference, tmp_path):
     """Of a step between and of the last one, whose evaluation comes before the model's folder."""
     for step, last in ((8, 8), (24, 24)):
         code, out, err = finish(start(tmp_path, "evaluating", step))
