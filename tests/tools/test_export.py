@@ -13,7 +13,8 @@ from tests.convert.test_names import MODELS
 from tests.small_models import random_params, run
 from tools import export as tool
 
-ALL = ["segmentation", "depth", "policy", "vit", "dense", "segmenter", "vit depth"]
+SLOW = ("depth", "dense", "segmenter", "vit depth")
+ALL = ["segmentation", "policy", "vit", *(pytest.param(x, marks=pytest.mark.slow) for x in SLOW)]
 ALONE = """
 import sys
 for name in ("adaperceiver_jax", "flax", "orbax"):
@@ -88,7 +89,10 @@ def test_half_precision_weights_are_exported_in_float32(tmp_path, said):
         assert {weights[name].dtype for name in weights} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["classification", "segmentation", "vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit", *(pytest.param(x, marks=pytest.mark.slow) for x in ("classification", "segmentation"))],
+)
 def test_onnx(sources, name, tmp_path, said):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
