@@ -8,6 +8,8 @@ from tests.train.small import ROOT, config_dict, rows, run
 NAMES = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "dense", "__init__")
 )
+QUICK = {"stage3_width", "scratch", "ade20k", "nyuv2", "policy_in1k"}
+"""One for each task."""
 
 
 def test_there_are_configs():
@@ -15,7 +17,9 @@ def test_there_are_configs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.quick] * (name in QUICK)) for name in NAMES]
+)
 def test_two_steps(tmp_path, name):
     changes = {
         "length": "2 steps",

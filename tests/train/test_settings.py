@@ -16,6 +16,7 @@ from adaperceiver_jax.train.settings import (
     with_key,
 )
 
+pytestmark = pytest.mark.quick
 SEGMENT, MLP = {"task": "segment"}, {"mlp": True}
 
 
