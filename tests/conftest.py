@@ -27,6 +27,8 @@ MOST = 4 * 2**30
 import jax
 import pytest
 
+from tests import nightly
+
 VARIABLE = "ADAPERCEIVER_GOLDENS"
 GOLDENS = Path(
     os.environ.get(VARIABLE) or Path(__file__).resolve().parents[2] / "shared" / "goldens"
@@ -49,6 +51,15 @@ def pytest_sessionstart(session):
         files = list(PROGRAMS.glob("*"))
         if sum(file.stat().st_size for file in files) > MOST:
             shutil.rmtree(PROGRAMS)
+
+
+def pytest_collection_modifyitems(items):
+    """UsageError for a `nightly` mark that no group would run."""
+    for item in items:
+        for mark in item.iter_markers("nightly"):
+            if mark.args or mark.kwargs.get("group") not in nightly.TESTS:
+                groups = ", ".join(nightly.TESTS)
+                raise pytest.UsageError(f"{item.nodeid}: nightly(group=...) must name {groups}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,7 +35,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         *(f"{PACKAGE}/{place}" for place in ("models/*.py", "optim/*.py", "tasks/shapes.py")),
     ),
     "processes": (
-        *("tests/train/*.py", "tests/processes.py", f"{PACKAGE}/data/pipeline.py"),
+        *("tests/train/*.py", "tests/tasks/test_processes.py", "tests/processes.py"),
+        *(
+            f"{PACKAGE}/{name}.py"
+            for name in ("data/pipeline", "tasks/dense_sweep", "tasks/segment")
+        ),
         *(
             f"{PACKAGE}/train/*.py",
             f"{PACKAGE}/optim/eigenvectors.py",

@@ -46,7 +46,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.nightly("processes")
+@pytest.mark.nightly(group="processes")
 def test_two_processes_report_what_one_does(tmp_path):
     """Whole numbers exactly; the loss, a sum of fractions, to rounding."""
     (alone,) = said_by_processes(PROGRAM, 1, tmp_path, timeout=400)

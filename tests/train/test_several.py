@@ -18,7 +18,7 @@ from tests.train.small import (
     saved_steps,
 )
 
-NIGHTLY = pytest.mark.nightly("processes")
+NIGHTLY = pytest.mark.nightly(group="processes")
 MOST = 20.0
 """Seconds after the first process's end in which all others must have ended, imports and all."""
 
