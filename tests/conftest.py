@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Eight devices for the tests of meshes; everything else runs on the first.
-DEVICES = "--xla_force_host_platform_device_count"
-if DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+# Eight devices for the tests of meshes; everything else runs on the first. XLA's newer code for
+# fused operations takes three times as long to compile.
+FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_cpu_use_fusion_emitters=false")
+for flag in FLAGS:
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 # XLA's thread pool has one thread a device, and a device that waits in a collective holds it. Two
 # collectives of a program that do not depend on each other are entered in either order; with no
 # thread left to enter the other, all wait until XLA ends the process after 40 seconds.
@@ -63,22 +65,28 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _optimisation(request):
-    """Full optimisation for modules that count FLOPs, bytes or bits."""
-    marked = request.node.get_closest_marker("optimised") is not None
+def _compiled_programs(request):
+    """Full optimisation for modules that count FLOPs, bytes or bits, and no more programs in memory
+    than Linux has room for: each holds dozens of memory maps, of which a process may have 65,530.
+    """
+    optimised = request.node.get_closest_marker("optimised") is not None
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", before and not marked)
+    if optimised:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    if optimised or memory_maps() > 30_000:
+        jax.clear_caches()
+        gc.collect()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _free_compiled_programs():
-    """Each program compiled for the CPU holds dozens of memory maps, and Linux allows a process
-    65,530: without this a run of all tests in one process ends in a segmentation fault."""
-    yield
-    jax.clear_caches()
-    gc.collect()
+def memory_maps() -> int:
+    """Memory maps of this process; more than any limit where the system does not say."""
+    try:
+        return Path("/proc/self/maps").read_text().count("\n")
+    except OSError:
+        return 2**32
 
 
 def pytest_terminal_summary(terminalreporter):

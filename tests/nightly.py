@@ -32,21 +32,31 @@ TESTS: dict[str, tuple[str, ...]] = {
         *("tests/tools/pod_report/*.py", "tests/tools/test_pods_page.py"),
         "tests/tools/test_compile_for_tpu.py",
         *(f"{PACKAGE}/train/{name}.py" for name in ("chips", "step", "sharding")),
-        *(f"{PACKAGE}/{place}" for place in ("models/*.py", "optim/*.py", "tasks/shapes.py")),
+        *(f"{PACKAGE}/models/*.py", f"{PACKAGE}/optim/*.py"),
     ),
     "processes": (
         *("tests/train/*.py", "tests/tasks/test_processes.py", "tests/processes.py"),
-        *(
-            f"{PACKAGE}/{name}.py"
-            for name in ("data/pipeline", "tasks/dense_sweep", "tasks/segment")
-        ),
-        *(
-            f"{PACKAGE}/train/*.py",
-            f"{PACKAGE}/optim/eigenvectors.py",
-            f"{PACKAGE}/optim/stacks.py",
-        ),
+        *(f"{PACKAGE}/{name}.py" for name in ("data/pipeline", "tasks/dense_sweep")),
+        *(f"{PACKAGE}/train/*.py", f"{PACKAGE}/optim/*.py", f"{PACKAGE}/tasks/segment.py"),
+    ),
+    "configs": (
+        *("configs/*.py", f"{PACKAGE}/tasks/*.py", f"{PACKAGE}/train/settings.py"),
+        *("tests/train/test_configs.py", "tests/train/small.py"),
+    ),
+    "counts": (
+        *(f"{PACKAGE}/models/*.py", f"{PACKAGE}/tasks/*.py", f"{PACKAGE}/evaluate/flops.py"),
+        *("tests/tasks/test_costs.py", "tests/models/test_properties.py"),
     ),
     "experiments": ("experiments/**/*.py", "tests/experiments/*.py"),
+    "tools": (
+        *("tools/*.py", "configs/*.py", f"{PACKAGE}/evaluate/*.py", f"{PACKAGE}/convert/*.py"),
+        *("tests/tools/test_*.py", "tests/test_package.py", "setup.py", "pyproject.toml"),
+    ),
+    "contributing": (
+        *("docs/contributing.md", "tests/test_contributing.py", "configs/*.py", "main.py"),
+        *(f"{PACKAGE}/{room}/*.py" for room in ("tasks", "policies", "data")),
+        f"{PACKAGE}/models/dense*.py",
+    ),
 }
 """Patterns of the files that each group of tests covers."""
 NOTEBOOKS = ("quick_tour", "adaptivity", "training", "pytorch", "components")

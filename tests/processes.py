@@ -1,13 +1,20 @@
-"""Running a program in several processes of jax.distributed."""
+"""Running programs in other processes, also in several of jax.distributed."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """The environment of this process for one with this number of CPU devices."""
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def said_by_processes(
@@ -23,12 +30,10 @@ def said_by_processes(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     started = [
         subprocess.Popen(
             [sys.executable, program, str(port), str(count), str(index)],
-            env=environment,
+            env={**environment(devices), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

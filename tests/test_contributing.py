@@ -1,7 +1,6 @@
 """The worked examples of docs/contributing.md, put where that page says and used as it says."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from adaperceiver_jax.policies.compare import compare
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.train.settings import from_config
 from configs import ade20k
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "contributing.md"
@@ -47,8 +47,7 @@ def tree(tmp_path):
     for name in ("adaperceiver_jax", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "main.py", copy / "main.py")
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env |= {"PYTHONPATH": str(copy), "JAX_PLATFORMS": "cpu"}
+    env = {**environment(), "PYTHONPATH": str(copy)}
 
     def put(title: str):
         for name, code, end in example(title):

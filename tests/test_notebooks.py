@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.evaluate.dense_metrics import segmentation_scores
 from adaperceiver_jax.evaluate.sweep import sweep
 from experiments.colab import run, setup
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "colab"
@@ -124,9 +124,8 @@ def test_the_first_cell_fetches_and_installs_where_nothing_is(tmp_path):
 
     def first_cell(source: str):
         code = cell.replace('SOURCE = ""', f"SOURCE = {source!r}")
-        env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         return subprocess.run(
-            [python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+            [python, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True
         )
 
     assert "ValueError: SOURCE='': no repository here; give" in first_cell("").stderr

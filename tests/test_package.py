@@ -2,7 +2,6 @@
 
 import ast
 import importlib.metadata
-import os
 import re
 import shutil
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaperceiver_jax"
@@ -89,8 +90,7 @@ def test_data_and_models_know_nothing_of_each_other():
 
 def tool(name: str, *arguments):
     command = [sys.executable, ROOT / "tools" / name, *arguments]
-    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.run(command, capture_output=True, text=True, env=alone)
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
 
 
 @pytest.mark.slow
@@ -201,8 +201,7 @@ def test_the_wheel_works_without_the_repository(built, tmp_path):
         "ap.save_pretrained(model, params, 'saved')\n"
         "assert ap.from_pretrained('saved')[0] == model\n"
     )
-    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    alone |= {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
+    alone = {**environment(), "PYTHONPATH": str(place)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=alone
     )

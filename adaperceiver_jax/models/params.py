@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _init(model: nn.Module, key: jax.Array) -> Any:
     example = model.example_inputs()
     return model.init(key, jnp.zeros(example.shape, example.dtype))["params"]
@@ -17,7 +19,7 @@ def _init(model: nn.Module, key: jax.Array) -> Any:
 
 def init_params(model: nn.Module, key: jax.Array) -> Any:
     """Fresh parameters; nothing but the initialisers is compiled."""
-    return jax.jit(_init, static_argnums=0)(model, key)
+    return _init(model, key)
 
 
 def scale_kernels(params: Any, factor: float) -> Any:
@@ -35,7 +37,7 @@ def scale_kernels(params: Any, factor: float) -> Any:
 
 def param_shapes(model: nn.Module) -> Any:
     """The parameters' shapes and dtypes, with nothing allocated."""
-    return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
+    return _init.eval_shape(model, jax.random.key(0))
 
 
 def count_params(params: Any) -> int:

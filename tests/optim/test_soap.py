@@ -1,6 +1,5 @@
 """SOAP against itself on parameters cut and stacked in other ways, and against NumPy."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from adaperceiver_jax.optim import eigenvectors
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.optim.soap import Soap, soap
 from adaperceiver_jax.optim.stacks import layout_of
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CLOSE = dict(rtol=0, atol=2e-5)
@@ -308,6 +308,5 @@ for _ in range(40):
 @pytest.mark.slow
 def test_eigenvectors_in_a_program_on_one_cpu_do_not_lock_up():
     """Several calls of LAPACK at once waited for each other for ever, in most runs."""
-    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     command = [sys.executable, "-c", LOCKS_UP]
-    subprocess.run(command, check=True, timeout=400, env=alone | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT)
+    subprocess.run(command, check=True, timeout=400, env=environment(), cwd=ROOT)

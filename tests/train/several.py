@@ -1,6 +1,5 @@
 """main.py in several processes on this machine, a CPU device each, over loopback."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from tests.processes import environment
 from tests.train.small import ROOT
 
 _THEIRS = ("[Gloo] Rank", "preemption_notifier.cc", "Reached preemption sync point")
@@ -30,14 +30,9 @@ def start_all(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    env = {**environment(devices), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if count > 1:
-        environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
-        environment["JAX_NUM_PROCESSES"] = str(count)
+        env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
     started = []
     for index in range(count):
         # Files, as a pipe that nobody reads until the end has room for 64 KiB.
@@ -53,7 +48,7 @@ def start_all(
                     *(flags or {}).get(index, []),
                 ],
                 cwd=ROOT,
-                env={**environment, **({"JAX_PROCESS_ID": str(index)} if count > 1 else {})},
+                env={**env, **({"JAX_PROCESS_ID": str(index)} if count > 1 else {})},
                 stdout=out,
                 stderr=err,
             )
