@@ -22,9 +22,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +35,11 @@ import jax.numpy as jnp
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.evaluate.points import csv_text
-from adaperceiver_jax.evaluate.speed import (
+from adaperceiver_jax.evaluate.turns import note, take_turns
+from adaperceiver_jax.tasks.command_line import make_parser, refusals
+from adaperceiver_jax.tasks.make import RunConfig, make_model, read_config
+from adaperceiver_jax.tasks.weights import find_weights
+from tools.speed import (
     Ceiling,
     Ceilings,
     Program,
@@ -40,15 +47,10 @@ from adaperceiver_jax.evaluate.speed import (
     described,
     forward_program,
     named,
-    note,
     speed_of,
+    step_program,
     table,
-    take_turns,
 )
-from adaperceiver_jax.tasks.command_line import make_parser, refusals
-from adaperceiver_jax.tasks.make import RunConfig, make_model, read_config
-from adaperceiver_jax.tasks.shapes import step_program
-from adaperceiver_jax.tasks.weights import find_weights
 
 DTYPES = ("float32", "bfloat16")
 

@@ -36,14 +36,14 @@ from absl import logging
 
 from adaperceiver_jax.models.params import count_params
 from adaperceiver_jax.tasks.make import RunConfig, read_config
-from adaperceiver_jax.tasks.shapes import Step, make_step
-from adaperceiver_jax.train.chips import CHIPS
 from adaperceiver_jax.train.loop import LAG
 from adaperceiver_jax.train.sharding import WHOLE, held, way_of
+from tools.pod_report.chips import CHIPS
 from tools.pod_report.pages import ASSUMPTIONS, page, table
 from tools.pod_report.program import DoesNotFitError, compile_program
 from tools.pod_report.report import Report, replicated
 from tools.pod_report.topology import Topology, find_topology, layout
+from tools.shapes import Step, make_step
 
 AHEAD = 2 + LAG
 """Batches on the chips beside the one that is used: those of the LAG steps that the loop has begun

@@ -38,7 +38,7 @@ import jax
 import numpy as np
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.speed import note
+from adaperceiver_jax.evaluate.turns import note
 from adaperceiver_jax.policies import Baseline, EarlyExit, Policy, Served, Server
 
 LEAST_SHARE = 0.8

@@ -13,7 +13,6 @@ import numpy as np
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert.describe import config_to_dict
-from adaperceiver_jax.evaluate.speed import most_flops, size_of
 from adaperceiver_jax.losses.distillation import distillation_kl
 from adaperceiver_jax.optim.optimizer import make_optimizer
 from adaperceiver_jax.tasks.make import RunConfig, make_model
@@ -22,6 +21,7 @@ from adaperceiver_jax.train.settings import from_config
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
 from configs import stage3_width
+from tools.speed import most_flops, size_of
 
 try:
     import torch

@@ -34,14 +34,7 @@ from typing import Any
 import jax
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.speed import (
-    Ceilings,
-    Turns,
-    described,
-    note,
-    spread,
-    take_turns,
-)
+from adaperceiver_jax.evaluate.turns import Turns, note, spread, take_turns
 from adaperceiver_jax.tasks.command_line import enough_memory
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side.programs import (
@@ -56,6 +49,7 @@ from experiments.side_by_side.programs import (
     torch_products,
     use_the_same_device,
 )
+from tools.speed import Ceilings, described
 
 MOST = {"forward": 1.0, "train": None}
 

@@ -26,22 +26,14 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate.speed import (
-    Ceilings,
-    Program,
-    described,
-    forward_program,
-    note,
-    spread,
-    take_turns,
-)
+from adaperceiver_jax.evaluate.turns import note, spread, take_turns
 from adaperceiver_jax.models.vit import ViTConfig
 from adaperceiver_jax.tasks.command_line import enough_memory
 from adaperceiver_jax.tasks.make import RunConfig
-from adaperceiver_jax.tasks.shapes import step_program
 from adaperceiver_jax.train.settings import from_config
 from configs import scratch
 from experiments.paper.table_5 import read_table
+from tools.speed import Ceilings, Program, described, forward_program, step_program
 
 TINY, SMALL, BASE, LARGE = (
     dict(embed_dim=dim, depth=depth, num_heads=dim // 64)

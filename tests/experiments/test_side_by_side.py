@@ -11,13 +11,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import speed
 from adaperceiver_jax.models.params import scale_kernels
 from adaperceiver_jax.tasks.make import make_model
 from experiments.side_by_side import programs, run
 from experiments.side_by_side.programs import torch_model
 from experiments.side_by_side.torch_step import Stage3
 from tests.small_models import TINY, model_and_params, random_params
+from tools import speed
 
 SMALL = (
     "model.embed_dim=24,model.num_heads=3,model.depth=3,model.max_latent_tokens=8,"

@@ -3,10 +3,10 @@
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import speed
-from adaperceiver_jax.evaluate.speed import Turns
+from adaperceiver_jax.evaluate.turns import Turns
 from configs import scratch
 from experiments.side_by_side import vits
+from tools import speed
 
 
 def test_a_vit_stands_against_the_fewest_tokens_that_are_as_right():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.evaluate import speed
-from adaperceiver_jax.evaluate.speed import Ceiling
 from tests.small_models import TINY, random_params
 from tools import benchmark as tool
+from tools import speed
+from tools.speed import Ceiling
 
 MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.data.pipeline import to_devices
-from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.loop import LAG
 from tools import compile_for_tpu as tool
 from tools.pod_report import topology
+from tools.shapes import make_step
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = str(ROOT / "configs" / "scratch.py")

@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from adaperceiver_jax.tasks.make import read_config
-from adaperceiver_jax.tasks.shapes import make_step
 from adaperceiver_jax.train.sharding import held
 from tests.tools.test_compile_for_tpu import compiled
 from tools.pod_report.topology import GIB, find_topology
+from tools.shapes import make_step
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "pods.md").read_text()

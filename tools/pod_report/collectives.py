@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from adaperceiver_jax.train.chips import Chip
+from tools.pod_report.chips import Chip
 from tools.pod_report.hlo import Array, Computation, Instruction, Module
 from tools.pod_report.loops import Visit
 from tools.pod_report.topology import Layout

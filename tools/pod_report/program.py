@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from adaperceiver_jax.train.chips import Chip
+from tools.pod_report.chips import Chip
 from tools.pod_report.collectives import DONE, START, Collective, collectives
 from tools.pod_report.hlo import Instruction, Module, parse
 from tools.pod_report.loops import Visit, visits

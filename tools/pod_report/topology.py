@@ -15,7 +15,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from adaperceiver_jax.train.chips import CHIPS, Chip
+from tools.pod_report.chips import CHIPS, Chip
 
 GIB = 2**30
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from adaperceiver_jax.train.chips import CHIPS
 from tests.tools.pod_report.texts import LOOP, around, entry
+from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective, collectives
 from tools.pod_report.hlo import Array, parse
 from tools.pod_report.loops import visits

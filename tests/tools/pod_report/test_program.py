@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from adaperceiver_jax.train.chips import CHIPS
 from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report import program as program_module
+from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective
 from tools.pod_report.program import Memory, Program, read_program
 from tools.pod_report.topology import Layout

@@ -8,11 +8,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adaperceiver_jax.train.chips import CHIPS
 from adaperceiver_jax.train.sharding import held
 from tests.tools.pod_report.test_collectives import gathered
 from tests.tools.pod_report.test_program import MESH, read
 from tests.tools.pod_report.texts import LOOP, entry
+from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective
 from tools.pod_report.pages import page, table
 from tools.pod_report.program import Memory, Work

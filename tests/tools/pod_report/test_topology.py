@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from adaperceiver_jax.train.chips import CHIPS
+from tools.pod_report.chips import CHIPS
 from tools.pod_report.topology import LAYOUTS, Topology, parse_topology
 
 

@@ -1,4 +1,4 @@
-"""How fast compiled programs are: timing in turns, the machine's ceiling, a table of both."""
+"""Speed of compiled programs, next to the most that this machine does, and a table of both."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import datetime
 import os
 import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,65 +22,13 @@ from adaperceiver_jax.data.loading import cores
 from adaperceiver_jax.evaluate.costs import memory_of
 from adaperceiver_jax.evaluate.flops import flops
 from adaperceiver_jax.models.extract import extract
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.sharding import held
+from tools.shapes import make_step, teacher_made_up
 
 SubNetwork = tuple[int, int, int]
 """(num_tokens, width, depth)"""
 TRIES = 9
-
-
-@dataclasses.dataclass(frozen=True)
-class Turns:
-    """Seconds of every call, in the order of the turns, by the program's name."""
-
-    wall: dict[str, list[float]]
-    processor: dict[str, list[float]]
-    """Of all cores."""
-
-    def seconds(self, name: str) -> float:
-        """The median of a program's calls."""
-        return statistics.median(self.wall[name])
-
-    def ratios(self, name: str, over: str, kind: str = "wall") -> list[float]:
-        """One program's seconds over another's, turn by turn; kind: 'wall' or 'processor'."""
-        seconds = self.wall if kind == "wall" else self.processor
-        return [a / b for a, b in zip(seconds[name], seconds[over], strict=True)]
-
-
-def take_turns(
-    programs: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    note: Callable[[str], None] = lambda text: None,
-) -> Turns:
-    """Calls every program once per turn, so that what slows the machine down slows all of them.
-
-    Turns go forwards and backwards in alternation. Before them each program is called twice,
-    untimed: once to compile, and once more since only then memory is where it stays. A program must
-    wait for what it computes. `note` is told what is done next.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats}: must be at least 1")
-    for name, program in [*programs.items()] * 2:
-        note(f"warming up: {name}")
-        program()
-    turns = Turns({name: [] for name in programs}, {name: [] for name in programs})
-    for repeat in range(repeats):
-        note(f"turn {repeat + 1} of {repeats}")
-        for name in list(programs)[:: 1 if repeat % 2 == 0 else -1]:
-            wall, processor = time.perf_counter(), time.process_time()
-            programs[name]()
-            turns.wall[name].append(time.perf_counter() - wall)
-            turns.processor[name].append(time.process_time() - processor)
-    return turns
-
-
-def spread(values: Sequence[float]) -> str:
-    """'1.05 (0.98 to 1.31)': the median, the least and the most."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def note(text: str) -> None:
-    """Prints progress to stderr, away from the results."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +200,66 @@ def forward_program(
         memory=memory_of(compiled),
         compile_seconds=seconds,
     )
+
+
+def step_program(config: RunConfig) -> Program:
+    """Both programs of an update, compiled for the devices there are, with weights and a batch that
+    are made up; a timm teacher's weights too.
+
+    What the optimizer leaves to the hosts (SOAP's eigenvectors) is not in it.
+    """
+    config = teacher_made_up(config)
+    step = make_step(config)
+    programs = step.programs
+    began = time.perf_counter()
+    gradients = programs.gradients.lower(*step.gradients).compile()
+    apply = programs.apply.lower(*step.apply).compile()
+    seconds = time.perf_counter() - began
+
+    *_, constant_shapes, batch_shapes = step.gradients
+    key = jax.random.key(config.seed)
+    constants = jax.device_put(
+        step.task.constants(), jax.tree.map(lambda x: x.sharding, step.constants)
+    )
+    batch = {
+        name: jax.device_put(_made_up(name, x), x.sharding) for name, x in batch_shapes.items()
+    }
+    held_state = [programs.init(key)]
+
+    def call() -> None:
+        state = held_state[0]
+        given = {**constants, **state.memory}
+        grads, opt_state, _ = gradients(state.params, state.opt_state, state.step, given, batch)
+        state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
+        held_state[0] = jax.block_until_ready((state, norm))[0]
+
+    # What the run holds beside each program's arguments counts too.
+    beside = held(programs.state.ema), held(constant_shapes) + held(batch_shapes)
+    needs = [
+        own + more
+        for own, more in zip(map(memory_of, (gradients, apply)), beside, strict=True)
+        if own is not None
+    ]
+    trained = step.apply[1]
+    return Program(
+        what="train",
+        sub_network=None,
+        batch=config.batch_size,
+        call=call,
+        flops=step.task.train_flops(trained) * config.batch_size,
+        # Read and written: parameters, mean, optimizer's state; read: the rest.
+        least_bytes=2 * held(programs.state) + held(constant_shapes) + held(batch_shapes),
+        memory=max(needs, default=None),
+        compile_seconds=seconds,
+        devices=programs.mesh.size,
+    )
+
+
+def _made_up(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Noise for images, zeros for the rest: what a step takes does not depend on it."""
+    if name == "image":
+        return jax.random.randint(jax.random.key(1), shape.shape, 0, 256).astype(shape.dtype)
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def size_of(tree: Any) -> int:

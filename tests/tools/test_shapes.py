@@ -10,9 +10,9 @@ import pytest
 from adaperceiver_jax.convert import hub
 from adaperceiver_jax.convert.timm import timm_model
 from adaperceiver_jax.tasks.make import make_task
-from adaperceiver_jax.tasks.shapes import batch_shapes, make_step, teacher_made_up
 from adaperceiver_jax.train.feed import Feed
 from tests.train.small import PLAIN, run_config
+from tools.shapes import batch_shapes, make_step, teacher_made_up
 
 TEACHER = "vit_tiny_patch16_224.augreg_in21k"
 

@@ -1,20 +1,16 @@
-"""A run's programs, from its config alone: the shapes they take, and a step that can be timed."""
+"""Shapes that a run's programs take, from its config alone."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from adaperceiver_jax.convert.timm import HUB, timm_model, timm_models
 from adaperceiver_jax.data.pipeline import BAD
-from adaperceiver_jax.evaluate.costs import memory_of
-from adaperceiver_jax.evaluate.speed import Program
 from adaperceiver_jax.optim.trainable import split
 from adaperceiver_jax.tasks.make import RunConfig, make_task
 from adaperceiver_jax.tasks.pretrained import MADE_UP
@@ -23,7 +19,6 @@ from adaperceiver_jax.train.settings import make_plan
 from adaperceiver_jax.train.sharding import (
     batch_sharding,
     constant_shardings,
-    held,
     make_mesh,
     placed,
 )
@@ -93,63 +88,3 @@ def batch_shapes(config: RunConfig, task: Task) -> dict[str, jax.ShapeDtypeStruc
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
         for name, (shape, dtype) in kinds.items()
     }
-
-
-def step_program(config: RunConfig) -> Program:
-    """Both programs of an update, compiled for the devices there are, with weights and a batch that
-    are made up; a timm teacher's weights too.
-
-    What the optimizer leaves to the hosts (SOAP's eigenvectors) is not in it.
-    """
-    config = teacher_made_up(config)
-    step = make_step(config)
-    programs = step.programs
-    began = time.perf_counter()
-    gradients = programs.gradients.lower(*step.gradients).compile()
-    apply = programs.apply.lower(*step.apply).compile()
-    seconds = time.perf_counter() - began
-
-    *_, constant_shapes, batch_shapes = step.gradients
-    key = jax.random.key(config.seed)
-    constants = jax.device_put(
-        step.task.constants(), jax.tree.map(lambda x: x.sharding, step.constants)
-    )
-    batch = {
-        name: jax.device_put(_made_up(name, x), x.sharding) for name, x in batch_shapes.items()
-    }
-    held_state = [programs.init(key)]
-
-    def call() -> None:
-        state = held_state[0]
-        given = {**constants, **state.memory}
-        grads, opt_state, _ = gradients(state.params, state.opt_state, state.step, given, batch)
-        state, norm = apply(state.replace(opt_state=opt_state), grads)  # type: ignore[attr-defined]
-        held_state[0] = jax.block_until_ready((state, norm))[0]
-
-    # What the run holds beside each program's arguments counts too.
-    beside = held(programs.state.ema), held(constant_shapes) + held(batch_shapes)
-    needs = [
-        own + more
-        for own, more in zip(map(memory_of, (gradients, apply)), beside, strict=True)
-        if own is not None
-    ]
-    trained = step.apply[1]
-    return Program(
-        what="train",
-        sub_network=None,
-        batch=config.batch_size,
-        call=call,
-        flops=step.task.train_flops(trained) * config.batch_size,
-        # Read and written: parameters, mean, optimizer's state; read: the rest.
-        least_bytes=2 * held(programs.state) + held(constant_shapes) + held(batch_shapes),
-        memory=max(needs, default=None),
-        compile_seconds=seconds,
-        devices=programs.mesh.size,
-    )
-
-
-def _made_up(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Noise for images, zeros for the rest: what a step takes does not depend on it."""
-    if name == "image":
-        return jax.random.randint(jax.random.key(1), shape.shape, 0, 256).astype(shape.dtype)
-    return jnp.zeros(shape.shape, shape.dtype)
