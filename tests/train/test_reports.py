@@ -153,11 +153,11 @@ def test_kept_programs_are_told_apart_from_compiled_ones(monkeypatch, capsys):
     monkeypatch.setattr(reports, "_LONG", 0.0)
     seed = random.random()  # a time, rounded to float32, stays the same for two minutes
     for want in ("compiled curious in ", "read the kept curious in "):
+        jax.clear_caches()
         with compiling():
             compile_one(seed)
         lines = capsys.readouterr().out.splitlines()
         assert next(line for line in lines if "curious" in line).startswith(want)
-        jax.clear_caches()
     assert lines[-1].startswith("compiled 0 programs and read ")
 
 
