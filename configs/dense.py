@@ -1,4 +1,4 @@
-"""What the dense configs share: ADE20K's and NYUv2's recipes, and their small runs on scenes."""
+"""Parts that the dense configs share: ADE20K's and NYUv2's recipes, and their small runs on scenes."""
 
 from __future__ import annotations
 

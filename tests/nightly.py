@@ -135,7 +135,7 @@ def out_of_date() -> list[str]:
 
 
 def command(group: str) -> list[str]:
-    """What runs a group."""
+    """The command that runs a group."""
     if group in NOTEBOOKS:
         return [sys.executable, "-m", "experiments.colab.run", group]
     chosen = f'nightly(group="{group}")'

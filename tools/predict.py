@@ -1,4 +1,4 @@
-"""What a checkpoint makes of your images, at any budget: classes, class maps or depth.
+"""Predictions of a checkpoint for your images, at any budget: classes, class maps or depth.
 
 python tools/predict.py cat.jpg dog.jpg --checkpoint weights/in1k --num-tokens 32 128 256
 python tools/predict.py cat.jpg --checkpoint weights/in1k --tau 0.8
@@ -192,7 +192,7 @@ def class_names(
 
 
 def open_image(path: Path) -> Image.Image:
-    """In RGB and upright; ValueError or OSError names what is no image."""
+    """The image in RGB and upright; ValueError or OSError names what is no image."""
     return ImageOps.exif_transpose(decode(read_image(path.read_bytes(), str(path)), str(path)))
 
 

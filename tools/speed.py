@@ -295,14 +295,14 @@ class Speed:
     floor_ms: float
     """FLOPs over the ceiling, or bytes over the bandwidth, whichever is more."""
     ceiling_gflops_per_second: float
-    """Of one device, as measured."""
+    """Measured, per device."""
     bandwidth_gb_per_second: float
     machine: str
     """With the date and JAX's version."""
 
 
 def speed_of(program: Program, seconds: Sequence[float], dtype: str, ceiling: Ceiling) -> Speed:
-    """What a program's times come to on a machine with this ceiling."""
+    """A row of the table: a program's times on a machine with this ceiling."""
     median = statistics.median(seconds)
     low, high = median, median
     if len(seconds) > 1:

@@ -16,7 +16,7 @@ class Turns:
 
     wall: dict[str, list[float]]
     processor: dict[str, list[float]]
-    """Of all cores."""
+    """Seconds over all cores."""
 
     def seconds(self, name: str) -> float:
         """The median of a program's calls."""

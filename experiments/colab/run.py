@@ -26,12 +26,12 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 NAMES = ("quick_tour", "adaptivity", "training", "pytorch", "components")
-"""Of all notebooks, in the order they are meant to be read."""
+"""All notebooks, in the order they are meant to be read."""
 LEFT = ROOT / "runs" / "colab"
 """Where notebooks write, each below its name."""
 SECONDS = 300
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
-"""Of a traceback in a terminal."""
+"""Colours of a traceback in a terminal."""
 
 
 def execute(notebook: Any, seconds: float) -> float:

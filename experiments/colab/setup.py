@@ -90,7 +90,7 @@ def extra_for(nvidia: str, tpu: bool) -> str:
 
 
 def nvidia_smi() -> str:
-    """What it prints; '' where there is none, or it finds no GPU."""
+    """Output of nvidia-smi; '' where there is none, or it finds no GPU."""
     if shutil.which("nvidia-smi") is None:
         return ""
     done = subprocess.run(["nvidia-smi"], capture_output=True, text=True)
@@ -98,7 +98,7 @@ def nvidia_smi() -> str:
 
 
 def has_tpu() -> bool:
-    """Whether this machine is a TPU's host."""
+    """True on the host of a TPU."""
     devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
     return "TPU_ACCELERATOR_TYPE" in os.environ or (bool(devices) and not nvidia_smi())
 
