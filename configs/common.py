@@ -1,4 +1,4 @@
-"""Parts that configs share: every key with its default, the paper's values, the argument after a name."""
+"""Parts that configs share: keys and defaults, the values of the paper, the part after a name."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def set_key(config: ConfigDict, name: str, text: str) -> None:
 
 
 def paper() -> ConfigDict:
-    """Settings that stages 1 to 3 and `features` share: ImageNet-12k, SOAP, batch 4096, bfloat16."""
+    """Settings of stages 1 to 3 and `features`: ImageNet-12k, SOAP, batch 4096, bfloat16."""
     config = base()
     config.task = "distill"
     config.batch_size = 4096

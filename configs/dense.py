@@ -1,4 +1,4 @@
-"""Parts that the dense configs share: ADE20K's and NYUv2's recipes, and their small runs on scenes."""
+"""Parts that the dense configs share: recipes of ADE20K and NYUv2, and small runs on scenes."""
 
 from __future__ import annotations
 
