@@ -13,8 +13,9 @@ TORCH ?= torch==2.13.0
 
 .PHONY: demo quick test test-all nightly notebooks lint format clean
 
-# Tests of one file run in one worker, which builds what they share once.
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+# Tests of one file run in one worker, which builds what they share once; tests/conftest.py orders
+# the files.
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 demo: .venv/installed
 	$(BIN)/python tools/demo.py

@@ -1,5 +1,6 @@
 """Where the goldens are, and a loud word where they are not."""
 
+import collections
 import gc
 import os
 import shutil
@@ -56,7 +57,10 @@ def pytest_sessionstart(session):
 
 
 def pytest_collection_modifyitems(items):
-    """UsageError for a `nightly` mark that no group would run."""
+    """Files with most slow tests come first, so that no worker is left alone with one of them at
+    the end; UsageError for a `nightly` mark that no group would run."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
     for item in items:
         for mark in item.iter_markers("nightly"):
             if mark.args or mark.kwargs.get("group") not in nightly.TESTS:
