@@ -28,25 +28,24 @@ def assert_weights(state, weights=WEIGHTS):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_what_is_written_is_read_to_the_bit(tmp_path, suffix, dtype):
+def test_what_is_written_is_read_to_the_bit(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
-    weights = {name: array.astype(dtype) for name, array in WEIGHTS.items()}
-    weights["w"] = np.linspace(-3, 3, 7).astype(dtype).reshape(7, 1)
+    values = np.linspace(-3, 3, 7).reshape(7, 1)
+    dtypes = ("float32", "float16", ml_dtypes.bfloat16)
+    weights = WEIGHTS | {f"w{i}": values.astype(dtype) for i, dtype in enumerate(dtypes)}
     write_state(path, weights)
     assert_weights(read_state(path), weights)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
-)
-def test_the_prefixes_of_wrappers_and_their_counters_are_taken_off(tmp_path, prefix):
-    found = {prefix + name: tensor for name, tensor in tensors().items()}
-    torch.save({**found, "n_averaged": torch.tensor(5)}, tmp_path / "ema.pth")
-    assert_weights(read_state(tmp_path / "ema.pth"))
+def test_the_prefixes_of_wrappers_and_their_counters_are_taken_off(tmp_path):
+    for prefix in ("module.", "_orig_mod.module."):
+        found = {prefix + name: tensor for name, tensor in tensors().items()}
+        torch.save({**found, "n_averaged": torch.tensor(5)}, tmp_path / "ema.pth")
+        assert_weights(read_state(tmp_path / "ema.pth"))
 
 
+@pytest.mark.slow
 def test_averaged_model_and_compile_as_pytorch_saves_them(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
     want = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
@@ -102,7 +101,6 @@ def test_a_pickle_is_never_executed(tmp_path, write, message):
         ({"w": 3}, "'w' is a int, not a tensor"),
         ({3: torch.zeros(2)}, "3 is a Tensor, not a tensor under a name"),
         ({"w": torch.zeros(2, dtype=torch.int32)}, r"w is of dtype torch\.int32"),
-        ({"w": torch.zeros(2, dtype=torch.complex64)}, r"w is of dtype torch\.complex64"),
         ({"w": torch.zeros(2, dtype=torch.float8_e4m3fn)}, r"w is of dtype torch\.float8"),
         ({"w": torch.zeros(2, 2).to_sparse()}, r"w is of .* layout torch\.sparse_coo"),
         (
@@ -110,7 +108,6 @@ def test_a_pickle_is_never_executed(tmp_path, write, message):
             r"holds several state dicts \(model, model_ema\); save one alone",
         ),
         ({}, "holds a dict, not a state dict"),
-        ([1, 2], "holds a list, not a state dict"),
         ({"a": torch.zeros(2), "n": {"x": 3}}, "'n' is a dict, not a tensor"),
     ],
 )

@@ -5,18 +5,16 @@ import json
 import shutil
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert import describe, whole
 from adaperceiver_jax.convert.hub import find_model, save_orbax
 from tests.convert.test_names import MODELS, same
-from tests.small_models import model_and_params, random_params
+from tests.small_models import random_config, random_params
 
-MODEL = MODELS["classification"]
+MODEL, OTHER = MODELS["classification"], MODELS["distillation"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -33,11 +31,11 @@ def test_save_then_load_is_the_identity_bit_for_bit(name, tmp_path):
 # What config.json says.
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_any_configuration_survives_its_config_json(seed):
-    model, _ = model_and_params(seed)
-    text = json.dumps(describe.config_to_dict(model))
-    assert describe.model_from_dict(json.loads(text)) == model
+def test_any_configuration_survives_its_config_json():
+    for seed in range(20):
+        model = ap.AdaPerceiver(random_config(seed))
+        text = json.dumps(describe.config_to_dict(model))
+        assert describe.model_from_dict(json.loads(text)) == model
 
 
 def test_a_hub_config_holds_only_what_the_reference_knows():
@@ -47,26 +45,19 @@ def test_a_hub_config_holds_only_what_the_reference_knows():
     assert "output_feat_dim" not in describe.config_to_dict(MODEL)
 
 
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
+def test_a_dense_config_holds_only_what_says_something():
+    for name, keys in (
         ("segmentation", {"num_classes"}),
         ("depth", {"bins", "min_depth", "max_depth"}),
         ("segmenter", {"num_classes", "head", "decoder_features", "decoder_depth"}),
         ("vit segmentation", {"num_classes", "class_token", "mlp"}),
-        ("vit depth", {"bins", "min_depth", "max_depth"}),
-    ],
-)
-def test_a_dense_config_holds_only_what_says_something(name, keys):
-    config = describe.config_to_dict(MODELS[name])
-    assert set(config) == {"model", "backbone", "head_drop"} | keys
-    assert config["backbone"].get("model") == ("ViT" if name.startswith("vit") else None)
-
-
-def test_a_dense_config_says_whatever_is_not_as_usual():
+    ):
+        config = describe.config_to_dict(MODELS[name])
+        assert set(config) == {"model", "backbone", "head_drop"} | keys
+        assert config["backbone"].get("model") == ("ViT" if name.startswith("vit") else None)
     c = MODELS["segmentation"].config
-    usual = dataclasses.replace(c, head="segmenter")
-    values = describe.config_to_dict(ap.SegmentationModel(usual))
+    usual = ap.SegmentationModel(dataclasses.replace(c, head="segmenter"))
+    values = describe.config_to_dict(usual)
     assert (values["decoder_features"], values["decoder_depth"]) == (768, 2)
     for change in (dict(head="segmenter"), dict(decoder_features=64), dict(decoder_depth=3)):
         model = ap.SegmentationModel(dataclasses.replace(c, **change))
@@ -96,10 +87,16 @@ def test_a_backbone_that_is_none_is_refused(edit, message):
 # Folders.
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    ap.save_pretrained(MODEL, random_params(MODEL), folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path)
-    return tmp_path
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def test_saving_again_replaces_and_a_failed_save_leaves_the_old_files(folder, monkeypatch):
@@ -139,26 +136,16 @@ def text(content):
     return lambda folder: (folder / "config.json").write_text(content)
 
 
-def gone(file):
-    return lambda folder: (folder / file).unlink()
-
-
 def cut_short(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def another_shape(folder):
-    state = load_file(folder / "model.safetensors")
-    state["blocks.0.norm1.weight"] = np.ones(7, np.float32)
-    save_file(state, folder / "model.safetensors")
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (gone("config.json"), "not a checkpoint folder, it has no config.json"),
-        (gone("model.safetensors"), "not a checkpoint folder, it has no model.safetensors"),
+        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
         (shutil.rmtree, "not a checkpoint folder"),
         (change(depth="gone"), r"config\.json: .*missing keys \['depth'\]"),
         (change(mixture=3), r"unknown keys \['mixture'\]"),
@@ -166,12 +153,9 @@ def another_shape(folder):
         (change(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
         (change(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
         (change(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
-        (text(""), r"config\.json: "),
         (text("{"), r"config\.json: "),
         (text("[1, 2]"), r"config\.json: holds a list, not an object"),
-        (text("3"), r"config\.json: holds a int, not an object"),
         (cut_short, r"model\.safetensors: "),
-        (another_shape, r"blocks\.0\.norm1\.weight is \(7,\), .* \(24,\)"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_or_does_not_fit_itself(folder, damage, message):
@@ -201,18 +185,15 @@ def test_a_hub_id_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
         ap.from_pretrained("someone/other")
 
 
-def test_a_model_alone_is_found_without_weights(folder, tmp_path):
+def test_a_model_alone_is_found_without_weights_and_what_is_meant_is_said(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
+        ap.from_pretrained(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     assert find_model(folder) == find_model(folder / "config.json") == MODEL
     name = "vit_tiny_patch16_224.augreg_in21k"
     assert find_model(name) == ap.ViT(ap.timm_model(name).config)
     with pytest.raises(ValueError, match=r"not a checkpoint folder, it has no config\.json"):
         find_model(tmp_path / "nowhere")
-
-
-def test_a_file_is_sent_to_the_tool_and_half_a_timm_name_to_the_whole(folder):
-    with pytest.raises(ValueError, match=r"a file, not a folder; tools/convert\.py makes one"):
-        ap.from_pretrained(folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"did you mean timm's vit_base_patch16_224\."):
         ap.from_pretrained("vit_base_patch16_224")
 
@@ -222,24 +203,20 @@ def test_a_file_is_sent_to_the_tool_and_half_a_timm_name_to_the_whole(folder):
 
 @pytest.fixture
 def orbax_folder(tmp_path):
-    model = MODELS["distillation"]
-    save_orbax(model, random_params(model), tmp_path / "orbax")
+    save_orbax(OTHER, random_params(OTHER), tmp_path / "orbax")
     return tmp_path / "orbax"
 
 
 def test_orbax_folders_are_read_here_and_by_orbax_alone_onto_a_mesh(orbax_folder):
     model, params = ap.from_pretrained(orbax_folder)
-    assert model == MODELS["distillation"]
-    assert same(params, random_params(model))
+    assert model == OTHER
+    assert same(params, random_params(OTHER))
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        ap.param_shapes(model),
-    )
+    shapes = jax.tree.map(lambda leaf: leaf.update(sharding=place), ap.param_shapes(OTHER))
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(orbax_folder / "params", shapes)
-    assert same(params, random_params(model))
+    assert same(params, random_params(OTHER))
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(params))
 
 
@@ -259,9 +236,8 @@ def test_an_orbax_folder_of_another_model_or_damaged(orbax_folder):
 def test_a_folder_holds_one_format(folder, orbax_folder):
     with pytest.raises(ValueError, match=r"has weights in model\.safetensors already"):
         save_orbax(MODEL, random_params(MODEL), folder)
-    other = MODELS["distillation"]
     with pytest.raises(ValueError, match="has weights in params already"):
-        ap.save_pretrained(other, random_params(other), orbax_folder)
+        ap.save_pretrained(OTHER, random_params(OTHER), orbax_folder)
     shutil.copy(folder / "model.safetensors", orbax_folder)
     with pytest.raises(ValueError, match=r"has both model\.safetensors and params/"):
         ap.from_pretrained(orbax_folder)

@@ -25,16 +25,19 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 from adaperceiver_jax.convert.torch_twin import twin
 
 OUTPUTS = dict(rtol=2e-5, atol=2e-5)
-VIT = dict(embed_dim=12, depth=2, num_heads=2, num_classes=3, image_size=8, patch_size=4)
-VITS = {
-    "clip": dict(pre_norm=True, norm_epsilon=0.1),
-    "deit3": dict(no_embed_class=True, layer_scale=1e-6),
-    "so150m": dict(class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False),
-    "so150m2": dict(
-        class_token=False, reg_tokens=1, global_pool="avg", layer_scale=1e-5, qkv_bias=False
+VIT = ap.ViTConfig(
+    embed_dim=12, depth=2, num_heads=2, num_classes=3, image_size=8, patch_size=4, layer_scale=1e-6
+)
+GAP = dataclasses.replace(
+    VIT, class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False, layer_scale=None
+)
+OTHERS = {
+    "clip": ap.ViT(dataclasses.replace(GAP, pre_norm=True, norm_epsilon=0.1)),
+    "deit3": ap.ViT(dataclasses.replace(VIT, no_embed_class=True, global_pool="avg")),
+    "so150m2": ap.ViT(dataclasses.replace(GAP, fc_norm=None, qkv_bias=False)),
+    "mlp": ap.DepthModel(
+        ap.DepthConfig(backbone=dataclasses.replace(GAP, num_classes=None), bins=4, mlp=True)
     ),
-    "average": dict(global_pool="avg"),
-    "headless": dict(num_classes=None),
 }
 
 
@@ -59,38 +62,14 @@ def assert_same_outputs(model, params, other, **sub_network):
         np.testing.assert_allclose(getattr(ours, name), want, **OUTPUTS, err_msg=name)
 
 
-def assert_same_in_pytorch(model, folder):
-    params = random_params(model)
-    assert_same_outputs(model, params, in_pytorch(model, params, folder))
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_every_model(name, tmp_path):
-    assert_same_in_pytorch(MODELS[name], tmp_path)
+    model = (MODELS | OTHERS)[name]
+    params = random_params(model)
+    assert_same_outputs(model, params, in_pytorch(model, params, tmp_path))
 
 
-@pytest.mark.parametrize("name", VITS)
-def test_every_vit(name, tmp_path):
-    assert_same_in_pytorch(ap.ViT(ap.ViTConfig(**(VIT | VITS[name]))), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("variant", "joined"),
-    [
-        ("deit3", dict(class_token=True)),
-        ("clip", dict(class_token=True, mlp=True)),
-        ("so150m", {}),
-        ("so150m", dict(mlp=True)),
-    ],
-)
-def test_every_way_to_join_a_vits_tokens(variant, joined, tmp_path):
-    backbone = ap.ViTConfig(**(VIT | VITS[variant] | dict(num_classes=None)))
-    assert_same_in_pytorch(
-        ap.DepthModel(ap.DepthConfig(backbone=backbone, bins=4, **joined)), tmp_path
-    )
-
-
-@pytest.mark.parametrize("seed", [1, 2, 4, 7])
+@pytest.mark.parametrize("seed", [4, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_adaperceiver_and_its_sub_networks(seed, tmp_path):
     model, params = model_and_params(seed, fourier_bands=2 if seed == 4 else None)
     other, c = in_pytorch(model, params, tmp_path), model.config
@@ -99,9 +78,9 @@ def test_any_adaperceiver_and_its_sub_networks(seed, tmp_path):
     assert_same_outputs(model, params, other, **few)
 
 
-@pytest.mark.parametrize("name", ["classification", "distillation", "segmentation", "depth"])
-def test_a_shallower_sub_network_is_an_ordinary_model(name, tmp_path):
-    small, params = ap.extract(MODELS[name], random_params(MODELS[name]), depth=2)
+def test_a_shallower_sub_network_is_an_ordinary_model(tmp_path):
+    model = MODELS["segmentation"]
+    small, params = ap.extract(model, random_params(model), depth=2)
     small, unsaid = for_reference(small)
     assert unsaid == ""
     assert_same_outputs(small, params, in_pytorch(small, params, tmp_path))
@@ -110,39 +89,31 @@ def test_a_shallower_sub_network_is_an_ordinary_model(name, tmp_path):
 PLAIN = ap.AdaPerceiverConfig(**TINY, use_embed_ffn=False)
 
 
-@pytest.mark.parametrize("width", [1, 8, 23])
-def test_a_narrower_one_too_where_no_adapter_has_an_ffn(width, tmp_path):
+def test_a_narrower_one_too_where_no_adapter_has_an_ffn(tmp_path):
     model = ap.AdaPerceiver(PLAIN)
+    for width in range(1, 25):
+        ordinary, unsaid = for_reference(ap.AdaPerceiver(ap.extract_config(PLAIN, width)))
+        assert unsaid == ""
+        assert "max_width" not in config_to_dict(ordinary)
+        assert ordinary.config.ffn_hidden == PLAIN.hidden_units(width)
     params = random_params(model)
-    small, small_params = ap.extract(model, params, width=width, depth=2)
-    ordinary, unsaid = for_reference(small)
-    assert unsaid == ""
-    assert "max_width" not in config_to_dict(ordinary)
-    other = in_pytorch(ordinary, small_params, tmp_path)
-    assert other.blocks[0].ffn.fc1.out_features == int(24 * ordinary.config.ffn_ratio)
-    assert_same_outputs(ordinary, small_params, other)
+    small, small_params = ap.extract(model, params, width=8, depth=2)
+    ordinary, _ = for_reference(small)
+    assert_same_outputs(ordinary, small_params, in_pytorch(ordinary, small_params, tmp_path))
     images = np.random.default_rng(1).standard_normal((2, 16, 16, 3)).astype(np.float32)
-    want = run(model, params, images, width=width, depth=2).logits
-    np.testing.assert_allclose(run(ordinary, small_params, images).logits, want, **OUTPUTS)
+    want = run(model, params, images, width=8, depth=2).logits
     loaded, loaded_params = ap.from_pretrained(tmp_path)
     np.testing.assert_allclose(run(loaded, loaded_params, images).logits, want, **OUTPUTS)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        PLAIN.replace(use_embed_ffn=True),
-        PLAIN.replace(use_output_ffn=True),
-        PLAIN.replace(output_feat_dim=6),
-    ],
-)
-def test_where_the_reference_cannot_say_a_width_it_is_said(config, tmp_path):
-    model = ap.AdaPerceiver(config)
-    small, params = ap.extract(model, random_params(model), width=8)
-    same, unsaid = for_reference(small)
-    assert same == small
-    assert "a width of 8" in unsaid
+def test_where_the_reference_cannot_say_a_width_it_is_said(tmp_path):
+    for change in ("use_embed_ffn", True), ("use_output_ffn", True), ("output_feat_dim", 6):
+        small = ap.AdaPerceiver(ap.extract_config(PLAIN.replace(**dict([change])), width=8))
+        same, unsaid = for_reference(small)
+        assert same == small
+        assert "a width of 8" in unsaid
     # It loads in the twin, which knows max_width.
+    params = random_params(same)
     assert_same_outputs(same, params, in_pytorch(same, params, tmp_path))
 
 
@@ -160,7 +131,7 @@ def test_what_else_the_reference_cannot_say():
         assert for_reference(MODELS[name]) == (MODELS[name], "")
 
 
-@pytest.mark.parametrize("name", ["distillation", "policy", "segmenter", "vit depth"])
+@pytest.mark.parametrize("name", ["policy", "segmenter"])
 def test_the_check_sees_one_wrong_tensor(name):
     model = MODELS[name]
     params = random_params(model)
@@ -183,12 +154,12 @@ def test_different_tensors_are_named():
 
 
 def test_the_check_runs_half_precision_and_sees_what_is_not_finite():
-    model = MODELS["distillation"]
+    model = MODELS["policy"]
     params = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), random_params(model))
     assert torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4
     params = random_params(model)
     state = ap.params_to_torch(model, params)
-    for name in ("read_head.cattn.q.weight", "output_adapter_feat.ffn.fc2.bias"):
+    for name in ("fuse.1.weight", "head_depth.weight"):
         assert torch_difference(model, params, state | {name: state[name] * np.nan}) == np.inf
     assert not_finite(state) == []
     assert not_finite(state | {"x": np.array([1, np.inf])}) == ["x"]
