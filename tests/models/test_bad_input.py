@@ -15,7 +15,6 @@ VIT = ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, image_size=12, patch_size
 MODEL = ap.AdaPerceiver(CONFIG)
 PARAMS = random_params(MODEL)
 IMAGES = random_images(CONFIG)
-SEGMENTS = ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=3))
 POLICY = ap.PolicyNetwork(ap.PolicyConfig(embed_dim=8, num_patches=4, token_choices=2))
 ON_VIT = ap.DepthModel(ap.DepthConfig(backbone=dataclasses.replace(VIT, num_classes=None)))
 
@@ -41,11 +40,7 @@ def flops(**arguments):
     [
         ((call, leave, flops), dict(num_tokens=0), r"num_tokens=0: must be at least 1"),
         ((call, leave, flops), dict(num_tokens=8.0), r"num_tokens=8\.0: must be an integer"),
-        (
-            (call, leave, flops, extract),
-            dict(width=0),
-            r"width=0: must be in 1\.\.24 \(trained: 8, 16, 24\)",
-        ),
+        ((call, leave, flops, extract), dict(width=0), r"=0: .* in 1\.\.24 \(trained: 8, 16, 24"),
         ((call, leave, flops, extract), dict(width=25), r"width=25: must be in 1\.\.24"),
         ((call, leave, flops, extract), dict(width="8"), r"width=8: must be an integer"),
         ((call, flops, extract), dict(depth=0), r"depth=0: must be in 1\.\.3"),
@@ -64,7 +59,6 @@ def test_a_traced_sub_network_is_told_to_be_static():
         jax.jit(lambda depth: call(depth=depth))(2)
 
 
-@pytest.mark.parametrize("method", ["__call__", "readouts", "embed"])
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -77,9 +71,10 @@ def test_a_traced_sub_network_is_told_to_be_static():
         ([[0.0]], r"images of type list: must be an array"),
     ],
 )
-def test_what_are_no_images(method, images, message):
-    with pytest.raises(ValueError, match=message):
-        call(method, images)
+def test_what_are_no_images(images, message):
+    for method in ("__call__", "readouts", "embed"):
+        with pytest.raises(ValueError, match=message):
+            call(method, images)
 
 
 @pytest.mark.parametrize(
@@ -87,20 +82,14 @@ def test_what_are_no_images(method, images, message):
     [
         ({"widths": np.array([8])}, r"widths of shape \(1,\): must be \(2,\)"),
         ({"widths": np.array([8, 25])}, r"widths=\[8, 25\]: each must be in 1\.\.24"),
-        ({"widths": np.array([0, 8])}, r"widths=\[0, 8\]: each must be in 1\.\.24"),
         ({"widths": np.array([8.0, 8.0])}, r"widths of dtype float64: must be integers"),
         ({"readout_tokens": np.array([2, 2])}, r"readout_tokens of shape \(2,\): must be \(3,\)"),
         ({"readout_tokens": np.array([2, 0, 4])}, r"readout_tokens=\[2, 0, 4\].* in 1\.\.16"),
-        ({"readout_tokens": np.array([2, 17, 4])}, r"readout_tokens=\[2, 17, 4\].* in 1\.\.16"),
         ({"token_granularities": (8, 4)}, r"token_granularities=\(8, 4\): must be ascending"),
         ({"token_granularities": (0, 4)}, r"token_granularities=\(0, 4\): must be ascending"),
         ({"token_granularities": 4}, r"token_granularities=4: must be a sequence of integers"),
         ({"token_granularities": (2.5,)}, r"=\(2\.5,\): must be a sequence of integers"),
         ({"token_granularities": ()}, r"token_granularities=\(\): readouts need at least one"),
-        (
-            {"model": ap.AdaPerceiver(CONFIG.replace(token_granularities=()))},
-            r"token_granularities=\(\): readouts need at least one",
-        ),
     ],
 )
 def test_readouts_of_what_is_not_there(arguments, message):
@@ -116,11 +105,9 @@ def test_readouts_of_what_is_not_there(arguments, message):
             for tau in (-0.1, 1.5, float("nan"), np.array([0.5, 0.6]))
         ),
         (lambda: leave(ap.ViT(VIT)), r"model=ViT: only an AdaPerceiver"),
-        (lambda: leave(SEGMENTS), r"model=SegmentationModel: only an AdaPerceiver"),
         (lambda: leave(ap.AdaPerceiver(DENSE)), "num_classes=None: early exit needs"),
         (lambda: extract(ap.ViT(VIT), width=8), "model=ViT: only an AdaPerceiver"),
         (lambda: extract(ON_VIT, width=8), "of this DepthModel is a ViT, which has no sub-net"),
-        (lambda: extract(ON_VIT, depth=1), "of this DepthModel is a ViT, which has no sub-net"),
         (
             lambda: call(model=ON_VIT, images=random_images(VIT), num_tokens=4),
             "the backbone is a ViT, which has no sub-networks",
@@ -151,11 +138,7 @@ def segmentation(backbone=DENSE, **fields):
 @pytest.mark.parametrize(
     ("make", "fields", "message"),
     [
-        (
-            CONFIG.replace,
-            {"embed_dim": 25},
-            r"embed_dim=25: must be a multiple of 2 \* num_heads = 6",
-        ),
+        (CONFIG.replace, {"embed_dim": 25}, r"=25: must be a multiple of 2 \* num_heads = 6"),
         (CONFIG.replace, {"num_heads": 0}, r"num_heads=0: must be an integer, at least 1"),
         (CONFIG.replace, {"embed_dim": 24.0}, r"embed_dim=24\.0: must be an integer, at least 1"),
         (CONFIG.replace, {"ffn_ratio": -1.0}, r"ffn_ratio=-1\.0: must be above 0"),
@@ -164,11 +147,7 @@ def segmentation(backbone=DENSE, **fields):
         (CONFIG.replace, {"ffn_layer": "moe"}, r"ffn_layer='moe': must be one of mlp, swiglu"),
         (CONFIG.replace, {"token_granularities": (4, 4)}, r"=\(4, 4\): must be ascending"),
         (CONFIG.replace, {"widths": (8, 30)}, r"width=30: must be in 1\.\.24"),
-        (
-            CONFIG.replace,
-            {"max_width": 30},
-            r"max_width=30: must be None or in 1\.\.24 \(embed_dim",
-        ),
+        (CONFIG.replace, {"max_width": 30}, r"max_width=30: must be None or in 1\.\.24 \(emb"),
         (CONFIG.replace, {"image_size": 18}, r"image_size=18: must be a multiple of patch_size=4"),
         (CONFIG.replace, {"num_classes": 0}, r"num_classes=0: must be None or at least 1"),
         (CONFIG.replace, {"num_classes": None}, r"output_feat_dim=None: give at least one"),

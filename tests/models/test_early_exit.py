@@ -46,9 +46,6 @@ def test_each_sample_leaves_at_its_own_depth_with_the_logits_of_that_depth(setup
     assert len(set(want)) > 2
     assert out.depth.tolist() == want.tolist()
     np.testing.assert_allclose(out.logits, logits[want - 1, np.arange(8)], **CLOSE)
-    alone = ap.early_exit(model, params, images[2:3], tau)
-    assert alone.depth.tolist() == [out.depth[2]]
-    np.testing.assert_allclose(alone.logits[0], out.logits[2], **CLOSE)
 
 
 def test_the_batch_leaves_together_by_its_mean(setup):
@@ -68,11 +65,9 @@ def test_tau_zero_leaves_at_once_and_tau_one_never(setup):
     np.testing.assert_allclose(out.logits, logits[-1], **CLOSE)
 
 
-@pytest.mark.parametrize(
-    "sub_network", [dict(num_tokens=4, width=8), dict(token_granularities=(5, 16))]
-)
-def test_sub_networks_and_token_granularities_of_one_call(setup, sub_network):
+def test_sub_networks_and_token_granularities_of_one_call(setup):
     model, params, images, logits, _ = setup
+    sub_network = dict(num_tokens=8, width=8, token_granularities=(3, 16))
     out = ap.early_exit(model, params, images, 1.0, **sub_network)
     want = run(model, params, images, **sub_network).logits
     np.testing.assert_allclose(out.logits, want, **CLOSE)

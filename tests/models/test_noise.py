@@ -1,5 +1,7 @@
 """Dropout and stochastic depth: only in training, from the step's key, at the stated rate."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,10 +29,8 @@ def test_each_rate_makes_noise_in_training_alone(rate):
     params, images = random_params(model), random_images(config, batch=4)
     plain = ap.AdaPerceiver(config.replace(**{rate: 0.0}))
     quiet = noisy(model, params, images, train=False)
-    for ours, want in zip(
-        jax.tree.leaves(quiet), jax.tree.leaves(noisy(plain, params, images)), strict=True
-    ):
-        np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, quiet, noisy(plain, params, images))
     first, again = noisy(model, params, images), noisy(model, params, images)
     other = noisy(model, params, images, seed=1)
     for name in ("token_logits", "depth_logits", "token_features", "depth_features"):
@@ -58,7 +58,6 @@ def test_a_smaller_depth_is_as_noisy_and_needs_no_key_without_noise():
         rngs = {"dropout": jax.random.key(seed)}
         return run(model, params, images, rngs=rngs, depth=2, train=True).logits
 
-    np.testing.assert_array_equal(logits(0), logits(0))
     assert np.abs(logits(0) - logits(1)).max() > 1e-3
     quiet = ap.AdaPerceiver(config.replace(proj_drop=0.0))
     np.testing.assert_array_equal(
@@ -90,7 +89,7 @@ def test_attention_dropout_keeps_the_expected_readout():
     assert np.abs(many.mean(axis=0) - want).max() < 0.2 * np.abs(want).max()
 
 
-BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
+BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None, "depth": 1}, output_feat_dim=6)
 NOISY = dict(backbone=BACKBONE, head_drop=0.5)
 
 

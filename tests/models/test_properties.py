@@ -12,7 +12,7 @@ from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.models.latent_stream import run_blocks
 from adaperceiver_jax.models.rope import make_rope
 from adaperceiver_jax.models.write_head import WriteHead
-from tests.small_models import TINY, model_and_params, random_images, random_params, run, seeds
+from tests.small_models import TINY, model_and_params, random_images, random_params, run
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
@@ -28,15 +28,15 @@ def latents(model, params, images, num_tokens, depth):
     return model.apply({"params": params}, images, method=last)
 
 
-@pytest.mark.parametrize("seed", seeds(3))
-def test_the_first_t_latents_are_those_of_a_run_with_t_latents_cut_or_masked(seed):
-    model, params = model_and_params(seed, block_mask="block")
+@pytest.mark.quick
+def test_the_first_t_latents_are_those_of_a_run_with_t_latents_cut_or_masked():
+    model, params = model_and_params(4, block_mask="block", depth=2)
     c, images = model.config, random_images(model.config)
     wholes = []
     for attention in IMPLEMENTATIONS:
         model = model.clone(attention=attention)
         wholes.append(latents(model, params, images, c.max_latent_tokens, c.depth))
-        for t in c.token_granularities:
+        for t in c.token_granularities[1:3]:
             alone = latents(model, params, images, t, c.depth)
             np.testing.assert_allclose(wholes[-1][:, :t], alone, **CLOSE)
     np.testing.assert_allclose(*wholes, **CLOSE)
@@ -59,7 +59,6 @@ def test_the_references_full_attention_ignores_the_mask():
         (0, True, "float32", "float32"),
         (1, False, "float32", "bfloat16"),
         (2, True, "bfloat16", "float32"),
-        (3, False, "bfloat16", "float32"),
     ],
 )
 def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype, weights):
@@ -140,7 +139,7 @@ def test_remat_is_there_at_every_depth(model, depth):
         assert ("remat" in str(jax.make_jaxpr(apply)({"params": shapes}))) is remat
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="counts")
 def test_remat_keeps_products_and_little_else():
     """By XLA's count of temporary bytes, and of FLOPs, of which it takes a round of each loop."""
     config = ap.AdaPerceiverConfig(**TINY).replace(
@@ -220,25 +219,26 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs_and_stays_near():
     config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
     model = ap.AdaPerceiver(config)
     images = random_images(config)
-    params = ap.init_params(model.clone(dtype=jnp.bfloat16), jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    params = random_params(model)
+    half, params = model.clone(dtype=jnp.bfloat16), random_params(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(ap.param_shapes(half))} == {np.dtype("float32")}
     read = np.array([2, 16, 4])
     exact = run(model, params, images, "readouts", readout_tokens=read)
-    half = run(model.clone(dtype=jnp.bfloat16), params, images, "readouts", readout_tokens=read)
-    for ours, want in zip(jax.tree.leaves(half), jax.tree.leaves(exact), strict=True):
+    rounded = run(half, params, images, "readouts", readout_tokens=read)
+    for ours, want in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
         assert ours.dtype == jnp.float32
         assert np.abs(ours - want).max() < 0.05 * np.abs(want).max()  # bf16 keeps 8 bits
         assert np.abs(ours - want).max() > 1e-5
-        rounded = ours.astype(jnp.bfloat16).astype(jnp.float32)
-        assert (ours != rounded).any()  # the last layer keeps its float32 sums
+        # The last layer keeps its float32 sums.
+        assert (ours != ours.astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
 def test_layer_scale_of_1e_5_survives_bfloat16():
     config = ap.AdaPerceiverConfig(**TINY)
     assert config.layer_scale == 1e-5
     model = ap.AdaPerceiver(config, dtype=jnp.bfloat16)
-    params, images = ap.init_params(model, jax.random.key(0)), random_images(config)
+    params, images = random_params(model), random_images(config)
+    initial = {"gamma": np.full((3, 24), 1e-5, np.float32)}
+    params["blocks"] |= {"ls1": initial, "ls2": initial}
     before = latents(model, params, images, 16, 1)
     after = latents(model, params, images, 16, 3)
     assert np.abs(after - before).max() > 0  # lost if the stream itself were bfloat16

@@ -18,23 +18,20 @@ from tests.models.test_dense import bilinear
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 MAPS = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
-SIZES = [(3, 5), (12, 20), (42, 70), (7, 9), (2, 3), (1, 1), (12, 7)]
+SIZES = [(3, 5), (12, 20), (7, 9), (1, 1), (12, 7)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_whole_maps(size):
-    np.testing.assert_allclose(resize_bilinear(MAPS, *size), bilinear(MAPS, *size), **CLOSE)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_part_of_them_at_a_traced_size(size):
+def test_whole_maps_and_a_part_of_them_at_a_traced_size(size):
+    want = bilinear(MAPS, *size)
+    np.testing.assert_allclose(resize_bilinear(MAPS, *size), want, **CLOSE)
     rows, columns = np.arange(0, size[0], 2), np.arange(size[1])
 
     @jax.jit
     def some(size):
         return sample_bilinear(MAPS[0], size, rows, columns)
 
-    np.testing.assert_allclose(some(np.array(size)), bilinear(MAPS[0], *size)[::2], **CLOSE)
+    np.testing.assert_allclose(some(np.array(size)), want[0, ::2], **CLOSE)
 
 
 def test_beyond_the_size_the_edge_is_repeated():
@@ -43,7 +40,7 @@ def test_beyond_the_size_the_edge_is_repeated():
     np.testing.assert_array_equal(got[:, 7], got[:, 6])
 
 
-@pytest.mark.parametrize("size", [(3, 5), (12, 20), (42, 35)])
+@pytest.mark.parametrize("size", [(3, 20), (42, 35)])
 def test_bands_are_the_whole_and_have_its_gradient(size):
     others = np.random.default_rng(1).standard_normal((2, *size)).astype(np.float32)
 

@@ -22,7 +22,7 @@ def assert_outputs(out, want) -> None:
         np.testing.assert_allclose(out.features, features, **CLOSE)
 
 
-@pytest.mark.parametrize("seed", seeds(8))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_adaperceiver(seed):
     model, params = model_and_params(seed)
     c = model.config
@@ -38,7 +38,7 @@ def test_adaperceiver(seed):
     assert_outputs(out, reference.forward(state, c, images, **sub_network))
 
 
-@pytest.mark.parametrize("seed", seeds(3))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_readouts(seed):
     model, params = model_and_params(seed, block_mask="block", output_feat_dim=6, depth=2)
     c = model.config
@@ -77,14 +77,10 @@ def test_rope_scale_by_config_replaces_the_references_rule():
 @pytest.mark.parametrize(
     "variant",
     [
-        {},
-        dict(pre_norm=True, norm_epsilon=1e-5),
-        dict(class_token=False, reg_tokens=2, global_pool="avg", layer_scale=0.1),
-        dict(reg_tokens=1),
+        dict(pre_norm=True, norm_epsilon=0.1, reg_tokens=1, fc_norm=True),
         dict(no_embed_class=True, reg_tokens=2, layer_scale=0.1),
         dict(class_token=False, reg_tokens=4, global_pool="avg", fc_norm=False),
-        dict(class_token=False, reg_tokens=1, global_pool="avg", qkv_bias=False),
-        dict(fc_norm=True),
+        dict(class_token=False, reg_tokens=1, global_pool="avg", qkv_bias=False, layer_scale=0.1),
     ],
 )
 def test_vit(variant):
@@ -122,10 +118,6 @@ def test_policy_network():
     patches = np.random.default_rng(0).standard_normal((3, 6, 8)).astype(np.float32)
     out = run(model, params, patches)
     state = ap.params_to_torch(model, params)
-    for ours, head in (
-        (out.token_logits, "head_tokens"),
-        (out.width_logits, "head_mat_dim"),
-        (out.depth_logits, "head_depth"),
-    ):
-        want = reference.policy_forward(state, patches, head)
-        np.testing.assert_allclose(ours, want, **CLOSE)
+    for axis, head in (("token", "tokens"), ("width", "mat_dim"), ("depth", "depth")):
+        want = reference.policy_forward(state, patches, f"head_{head}")
+        np.testing.assert_allclose(getattr(out, f"{axis}_logits"), want, **CLOSE)
