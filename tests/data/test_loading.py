@@ -70,13 +70,11 @@ def shared_memory():
     return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
 
 
-def comes_true(condition, seconds=20.0):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if condition():
-            return True
+def comes_true(condition):
+    until = time.monotonic() + 20
+    while not (found := condition()) and time.monotonic() < until:
         time.sleep(0.1)
-    return False
+    return found
 
 
 def gone(pids):
@@ -99,26 +97,34 @@ def test_loaders_have_a_core_each_and_end_without_a_word(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_program_and_not_its_loaders(tmp_path):
+def test_ctrl_c_reaches_the_program_alone_and_a_loader_that_was_killed_is_said(tmp_path):
     then = """
         try:
             os.killpg(os.getpgrp(), signal.SIGINT)
             time.sleep(30)
         except KeyboardInterrupt:
-            more = [next(batches) for _ in range(3)]
-            batches.close()
-            print("closed", len(more))
+            print("more", len([next(batches) for _ in range(3)]))
+        for pid in workers():
+            os.kill(int(pid), signal.SIGKILL)
+        try:
+            list(batches)
+        except LoaderEndedError as error:
+            print("said", error)
     """
-    out, err = (process := start(tmp_path, then)).communicate(timeout=120)
-    assert (process.returncode, err) == (0, "")
-    pids, said = out.splitlines()
-    assert said == "closed 3"
+    out, _ = (process := start(tmp_path, then)).communicate(timeout=120)
+    assert process.returncode == 0  # Python frees the loaders' memory, and says so
+    pids, more, said = out.splitlines()
+    assert more == "more 3"
+    assert "said a process that loads images was ended from outside. If memory ran out" in said
     assert gone(pids)
 
 
 @pytest.mark.parametrize(
     ("number", "end"),
-    [(signal.SIGINT, "batches.close()"), (signal.SIGTERM, "pass")],  # Python's end closes them
+    [
+        (signal.SIGINT, "batches.close()"),
+        pytest.param(signal.SIGTERM, "pass", marks=pytest.mark.slow),  # Python's end closes them
+    ],
 )
 def test_loaders_that_are_starting_are_left_alone_by_what_asks_a_run_to_stop(tmp_path, number, end):
     then = f"""
@@ -133,21 +139,6 @@ def test_loaders_that_are_starting_are_left_alone_by_what_asks_a_run_to_stop(tmp
     out, err = (process := start(tmp_path, then, before="")).communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert out == f"[{int(number)}] 20\n"
-
-
-@pytest.mark.slow
-def test_a_loader_that_was_killed_is_said(tmp_path):
-    then = """
-        for pid in workers():
-            os.kill(int(pid), signal.SIGKILL)
-        try:
-            list(batches)
-        except LoaderEndedError as error:
-            print("said", error)
-    """
-    out, _ = (process := start(tmp_path, then)).communicate(timeout=120)
-    assert process.returncode == 0  # Python frees its memory, and says so
-    assert "said a process that loads images was ended from outside. If memory ran out" in out
 
 
 @pytest.mark.slow

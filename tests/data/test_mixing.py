@@ -51,27 +51,24 @@ def test_mixups_shares_follow_the_beta_distribution():
         np.testing.assert_allclose(share.var(), 1 / (4 * (2 * alpha + 1)), rtol=0.05)
 
 
-def test_a_small_alpha_leaves_samples_whole_and_a_large_one_halves_them(batch):
-    images, labels = batch
-    near_whole = np.diagonal(blend(images, labels, 1e-3, key(2))[1])
-    assert (np.minimum(near_whole, 1 - near_whole) < 1e-3).mean() > 0.9
-    np.testing.assert_allclose(np.diagonal(blend(images, labels, 1e4, key(2))[1]), 0.5, atol=0.05)
+def assert_rectangles(inside):
+    """Each sample's (H, W): its rows are all the same."""
+    rows, columns = inside.any(axis=2, keepdims=True), inside.any(axis=1, keepdims=True)
+    np.testing.assert_array_equal(inside, rows & columns)
 
 
 def test_cutmix_labels_by_the_pixels_that_are_left(batch):
     images, labels = batch
     places = set()
-    for n in range(20):
+    for n in range(8):
         new, soft = (np.asarray(x) for x in paste(images, labels, 1.0, key(n)))
         taken = (new == images[::-1]).all(axis=-1)
         assert (taken | (new == images).all(axis=-1)).all()
         np.testing.assert_allclose(np.diagonal(soft), 1 - taken.mean(axis=(1, 2)), **CLOSE)
         np.testing.assert_allclose(soft.sum(axis=1), 1, **CLOSE)
-        for one in taken:  # a rectangle: its rows are all the same
-            rows, columns = one.any(axis=1), one.any(axis=0)
-            np.testing.assert_array_equal(one, rows[:, None] & columns)
-            places.add(one.tobytes())
-    assert len(places) > 100  # a draw a sample
+        assert_rectangles(taken)
+        places |= {one.tobytes() for one in taken}
+    assert len(places) > 80  # a draw a sample
 
 
 def test_cutmixs_area_follows_its_share_where_the_border_does_not_cut_it():
@@ -93,9 +90,7 @@ def test_erasing_fills_a_rectangle_with_noise_as_often_as_asked(batch):
     assert (erased == (new != 100).any(axis=-1)).all()
     hit = erased.any(axis=(1, 2))
     assert 70 < hit.sum() < 130  # 100 and 3.5 sigma
-    for one in erased[hit]:
-        rows, columns = one.any(axis=1), one.any(axis=0)
-        np.testing.assert_array_equal(one, rows[:, None] & columns)
+    assert_rectangles(erased)
     # 0.02 to 1/3 of the image, but for rounding to whole pixels and what does not fit
     assert erased[hit].mean(axis=(1, 2)).max() < 0.42
     noise = new[erased]
@@ -139,10 +134,7 @@ def test_each_setting_alone_does_only_its_own(batch):
     np.testing.assert_array_equal(unmixed, labels)
 
 
-OUT_OF_RANGE = [("mixup", -0.1), ("cutmix", -1.0), ("erase", 1.5), ("label_smoothing", -0.1)]
-
-
-@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
-def test_settings_out_of_range_are_errors(name, value):
-    with pytest.raises(ValueError, match=rf"mixing.{name}={value}: must be"):
-        MixingSettings(**{name: value})
+def test_settings_out_of_range_are_errors():
+    for name, value in dict(mixup=-0.1, cutmix=-1.0, erase=1.5, label_smoothing=-0.1).items():
+        with pytest.raises(ValueError, match=rf"mixing.{name}={value}: must be"):
+            MixingSettings(**{name: value})

@@ -63,15 +63,13 @@ def test_the_order_does_not_depend_on_the_batch_size():
         assert flat(train_batches(order, size, 0, 24 // size)) == want
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_parts_of_all_processes_are_the_batch(count):
+def test_the_parts_of_all_processes_are_the_batch():
     order = TrainOrder(Numbers(30), seed=1)
     whole = np.array(labels(train_batches(order, 12, 0, 5)))
     together = np.full_like(whole, -1)
-    for index in range(count):
-        together[:, index::count] = labels(
-            train_batches(order, 12, 0, 5, places=range(index, 12, count))
-        )
+    for index in range(4):
+        places = range(index, 12, 4)
+        together[:, index::4] = labels(train_batches(order, 12, 0, 5, places=places))
     np.testing.assert_array_equal(together, whole)
 
 
@@ -83,14 +81,11 @@ def test_places_are_needed_where_processes_share_a_batch(monkeypatch):
             make()
 
 
-@pytest.mark.parametrize("first", [1, 6])
-def test_going_on_from_a_step_gives_the_same_batches_flips_included(first):
+def test_going_on_from_a_step_gives_the_same_batches_flips_included():
     order = TrainOrder(Numbers(11), 5, FLIP)
-    whole, tail = (
-        list(train_batches(order, 4, start, 6, Loading(threads=3))) for start in (0, first)
-    )
-    assert len(tail) == 6 - first
-    for ours, want in zip(tail, whole[first:], strict=True):
+    whole, tail = (list(train_batches(order, 4, start, 6, Loading(threads=3))) for start in (0, 1))
+    assert list(train_batches(order, 4, 6, 6)) == []
+    for ours, want in zip(tail, whole[1:], strict=True):
         for name in want:
             np.testing.assert_array_equal(ours[name], want[name])
 
@@ -123,7 +118,7 @@ def test_flips_mirror_left_to_right_half_of_the_time_and_anew_every_epoch():
     assert (by_place[0] != by_place[1]).any()
 
 
-@pytest.mark.parametrize(("count", "size"), [(1, 4), (7, 4), (8, 4), (3, 8)])
+@pytest.mark.parametrize(("count", "size"), [(1, 4), (7, 4), (8, 4)])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_counts_each_sample_once(count, size, processes):
     seen = []
@@ -134,11 +129,7 @@ def test_evaluation_counts_each_sample_once(count, size, processes):
         for batch in batches:
             assert batch["label"].shape == batch["weight"].shape == (size // processes,)
             assert batch["weight"].dtype == np.float32
-            seen += [
-                int(label)
-                for label, weight in zip(batch["label"], batch["weight"], strict=True)
-                if weight
-            ]
+            seen += batch["label"][batch["weight"] == 1].tolist()
     assert sorted(seen) == list(range(count))
 
 
@@ -222,7 +213,7 @@ def test_a_bad_image_is_an_error_where_none_may_be_or_all_are(caplog):
         TrainOrder(Damaged(5, set(range(5))), 0, tolerant=True)[0]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_errors_come_from_the_loaders_as_they_are(workers):
     batches = train_batches(TrainOrder(Damaged(8, {3}), 0), 2, 0, 40, Loading(workers=workers))
     with pytest.raises(BadImageError, match="number 3: cannot be decoded"):

@@ -65,7 +65,7 @@ def whole(parts):
     return [n for _, part in sorted(itertools.chain(*parts)) for n in part]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="processes")
 def test_one_two_and_four_processes_see_the_same_images_each_once_an_epoch(tmp_path):
     (alone,) = seen_by(1, 1, tmp_path)
     steps = [whole([step]) for step in alone["steps"]]

@@ -56,14 +56,10 @@ def test_an_image_is_a_function_of_seed_split_and_index_alone():
             assert equal(first[i], second[i])
     assert not equal(first[0], first[1])
     assert not equal(first[0], Scenes(10, 33, "train", seed=4)[0])
-
-
-def test_a_pickled_source_gives_the_same_images():
-    scenes = Scenes(20, 16, "validation", seed=1)
-    again = pickle.loads(pickle.dumps(scenes))
-    said = "Scenes(count=20, size=16, split='validation', seed=1, difficulty=0.7)"
-    assert repr(again) == repr(scenes) == said
-    assert equal(again[7], scenes[7])
+    again = pickle.loads(pickle.dumps(first))
+    said = "Scenes(count=10, size=33, split='train', seed=3, difficulty=0.7)"
+    assert repr(again) == repr(first) == said
+    assert equal(again[7], first[7])
 
 
 def test_the_splits_share_no_image_and_iterate_over_count_of_them():
@@ -71,7 +67,7 @@ def test_the_splits_share_no_image_and_iterate_over_count_of_them():
     assert len({sample["image"].tobytes() for split in splits for sample in split}) == 400
 
 
-@pytest.mark.parametrize("size", [8, 31, 64, 224])
+@pytest.mark.parametrize("size", [8, 31])
 def test_shapes_types_and_ranges(size):
     item = Scenes(5, size)[2]
     assert {name: (x.shape, x.dtype) for name, x in item.items()} == {
@@ -124,27 +120,22 @@ def test_each_pixel_shows_the_nearest_thing():
         np.testing.assert_array_equal(classes, shown)
 
 
-def test_things_are_nearer_than_the_background_they_cover(many, described):
+def test_the_background_recedes_to_the_wall_behind_the_things(many, described):
     for item, scene in zip(many[:100], described, strict=False):
         _, classes, empty = clean(replace(scene, things=()), 32)
         assert not classes.any()
         things = item["segmentation"] > 0
         assert (item["depth"][things] < empty[things]).all()
         np.testing.assert_array_equal(item["depth"][~things], empty[~things])
-
-
-def test_the_background_recedes_to_the_wall(described):
-    for scene in described[:100]:
-        _, _, depth = clean(replace(scene, things=()), 32)
-        assert (np.diff(depth, axis=0) <= 0).all()
-        assert depth[0, 0] == pytest.approx(scene.wall)
-        assert depth[-1, 0] < 0.7 * scene.wall
+        assert (np.diff(empty, axis=0) <= 0).all()
+        assert empty[0, 0] == pytest.approx(scene.wall)
+        assert empty[-1, 0] < 0.7 * scene.wall
 
 
 def test_every_size_shows_the_same_scene():
-    small, large = Scenes(100, 32), Scenes(100, 64)
+    small, large = Scenes(50, 32), Scenes(50, 64)
     differences, agreements, depths = [], [], []
-    for i in range(100):
+    for i in range(50):
         scene = small.scene(i)
         assert scene == large.scene(i)
         assert small[i]["label"] == large[i]["label"]
@@ -186,12 +177,9 @@ def test_difficulty_varies(many, described):
 def test_colour_does_not_tell_the_class(many):
     labels = np.array([item["label"] for item in many])
     for everywhere in (True, False):
-        colours = np.stack(
-            [
-                item["image"][everywhere | (item["segmentation"] == item["label"] + 1)].mean(0)
-                for item in many
-            ]
-        )
+        shown = [everywhere | (item["segmentation"] == item["label"] + 1) for item in many]
+        pairs = zip(many, shown, strict=True)
+        colours = np.stack([item["image"][pixels].mean(0) for item, pixels in pairs])
         train, test = slice(0, 1000), slice(1000, None)
         means = np.stack([colours[train][labels[train] == k].mean(0) for k in range(len(CLASSES))])
         guesses = ((colours[test, None] - means) ** 2).sum(-1).argmin(1)
@@ -204,16 +192,12 @@ def test_colour_does_not_tell_the_class(many):
         ({"count": -1}, "count=-1"),
         ({"size": 4}, "size=4: must be at least 8"),
         ({"split": "test"}, "split='test': must be one of train, validation"),
-        ({"seed": -2}, "seed=-2"),
         ({"seed": 2**32}, "seed=4294967296"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Scenes(**{"count": 1, **arguments})
-
-
-def test_an_index_out_of_bounds_is_named():
     for index in (-1, 5):
         with pytest.raises(IndexError, match=f"index={index}: .* count=5"):
             Scenes(5)[index]

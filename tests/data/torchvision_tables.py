@@ -7,6 +7,7 @@ a PIL image, `tensor` that for a tensor.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -60,13 +61,14 @@ def main() -> None:
             for sign in (1, -1) if signed else (1,):
                 amount = 0.0 if values is None else sign * float(values[magnitude])
                 augment = transforms.RandAugment()
-
-                def apply(x, operation=operation, amount=amount, augment=augment):
-                    return augment._apply_image_or_video_transform(
-                        x, operation, amount, interpolation=augment.interpolation, fill={}
-                    )
-
                 augment._fill = {}
+                apply = partial(
+                    augment._apply_image_or_video_transform,
+                    transform_id=operation,
+                    magnitude=amount,
+                    interpolation=augment.interpolation,
+                    fill={},
+                )
                 tables[f"amount:{operation},{magnitude},{sign}"] = np.float64(amount)
                 add(f"{operation},{magnitude},{sign}", apply)
     for name, factors in JITTER.items():
@@ -75,19 +77,11 @@ def main() -> None:
             add(f"{name},{factor}", lambda x, adjust=adjust, factor=factor: adjust(x, factor))
     for box in CROPS:
         left, top, right, bottom = box
-        add(
-            f"crop,{box}",
-            lambda x, box=(top, left, bottom - top, right - left): F.resized_crop(
-                x, *box, size=list(SIZE), antialias=True
-            ),
-        )
+        part = dict(top=top, left=left, height=bottom - top, width=right - left)
+        add(f"crop,{box}", partial(F.resized_crop, **part, size=list(SIZE), antialias=True))
+    bilinear = transforms.InterpolationMode.BILINEAR
     for degrees in DEGREES:
-        add(
-            f"rotate,{degrees}",
-            lambda x, degrees=degrees: F.rotate(
-                x, degrees, interpolation=transforms.InterpolationMode.BILINEAR
-            ),
-        )
+        add(f"rotate,{degrees}", partial(F.rotate, angle=degrees, interpolation=bilinear))
     add("mirror", F.horizontal_flip)
     np.savez_compressed(FILE, **tables)
     print(f"{FILE}: {len(tables)} tables, {FILE.stat().st_size} bytes", file=sys.stderr)
