@@ -31,7 +31,6 @@ MIX = Mix(RIGHT, np.array([6.0, 2.0, 1.0, 1.5, 4.0, 7.0]))
     ("mix", "gflops", "weights"),
     [
         (MIX, 1.0, [0, 0, 1, 0, 0, 0]),
-        (MIX, 1.25, [0, 0.25, 0.75, 0, 0, 0]),
         (MIX, 1.5, [0, 0.5, 0.5, 0, 0, 0]),
         (MIX, 2.0, [0, 1, 0, 0, 0, 0]),
         (MIX, 4.0, [0.5, 0.5, 0, 0, 0, 0]),
@@ -71,29 +70,16 @@ def test_gain_is_taken_image_by_image():
     assert np.isnan(error)  # one image has none
 
 
-def test_the_error_is_that_of_the_mean():
-    """Over many draws of the images the gains spread as far as the error says."""
-    rng = np.random.default_rng(1)
-    gains, errors = [], []
-    for _ in range(2000):
-        hard = rng.random(300)  # the same image is hard for all
-        mix = Mix(np.stack([hard < 0.6, hard < 0.8]), np.array([1.0, 2.0]))
-        gain, error = mix.gain(hard < 0.75, 1.5)
-        gains.append(gain)
-        errors.append(error)
-    assert np.mean(gains) == pytest.approx(0.05, abs=0.001)
-    assert np.std(gains) == pytest.approx(np.mean(errors), rel=0.05)
+COUNT = 24
 
 
 @pytest.fixture(scope="module")
 def setting():
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
-    images = np.asarray(random_images(model.config, batch=40, seed=5))
-    labels = np.random.default_rng(0).integers(0, 5, 40)
-    (outcomes,) = collect(
-        model, random_params(model, 1), [(images, labels)], make_grid(model.config)
-    )
-    return model, images, outcomes
+    images = np.asarray(random_images(model.config, batch=COUNT, seed=5))
+    labels = np.random.default_rng(1).integers(0, 5, COUNT)
+    found = collect(model, random_params(model, 1), [(images, labels)], make_grid(model.config))
+    return model, images, *found
 
 
 class Alternating(Policy):
@@ -126,13 +112,13 @@ def test_a_policy_is_held_to_baselines_of_its_whole_cost(setting):
     rows = rows_of(setting, named)
     assert rows["a"].over_baselines is None
     cheap, best = (0, 1) if right[0].mean() < right[1].mean() else (0, 0)
-    mine = np.where(np.arange(40) % 2, right[1], right[0])
+    mine = np.where(np.arange(COUNT) % 2, right[1], right[0])
     for name, share in (("free", 0.5), ("dear", 0.75)):
         row = rows[name]
         assert row.gflops == pytest.approx((1 - share) * costs[0] + share * costs[1])
         each = mine - ((1 - share) * right[cheap] + share * right[best])
         assert row.over_baselines == pytest.approx(each.mean())
-        assert row.over_baselines_error == pytest.approx(each.std(ddof=1) / 40**0.5)
+        assert row.over_baselines_error == pytest.approx(each.std(ddof=1) / COUNT**0.5)
     assert cheap != best, "the two rows would be held to the same"
 
 
@@ -154,14 +140,9 @@ def test_a_policy_is_held_to_every_swept_sub_network(setting):
     row = rows_of(setting, {"free": Alternating()})["free"]  # no baselines, no gain over them
     assert row.over_baselines is row.over_baselines_error is None
     assert row.over_fixed is not None
-
-
-def test_a_baseline_is_whole_but_for_tokens():
-    c = ap.AdaPerceiverConfig(**TINY)
-    assert is_whole(Baseline(c, 2), c)
-    assert not is_whole(Baseline(c, 2, depth=2), c)
-    assert not is_whole(Baseline(c, 2, width=12), c)
-    assert not is_whole(EarlyExit(0.5, Baseline(c, 2)), c)
+    assert is_whole(Baseline(c, 2), c)  # a baseline, whatever its tokens
+    for other in (Baseline(c, 2, depth=2), Baseline(c, 2, 12), EarlyExit(0.5, Baseline(c, 2))):
+        assert not is_whole(other, c)
 
 
 def test_what_was_not_measured_is_left_out():
@@ -240,15 +221,19 @@ def test_a_line_of_the_picture_is_a_kind_of_policy(drawn):
     assert len(x) > 10
     np.testing.assert_allclose(y, 50 + 5 * (x - 1))  # mixes lie on it; the axis is not linear
     assert axes.get_xscale() == "log"
-    looks = {n: (line.get_linestyle(), line.get_color()) for n, line in lines.items()}
-    assert [looks[n][0] for n in ("Baseline", "EE, tau=0.9", "EE, tau=0.95")] == ["-", "--", ":"]
-    assert looks["told"][0] == looks["drawn"][0] == "None"
-    assert looks["EE, tau=0.9"][1] == looks["Baseline"][1] != looks["told"][1]
-    assert looks["drawn"][1] == looks["drawn, tau=0.9"][1] != looks["told"][1]
+    styles = [lines[n].get_linestyle() for n in ("Baseline", "EE, tau=0.9", "EE, tau=0.95")]
+    assert styles == ["-", "--", ":"]
+    colours = {n: line.get_color() for n, line in lines.items()}
+    assert colours["EE, tau=0.9"] == colours["Baseline"] != colours["told"]
+    assert colours["drawn"] == colours["drawn, tau=0.9"] != colours["told"]
     hollow = {n for n, line in lines.items() if line.get_markerfacecolor() == "white"}
     assert hollow == {n for n in lines if "tau" in n}
     assert axes.get_xlabel() == "GFLOPs an image, on average"
     assert [text.get_text() for text in axes.texts] == ["oracle: 90.0% at 0.8 GFLOPs"]
+    (axes,) = drawn([FIGURE[-1]])
+    assert axes.texts[0].get_text() == "oracle: 90.0% at 0.8 GFLOPs"
+    with pytest.raises(ValueError, match="no policy to draw"):
+        drawn([])
 
 
 def test_small_costs_are_in_mflops_and_far_ones_leave_the_near_ones_room(drawn):
@@ -269,9 +254,6 @@ def test_small_costs_are_in_mflops_and_far_ones_leave_the_near_ones_room(drawn):
 @pytest.mark.parametrize(
     ("policy", "kind"),
     [
-        ("Baseline (t=2)", ("Baseline", "")),
-        ("EE (t=2, tau=0.95)", ("EE", "tau=0.95")),
-        ("told", ("told", "")),
         ("told (tau=1e-05)", ("told", "tau=1e-05")),
         ("told (at 0.0052 + choosing)", ("told", "")),
         ("told (v2) (at 5.2, tau=0.9)", ("told (v2)", "tau=0.9")),
@@ -281,12 +263,3 @@ def test_small_costs_are_in_mflops_and_far_ones_leave_the_near_ones_room(drawn):
 )
 def test_the_kind_of_a_policy_is_its_name_without_its_settings(policy, kind):
     assert figure.kind_of(policy) == kind
-
-
-def test_pictures_of_few_rows(drawn):
-    (axes,) = drawn([FIGURE[-1]])
-    assert axes.texts[0].get_text() == "oracle: 90.0% at 0.8 GFLOPs"
-    (axes,) = drawn([FIGURE[2]])
-    assert axes.lines[0].get_label() == "EE, tau=0.9"
-    with pytest.raises(ValueError, match="no policy to draw"):
-        drawn([])
