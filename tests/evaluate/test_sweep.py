@@ -8,41 +8,75 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.costs import Cost, measure
-from adaperceiver_jax.evaluate.outcomes import Grid, grid_scores, join, make_grid, passes, score
+from adaperceiver_jax.evaluate.outcomes import (
+    Grid,
+    digest,
+    grid_scores,
+    join,
+    make_grid,
+    passes,
+    score,
+)
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, sweep, weights_digest
 from tests.small_models import TINY, model_and_params, random_images, random_params, run
 
 
 @pytest.fixture(scope="module")
 def swept():
-    """A model, labelled images, the outcomes of two batches of 12, and all points."""
+    """A model, images, the outcomes of two batches of 12, and all points; the last 3 images have
+    no label."""
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
     params = random_params(model, 1)
     images = random_images(model.config, batch=24, seed=5)
-    labels = np.random.default_rng(0).integers(0, 5, 24)
+    labels = np.where(np.arange(24) < 21, np.random.default_rng(0).integers(0, 5, 24), -1)
     batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
     parts = list(collect(model, params, batches, make_grid(model.config, [4, 6, 16], [8, 24])))
     return model, params, images, labels, parts, points(model.config, join(parts))
 
 
-def test_each_point_is_the_accuracy_of_its_sub_network(swept):
-    model, params, images, labels, _, found = swept
+def test_each_point_is_the_accuracy_of_its_sub_network_on_the_labelled_images(swept):
+    model, params, images, labels, parts, found = swept
+    np.testing.assert_array_equal(join(parts).digests, digest(images[:21]))
     assert [(p.num_tokens, p.width, p.depth) for p in found] == list(
         itertools.product([4, 6, 16], [8, 24], [1, 2, 3])
     )
     accuracies = set()
     for p in found[::7]:
-        logits = run(model, params, images, **p.sub_network).logits
-        assert p.accuracy == pytest.approx(np.mean(logits.argmax(-1) == labels))
+        logits = run(model, params, images, **p.sub_network).logits[:21]
+        assert p.accuracy == pytest.approx(np.mean(logits.argmax(-1) == labels[:21]))
         assert p.top5 == 1.0  # of five classes
         assert p.gflops == ap.flops(model.config, p.num_tokens, p.width, p.depth).total / 1e9
         accuracies.add(p.accuracy)
     assert len(accuracies) > 1
     kinds = {p.num_tokens: p.tokens_are for p in found}
     assert kinds == {4: "trained", 6: "interpolated", 16: "trained"}
+    with pytest.raises(ValueError, match="batches: held no images"):
+        sweep(model, params, [])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mask", "most", "rope_scale"),
+    [("block", 9, None), ("none", 9, None), ("block", 5, None), ("block", 5, 1.0)],
+)
+def test_scores_are_those_of_separate_calls(mask, most, rope_scale):
+    model, params = model_and_params(
+        3, token_granularities=(2, 5, 9), max_latent_tokens=most, num_classes=7, depth=3,
+        output_feat_dim=None, block_mask=mask, rope_scale=rope_scale,
+    )  # fmt: skip
+    images, labels = random_images(model.config, batch=4), np.array([0, 3, 6, 2])
+    grid = Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
+    found = jax.jit(lambda p, x: grid_scores(model, p, x, labels, grid))(params, images)
+    for k, j, i in ((0, 1, 0), (1, 0, 1), (2, 0, 0), (2, 1, 1), (3, 1, 0)):
+        t, w, l = grid.tokens[k], grid.widths[j], grid.depths[i]
+        alone = run(model, params, images, num_tokens=t, width=w, depth=l).logits
+        right, top5, confidence, loss = score(alone, labels)
+        np.testing.assert_array_equal(found.right[k, j, i], right)
+        np.testing.assert_array_equal(found.top5[k, j, i], top5)
+        np.testing.assert_allclose(found.confidence[k, j, i], confidence, rtol=1e-5)
+        np.testing.assert_allclose(found.loss[k, j, i], loss, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("mask", "most", "rope_scale", "count"),
     [
@@ -53,24 +87,10 @@ def test_each_point_is_the_accuracy_of_its_sub_network(swept):
         ("block", 5, 1.0, 3),
     ],
 )
-def test_scores_are_those_of_separate_calls(mask, most, rope_scale, count):
-    model, params = model_and_params(
-        3, token_granularities=(2, 5, 9), max_latent_tokens=most, num_classes=7, depth=3,
-        output_feat_dim=None, block_mask=mask, rope_scale=rope_scale,
-    )  # fmt: skip
-    images, labels = random_images(model.config, batch=4), np.array([0, 3, 6, 2])
-    grid = Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
-    found = jax.jit(lambda p, x: grid_scores(model, p, x, labels, grid))(params, images)
-    for (k, t), (j, w), (i, l) in itertools.product(
-        enumerate(grid.tokens), enumerate(grid.widths), enumerate(grid.depths)
-    ):
-        alone = run(model, params, images, num_tokens=t, width=w, depth=l).logits
-        right, top5, confidence, loss = score(alone, labels)
-        np.testing.assert_array_equal(found.right[k, j, i], right)
-        np.testing.assert_array_equal(found.top5[k, j, i], top5)
-        np.testing.assert_allclose(found.confidence[k, j, i], confidence, rtol=1e-5)
-        np.testing.assert_allclose(found.loss[k, j, i], loss, rtol=1e-4, atol=1e-5)
-    assert len(passes(model.config, grid.tokens)) == count
+def test_trained_token_counts_share_a_pass_where_they_can(mask, most, rope_scale, count):
+    fields = dict(block_mask=mask, max_latent_tokens=most, rope_scale=rope_scale)
+    config = ap.AdaPerceiverConfig(token_granularities=(2, 5, 9), **fields)
+    assert len(passes(config, (2, 3, 9, 12))) == count
 
 
 def test_scores_are_their_definitions():
@@ -87,19 +107,6 @@ def test_scores_are_their_definitions():
     bad = np.array([[np.nan, 1.0], [np.inf, 0.0], [2.0, 1.0]], np.float32)
     right, top5, _, _ = score(bad, np.array([0, 0, 0]))
     assert right.tolist() == top5.tolist() == [False, False, True]
-
-
-def test_images_without_a_label_do_not_count(swept):
-    model, params, images, labels, parts, _ = swept
-    padded = np.concatenate([labels[:5], [-1, -1, -1]])
-    (found,) = collect(
-        model, params, [(images[:8], padded)], make_grid(model.config, [4], [8], [1, 3])
-    )
-    np.testing.assert_array_equal(found.scores.right[0, 0, 1], parts[0].scores.right[0, 0, 2, :5])
-    np.testing.assert_array_equal(found.digests, parts[0].digests[:5])
-    assert len(found) == 5
-    with pytest.raises(ValueError, match="batches: held no images"):
-        sweep(model, params, [])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_a_folder_gives_back_what_was_put_in(swept, tmp_path):
     assert again.has_costs(4, 8)
     assert not again.has_costs(4, 24)
     opened = SweepFolder(tmp_path / "s")
-    assert len(opened.outcomes()) == 24
+    assert len(opened.outcomes()) == 21
     assert points(model.config, opened.outcomes()) == found
     measured = points(model.config, opened.outcomes(), opened.costs())
     assert [p.latency_ms for p in measured[:4]] == [1.0, 2.0, 3.0, None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from adaperceiver_jax.tasks.make import (
     warn_of_other_pixels,
 )
 from adaperceiver_jax.tasks.objective import ImageSettings
+from adaperceiver_jax.tasks.once_for_all import LossSettings
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import held, make_mesh, placed, tree_shardings
 from tests.convert.test_names import same
@@ -27,12 +29,13 @@ from tests.train.small import run_config
 VIT = ap.ViTConfig(
     embed_dim=24, depth=2, num_heads=3, image_size=16, patch_size=4, num_classes=5, pre_norm=True
 )
+DEIT = "deit_tiny_patch16_224"
 MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 
 
-def distill(dtype="bfloat16", vit=VIT):
-    teacher = ap.ViT(vit, dtype=jnp.dtype(dtype))
-    params = random_params(ap.ViT(vit))
+def distill(dtype="bfloat16"):
+    teacher = ap.ViT(VIT, dtype=jnp.dtype(dtype))
+    params = random_params(teacher)
     return Distill(model=MODEL, teacher=teacher, teacher_params=lambda: params), params
 
 
@@ -51,6 +54,21 @@ def test_kernels_are_kept_in_bfloat16_and_it_is_the_same_teacher():
     assert targets(constants).dtype == jnp.float32
 
 
+@pytest.mark.slow
+def test_no_gradient_reaches_the_teacher():
+    task, _ = distill("float32")
+    task = dataclasses.replace(task, settings=LossSettings(depths=False, widths=False))
+    samples = {"images": random_images(MODEL.config), "labels": jnp.zeros((2, 5))}
+
+    @jax.jit
+    @jax.grad
+    def gradients(constants, params):
+        return task.loss(params, constants, samples, {}, jax.random.key(0))[0]
+
+    grads = gradients(task.constants(), random_params(MODEL))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
 def test_the_papers_teacher_splits_over_fsdp():
     """ViT-H/14 at full size, by its shapes: no large array is replicated."""
     config = ap.timm_model("vit_huge_patch14_clip_224.laion2b_ft_in12k").config
@@ -61,37 +79,34 @@ def test_the_papers_teacher_splits_over_fsdp():
     assert held(placed(shapes, shardings)) / (4 * total) < 1.001 / 4
 
 
-def timm_folder(folder, classes=5):
-    """A DeiT-Ti as timm publishes one."""
-    config = dataclasses.replace(
-        ap.timm_model("deit_tiny_patch16_224.fb_in1k").config, num_classes=classes
-    )
-    ap.save_pretrained(ap.ViT(config), random_params(ap.ViT(config)), folder)
-    text = json.dumps({"architecture": "deit_tiny_patch16_224", "num_classes": classes})
-    (folder / "config.json").write_text(text)
-    return config
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory):
+    """A DeiT-Ti of 7 classes as timm publishes one."""
+    folder = tmp_path_factory.mktemp("deit")
+    model = ap.ViT(dataclasses.replace(ap.timm_model(f"{DEIT}.fb_in1k").config, num_classes=7))
+    ap.save_pretrained(model, random_params(model), folder)
+    (folder / "config.json").write_text(json.dumps({"architecture": DEIT, "num_classes": 7}))
+    return folder
 
 
-def test_a_config_names_a_timm_checkpoint(tmp_path):
-    config = timm_folder(tmp_path)
-    found, read = find_teacher(TeacherSettings(path=str(tmp_path)), VIT, 1.0)
-    assert found == config
-    assert same(jax.tree.map(jnp.asarray, read()), random_params(ap.ViT(config)))
+def test_a_config_names_a_timm_checkpoint(timm_folder):
+    found, read = find_teacher(TeacherSettings(path=str(timm_folder)), VIT, 1.0)
+    assert found == dataclasses.replace(ap.timm_model(f"{DEIT}.fb_in1k").config, num_classes=7)
+    assert same(jax.tree.map(jnp.asarray, read()), random_params(ap.ViT(found)))
 
 
-def test_a_bare_timm_name_is_its_hub_id(tmp_path, monkeypatch):
+def test_a_bare_timm_name_is_its_hub_id(timm_folder, tmp_path, monkeypatch):
     asked = []
 
     def download(name, **_):
         asked.append(name)
-        return tmp_path
+        return timm_folder
 
-    timm_folder(tmp_path, 1000)
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
-    for name in ("deit_tiny_patch16_224.fb_in1k", "timm/deit_tiny_patch16_224.fb_in1k"):
+    for name in (f"{DEIT}.fb_in1k", f"timm/{DEIT}.fb_in1k"):
         find_teacher(TeacherSettings(path=name), VIT, 1.0)
-    assert asked == ["timm/deit_tiny_patch16_224.fb_in1k"] * 2
+    assert asked == [f"timm/{DEIT}.fb_in1k"] * 2
 
 
 def test_a_finished_runs_folder_is_a_teacher(tmp_path):
@@ -103,8 +118,8 @@ def test_a_finished_runs_folder_is_a_teacher(tmp_path):
     assert find_teacher(settings, VIT, 1.0)[0] == VIT
 
 
-def test_a_teacher_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path):
-    timm_folder(tmp_path, classes=7)
+def test_a_teacher_that_does_not_fit_is_refused_before_its_weights_are_read(timm_folder, tmp_path):
+    shutil.copy(timm_folder / "config.json", tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"never read")
     config = run_config("stage3_width", {"teacher.path": str(tmp_path)})
     with pytest.raises(ValueError, match="the teacher has 7 classes"):
