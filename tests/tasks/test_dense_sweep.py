@@ -1,5 +1,6 @@
 """A sweep scores each sub-network as if it were run alone."""
 
+import functools
 import itertools
 
 import jax
@@ -14,7 +15,6 @@ from adaperceiver_jax.evaluate.dense_metrics import (
     eigen_crop,
     segmentation_scores,
 )
-from adaperceiver_jax.evaluate.points import csv_text, kind_of_tokens, read_dense_points
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense
 from adaperceiver_jax.tasks.segment import Segment
@@ -35,23 +35,21 @@ def scores_alone(task, params, arrays, sub_network, flip=False):
     return segmentation_scores(np.asarray(counts).sum(0))
 
 
-VARIANTS = {
-    "block": {},
-    "no mask": {"block_mask": "none"},
-    "causal": {"block_mask": "causal"},
-    "beyond the maximum": {"max_latent_tokens": 8},
-    "beyond it, never scaled": {"max_latent_tokens": 8, "rope_scale": 1.0},
-}
-
-
-FAST = ("block",)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    "variant", [v if v in FAST else pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS]
+    "variant",
+    [
+        {},
+        slow({"block_mask": "none"}),
+        slow({"max_latent_tokens": 8}),
+        slow({"max_latent_tokens": 8, "rope_scale": 1.0}),
+    ],
+    ids=["block", "no mask", "beyond the maximum", "beyond it, never scaled"],
 )
 def test_each_sub_network_is_scored_as_if_run_alone(variant):
-    backbone = BACKBONE.replace(**VARIANTS[variant])
+    backbone = BACKBONE.replace(**variant)
     config = ap.SegmentationConfig(backbone=backbone, num_classes=CLASSES)
     task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
     params, arrays = random_params(task.model), make_batch(11)
@@ -86,6 +84,7 @@ def test_mirror_images_are_averaged_on_a_vit():
     assert (point.num_tokens, point.tokens_are) == (None, "whole")
 
 
+@pytest.mark.slow
 def test_mirror_images_are_averaged():
     task = segment()
     params, arrays = random_params(task.model), make_batch(8)
@@ -116,10 +115,7 @@ def cropped_depth():
     return depth(DenseSettings(eigen_crop=True))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [segment, *(pytest.param(make, marks=pytest.mark.slow) for make in (depth, cropped_depth))],
-)
+@pytest.mark.parametrize("make", [segment, slow(depth), slow(cropped_depth)])
 def test_maps_of_many_sizes_are_scored_at_their_own(make):
     task = make()
     params = random_params(task.model)
@@ -168,23 +164,6 @@ def test_each_process_takes_its_own_images_and_their_sums_are_exact(monkeypatch)
     np.testing.assert_array_equal(total["confusion"], [[3 * (2**40 + 1), 15]])
     assert total["loss"].shape == ()
     assert float(total["loss"]) == pytest.approx(0.3, rel=1e-15)
-
-
-def test_a_table_is_read_as_it_was_written(tmp_path):
-    task = segment()
-    params, arrays = random_params(task.model), make_batch(8)
-    points = sweep_dense(task, params, batches_of(arrays, 8), (4, 5), (24,))
-    (tmp_path / "points.csv").write_text(csv_text(points))
-    for ours, want in zip(read_dense_points(tmp_path / "points.csv"), points, strict=True):
-        assert ours.scores == pytest.approx(want.scores, rel=1e-6)
-        assert ours.encoder_gflops == pytest.approx(want.encoder_gflops, rel=1e-5)
-        for name in ("num_tokens", "tokens_are", "resolution", "mask", "flip"):
-            assert getattr(ours, name) == getattr(want, name)
-
-
-def test_kinds_of_token_counts():
-    kinds = [kind_of_tokens(t, (4, 8, 16)) for t in (2, 4, 6, 16, 17)]
-    assert kinds == ["extrapolated", "trained", "interpolated", "trained", "extrapolated"]
 
 
 def test_what_is_not_there_is_refused():
