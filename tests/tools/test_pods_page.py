@@ -49,7 +49,7 @@ def model_flops(name: str) -> float:
     return step.task.train_flops(step.apply[1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="pods")
 def test_the_models_flops_are_todays_of_every_stage_on_every_slice():
     there = {(row[0].partition(":")[0], row[1]) for row in TABLE}
     assert {(stage, place) for stage in STAGES for place in SLICES} <= there
@@ -64,7 +64,7 @@ def test_the_models_flops_are_todays_of_every_stage_on_every_slice():
         assert float(row[5].split(",")[0]) == pytest.approx(flops / 1e12, rel=5e-3), row
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_a_chip_holds_what_the_page_says_and_takes_its_command():
     """Arguments of stage 3's gradients to 5%: the compiler pads."""

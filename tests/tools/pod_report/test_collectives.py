@@ -9,6 +9,7 @@ from tools.pod_report.hlo import Array, parse
 from tools.pod_report.loops import visits
 from tools.pod_report.topology import Layout
 
+pytestmark = pytest.mark.nightly(group="pods")
 MESH = Layout((("data", 4), ("fsdp", 2)), tuple((x, y, 0) for x in range(4) for y in range(2)))
 RING = Layout((("fsdp", 4),), tuple((x, 0, 0) for x in range(4)))
 ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
@@ -35,11 +36,8 @@ def gathered(groups: str) -> Collective:
         ("[2,4]<=[4,2]T(1,0)", COLUMNS, "data"),
         ("[1,8]<=[8]", ALL, "data+fsdp"),
         ("{}", ALL, "data+fsdp"),
-        ("mesh['axis_0'=8] {'axis_0'}", ALL, "data+fsdp"),
-        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ROWS, "fsdp"),
         ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_0','axis_2'}", COLUMNS, "data"),
         ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", COLUMNS, "data"),
-        ("mesh['a'=4,'b'=2] {'a':(1)2}", ((0, 4), (1, 5), (2, 6), (3, 7)), "part of data"),
         ("mesh['a'=4,'b'=2] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7)), "part of data"),
         ("[8,1]<=[8]", tuple((i,) for i in range(8)), "none"),
     ],
@@ -63,71 +61,9 @@ def test_gathered_arrays_count_whole_and_reduced_ones_as_they_are():
     )
     assert (reduced.bytes, reduced.dtype, reduced.size) == (2 * 8 + 4 * 4, "bf16+f32", 8)
     assert (reduced.numbers, reduced.filled) == (10, 2)  # two fill it up to equal parts
-
-
-def test_a_ring_sends_each_kind_its_own_part():
-    parts = {
-        **{"all-gather": 7 / 8, "reduce-scatter": 7 / 8, "all-reduce": 7 / 4},
-        **{"all-to-all": 1.0, "collective-permute": 1.0},
-    }
-    for kind, part in parts.items():
-        collective = Collective(kind, (Array("f32", (32,)),), ALL, 1, "")
-        if kind != "collective-permute":
-            assert collective.size == 8
-        assert collective.sent() == part * 4 * 32
-
-
-def test_one_that_runs_beside_other_work_counts_once():
-    gather = "f32[8]{0} all-gather(%a), channel_id=5, replica_groups=[4,2]<=[8], dimensions={0}\n"
-    started = f"""\
-%started (a: f32[4]) -> (f32[4], f32[8]) {{
-  %a = f32[4]{{0}} parameter(0)
-  %g.0 = {gather}\
-  ROOT %s = (f32[4]{{0}}, f32[8]{{0}}) custom-call(%g.0), custom_call_target="AsyncCollectiveStart"
-}}
-
-%beside (a: f32[4], c: f32[4]) -> f32[4] {{
-  %a = f32[4]{{0}} parameter(0)
-  %c = f32[4]{{0}} parameter(1)
-  %g.1 = {gather}\
-  ROOT %m = f32[4]{{0}} multiply(%c, %c)
-}}
-
-%done (a: f32[4]) -> f32[8] {{
-  %a = f32[4]{{0}} parameter(0)
-  %g.2 = {gather}\
-  ROOT %e = f32[8]{{0}} custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
-}}
-"""
-    text = entry(
-        "%x = f32[4]{0} parameter(0)",
-        "%start = (f32[4]{0}, f32[8]{0}) fusion(%x), kind=kCustom, calls=%started",
-        "%work = f32[4]{0} fusion(%x, %x), kind=kLoop, calls=%beside",
-        "%p = (f32[4]{0}, f32[4]{0}, u32[]) collective-permute-start(%work), "
-        "source_target_pairs={{0,1},{1,0}}",
-        "%q = f32[4]{0} collective-permute-done(%p)",
-        "%end = f32[8]{0} fusion(%x), kind=kCustom, calls=%done",
-        before=started,
-    )
-    kinds = [(c.kind, c.bytes) for c in found(text)]
-    assert kinds == [("all-gather", 32), ("collective-permute", 16)]
-
-
-def test_a_sum_that_is_cut_at_once_is_a_scatter():
-    scattered = """\
-%scattered (a: f32[8]) -> f32[4] {
-  %a = f32[8]{0} parameter(0)
-  %r = f32[8]{0} all-reduce(%a), channel_id=5, replica_groups=[4,2]<=[8], to_apply=%add
-  %i = s32[] constant(0)
-  ROOT %s = f32[4]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
-}
-"""
-    text = entry(
-        "%x = f32[8]{0} parameter(0)",
-        "%y = f32[4]{0} fusion(%x), kind=kCustom, calls=%scattered",
-        before=scattered,
-    )
-    assert [(c.kind, c.bytes) for c in found(text)] == [("reduce-scatter", 32)]
+    parts = {"all-gather": 7 / 8, "reduce-scatter": 7 / 8, "all-reduce": 7 / 4, "all-to-all": 1.0}
+    for kind, part in parts.items():  # what a ring of eight sends
+        assert Collective(kind, (Array("f32", (32,)),), ALL, 1, "").sent() == part * 4 * 32
 
 
 def test_in_a_loop_it_counts_every_round_or_says_that_it_waits_for_data():

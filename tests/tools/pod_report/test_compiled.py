@@ -17,7 +17,7 @@ from tools.pod_report.matmuls import product
 from tools.pod_report.program import Program, compile_program
 from tools.pod_report.topology import find_topology, layout
 
-pytestmark = pytest.mark.optimised
+pytestmark = [pytest.mark.optimised, pytest.mark.nightly(group="pods")]
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
 
 
@@ -60,7 +60,6 @@ def uncached():
     jax.config.update("jax_enable_compilation_cache", before)
 
 
-@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once(uncached):
     """A gradient of columns dealt to 8 chips: the weights go around, and the gradient's parts."""
@@ -84,7 +83,6 @@ def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once(uncached):
     assert moved == pytest.approx(4096**2 * 9 / 8)
 
 
-@pytest.mark.nightly(group="pods")
 @needs_libtpu
 def test_attention_that_a_tpu_cannot_fuse_is_found_and_its_own_kernel_named(uncached):
     topology = find_topology("v5e:2x2")

@@ -1,68 +1,54 @@
-"""How often a loop runs, from the text of its condition."""
+"""How often a loop runs, and which argument an array is, from a program's text."""
 
 import pytest
 
-from tests.tools.pod_report.texts import LOOP
+from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.hlo import parse
-from tools.pod_report.loops import trip_count, visits
+from tools.pod_report.loops import trip_count
+from tools.pod_report.values import argument
 
-
-def rounds(text: str) -> int | None:
-    module = parse(text)
-    return trip_count(module, module.entry, module.entry.instructions["loop"])
+pytestmark = pytest.mark.nightly(group="pods")
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("changes", "expected"),
     [
-        (("while(", "while("), 21),
-        (("constant(0)", "constant(4)"), 17),
-        (("constant(1)", "constant(2)"), 11),
-        (("direction=LT", "direction=LE"), 22),
-        (("direction=LT", "direction=NE"), 21),
-        (("compare(%i.0, %limit), direction=LT", "compare(%limit, %i.0), direction=GT"), 21),
-        (("%next = s32[]{:T(128)} add", "%next = s32[]{:T(128)} multiply"), None),
-        (("tuple(%next, %twice)", "tuple(%one, %twice)"), None),
-        (("%zero = s32[]{:T(128)} constant(0)", "%zero = s32[]{:T(128)} iota()"), None),
+        ({}, 21),
+        ({"constant(0)": "constant(4)"}, 17),
+        ({"constant(1)": "constant(2)"}, 11),
+        ({"direction=LT": "direction=LE"}, 22),
+        ({"direction=LT": "direction=NE"}, 21),
+        ({"compare(%i.0, %limit), direction=LT": "compare(%limit, %i.0), direction=GT"}, 21),
+        ({"constant(0)": "constant(30)", "add(%i.1": "subtract(%i.1", "=LT": "=GT"}, 9),
+        ({"%next = s32[]{:T(128)} add": "%next = s32[]{:T(128)} multiply"}, None),
+        ({"tuple(%next, %twice)": "tuple(%one, %twice)"}, None),
+        ({"%zero = s32[]{:T(128)} constant(0)": "%zero = s32[]{:T(128)} iota()"}, None),
     ],
 )
-def test_start_step_and_direction_count(change, expected):
-    assert change[0] in LOOP
-    assert rounds(LOOP.replace(*change)) == expected
+def test_start_step_and_direction_count(changes, expected):
+    text = LOOP
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    module = parse(text)
+    assert trip_count(module, module.entry, module.entry.instructions["loop"]) == expected
 
 
-def test_a_loop_may_count_down():
-    down = LOOP.replace("constant(0)", "constant(30)").replace("add(%i.1", "subtract(%i.1")
-    assert rounds(down.replace("direction=LT", "direction=GT")) == 9
+def source(text: str, name: str, computation: str = "main") -> str:
+    module = parse(text)
+    where = module.computations[computation]
+    return argument(module, where, where.instructions[name])
 
 
-def test_the_limit_may_be_carried_along_and_the_comparison_fused():
-    text = LOOP.replace("(s32[]{:T(128)}, f32", "(s32[]{:T(128)}, s32[]{:T(128)}, f32")
-    text = text.replace("(s32[]{:T(128)}, /*", "(s32[]{:T(128)}, s32[]{:T(128)}, /*")
-    text = text.replace("%p.1), index=1", "%p.1), index=2")
-    text = text.replace("%limit = s32[]{:T(128)} constant(21)\n", "")
-    text = text.replace(
-        "  ROOT %lt = pred[]{:T(512)} compare(%i.0, %limit), direction=LT",
-        "  %limit = s32[]{:T(128)} get-tuple-element(%p.0), index=1\n"
-        "  ROOT %lt = pred[] fusion(%limit, %i.0), kind=kLoop, calls=%compared",
+def test_an_array_that_is_cut_or_moved_is_still_the_argument_unless_a_loop_changes_it():
+    lines = (
+        "%x = f32[8]{0} parameter(0), metadata={op_name=\"params['w']\"}",
+        "%t = (f32[8]{0}) tuple(%x)",
+        "%e = f32[8]{0} get-tuple-element(%t), index=0",
+        "%s = f32[4]{0} slice(%e), slice={[0:4]}",
     )
-    text = text.replace(
-        "  %one =", "  %same = s32[]{:T(128)} get-tuple-element(%p.1), index=1\n  %one ="
-    )
-    text = text.replace("tuple(%next, %twice)", "tuple(%next, %same, %twice)")
-    text = text.replace("tuple(%zero, %weights)", "tuple(%zero, %many, %weights)")
-    text = text.replace("  %start =", "  %many = s32[]{:T(128)} constant(33)\n  %start =")
-    compared = """\
-%compared (a: s32[], b: s32[]) -> pred[] {
-  %a = s32[]{:T(128)} parameter(0)
-  %b = s32[]{:T(128)} parameter(1)
-  ROOT %c = pred[]{:T(512)} compare(%b, %a), direction=LT
-}
-
-%cond ("""
-    assert rounds(text.replace("%cond (", compared, 1)) == 33
-
-
-def test_instructions_in_a_loop_run_every_round():
-    times = {v.instruction.name: v.times for v in visits(parse(LOOP))}
-    assert (times["weights"], times["twice"], times["lt"]) == (1, 21, 21)
+    assert source(entry(*lines, "%y = f32[4]{0} copy(%s)"), "y") == "params['w']"
+    assert source(entry(*lines, "%y = f32[4]{0} negate(%s)"), "y") == ""
+    read = LOOP.replace("tuple(%next, %twice)", "tuple(%next, %x.1)")
+    for text, expected in ((LOOP, ""), (read, "params['w']")):
+        assert source(text, "x.1", "body") == source(text, "out") == expected

@@ -20,6 +20,7 @@ from tools.pod_report.report import Report, checks, replicated
 from tools.pod_report.topology import GIB, Topology
 from tools.pod_report.traffic import Softmax
 
+pytestmark = pytest.mark.nightly(group="pods")
 TRAINED = 8 * 1024 * 1024
 LOSS, OPTIMIZER = "jit(gradients)/transpose(jvp(Model))/reduce_sum", "jit(gradients)/ab,bc->ac"
 
@@ -178,24 +179,18 @@ def test_each_fault_is_found_and_no_other(lean, spoil, said):
     assert wrong(allowed) == []  # a rule wants it whole
 
 
-def test_memory_and_time_are_those_of_the_larger_program_and_of_both(lean):
+def test_figures_are_of_the_larger_program_or_both_and_stand_in_the_table_and_page(lean):
     assert lean.needed == 5.5 * GIB
     assert lean.seconds == pytest.approx((0.04, 0.04 + lean.sending(lean.gradients)))
     sent = [dataclasses.replace(s, seconds=1.0) for s in lean.gradients.sent]
     assert change(lean, sent=tuple(sent)).seconds == pytest.approx((3.02, 3.04))
     assert lean.mfu(0.04) == pytest.approx(7e11 / 0.04 / 197e12)
-
-
-def test_the_table_has_a_row_a_step_and_one_for_what_does_not_fit(lean):
     lines = table([lean, ("configs/y.py", "v5e:2x2", "needs 40.4 GiB")]).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| configs/x.py | v5e:4x4 | 4 x 4 | 64 | 4, 1, 5.50 of 15.75 |")
     assert "| 0.7, 1.1, 2.1 |" in lines[2]
     assert lines[2].endswith("| - |")
     assert "needs 40.4 GiB" in lines[3]
-
-
-def test_the_page_holds_all_of_one(lean):
     text = page(lean)
     assert "| gradients | all-gather | fsdp | f32 | 16384 | 4.2 | 1 | given, " in text
     assert text.count("- yes: ") == 10
