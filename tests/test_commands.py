@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import importlib
 import importlib.metadata
-import inspect
 import itertools
 import json
 import re
@@ -16,8 +15,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-import adaperceiver_jax as ap
 from adaperceiver_jax.tasks.make import RunConfig, read_config
 from adaperceiver_jax.train.settings import from_config, with_key
 
@@ -49,7 +48,7 @@ def commands() -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def outcome(name: str) -> argparse.Namespace | str:
+def outcome(name: str) -> Any:
     """What a script makes of its arguments, or why it came to none."""
     try:
         runpy.run_path(str(ROOT / f"{name.replace('.', '/')}.py"), run_name="__main__")
@@ -128,20 +127,15 @@ def test_shell_is_shell():
         assert done.returncode == 0, (document, block, done.stderr)
 
 
-def test_every_make_target_that_documents_name_exists():
+def test_every_make_target_and_extra_that_documents_name_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     code = [code for _, code in blocks() + spans()]
     make = re.compile(r"(?:^|; )make ([\w-]+)", re.MULTILINE)
     named = {name for text in code for name in make.findall(text)}
     assert {"demo", "test", "test-all", "notebooks", "lint", "format"} <= named <= targets
-
-
-def test_every_extra_that_documents_name_exists():
     extras = set(importlib.metadata.metadata("adaperceiver_jax").get_all("Provides-Extra"))
-    named = {
-        extra for _, text in texts() for found in re.findall(r"\.\[([\w,]+)\]", text)
-        for extra in found.split(",")
-    }  # fmt: skip
+    lists = [names for _, text in texts() for names in re.findall(r"\.\[([\w,]+)\]", text)]
+    named = set(",".join(lists).split(","))
     assert {"tpu", "cuda", "cuda12", "torch", "dev"} <= named <= extras
 
 
@@ -149,10 +143,9 @@ def test_tools_and_their_options_between_backticks_are_there(monkeypatch):
     """Tables and sentences leave out values, so that only names are looked at."""
 
     def tell(parser, *_):
-        raise Understood(argparse.Namespace(options=set(parser._option_string_actions)))
+        raise Understood(parser._option_string_actions)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", tell)
-    known: dict[str, set[str]] = {}
     seen = 0
     for document, span in spans():
         for tool in re.findall(r"\btools/(\w+)\.py", span):
@@ -160,57 +153,12 @@ def test_tools_and_their_options_between_backticks_are_there(monkeypatch):
         found = re.fullmatch(r"(?:python )?tools/(\w+)\.py (.*)", span)
         if found is None or found[1] == "benchmark_data":
             continue
-        tool, rest = found.groups()
-        if tool not in known:
-            monkeypatch.setattr(sys, "argv", [tool])
-            known[tool] = outcome(f"tools.{tool}").options
-        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", rest):
-            assert option in known[tool], (document, span, option)
+        monkeypatch.setattr(sys, "argv", [found[1]])
+        options = outcome(f"tools.{found[1]}")
+        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", found[2]):
+            assert option in options, (document, span, option)
             seen += 1
     assert seen >= 10
-
-
-def test_main_is_given_flags_that_it_has():
-    lines = [
-        line
-        for _, text in blocks() + spans() + heads()
-        for line in re.sub(r"\\+\n", " ", text).splitlines()
-        if "main.py" in line
-    ]
-    assert len(lines) > 50
-    for line in lines:
-        flags = re.findall(r"(?<!\S)--([A-Za-z][\w-]*)", line.partition("main.py")[2])
-        assert set(flags) <= {"config", "workdir", "distributed"}, line
-
-
-def test_python_in_shell_names_what_is_there():
-    found = [
-        code for _, block in blocks() for code in re.findall(r'python -c "(.*?)"', block, re.S)
-    ]
-    assert len(found) >= 3
-    for code in found:
-        check_imports(code)
-        check_calls(code)
-
-
-def check_imports(code: str) -> None:
-    """It parses, and what it imports is there, but for the reference's own."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and not node.module.startswith("hub.networks"):
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                if not hasattr(module, alias.name):
-                    importlib.import_module(f"{node.module}.{alias.name}")
-
-
-def check_calls(text: str) -> None:
-    """`ap` has what is called, with the keywords that it is given."""
-    for name, arguments in re.findall(r"\bap\.((?:policies\.)?\w+)\(([^()]*)", text):
-        place = ap.policies if name.startswith("policies.") else ap
-        called = getattr(place, name.rpartition(".")[2])
-        parameters = inspect.signature(called).parameters
-        for keyword in re.findall(r"(\w+)=(?!=)", arguments):
-            assert keyword in parameters, (name, keyword)
 
 
 def heads() -> list[tuple[str, str]]:
@@ -224,10 +172,13 @@ def heads() -> list[tuple[str, str]]:
 
 def configs() -> list[tuple[str, str, list[tuple[str, str]]]]:
     """(document, config, changes) of every command line with a config, `main.py`'s and tools', in
-    shell blocks and at the head of configs and scripts, and of every config between backticks."""
+    shell blocks and at the head of configs and scripts, and of every config between backticks.
+    `main.py` must have the flags that it is given."""
     found = []
     for document, text in blocks() + heads():
         for line in re.sub(r"\\+\n", " ", text).splitlines():
+            flags = re.findall(r"(?<!\S)--([A-Za-z][\w-]*)", line.partition("main.py")[2])
+            assert set(flags) <= {"config", "workdir", "distributed"}, line
             named = re.findall(r"--config[= ](configs/[\w.]+(?::[^\s'\"]*)?)", line)
             changes = re.findall(r"--config\.([\w.]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", line)
             found += [(document, config, changes) for config in named]

@@ -1,5 +1,8 @@
 """What pages say is so: their Python runs, their links lead somewhere, what they name is there."""
 
+import ast
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -11,43 +14,40 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.points import csv_text
 from adaperceiver_jax.tasks.make import RunConfig, read_config
 from adaperceiver_jax.train.settings import check_key, make_plan
-from tests.test_commands import PAGES, check_calls, check_imports, config_names, texts
+from tests.test_commands import PAGES, blocks, config_names, texts
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(ROOT.glob("experiments/colab/*.ipynb"))
 IMAGES = {"imagenet12k": 12_129_687, "imagenet2012": 1_281_167}
 """To train on, as published."""
+SHELL = r'python -c "(.*?)"'
+PAPERS = "pjajal/adaperceiver-v1-in1k-ft"
 
 
 def python_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.fixture
-def made_up(tmp_path, monkeypatch):
-    """The hub's models are the paper's, with made-up weights; one block where that is enough."""
-
-    def of(**changes):
-        def from_pretrained(name):
-            assert re.fullmatch(r"[\w-]+/[\w.-]+", name)
-            model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**changes))
-            return model, ap.init_params(model, jax.random.key(0))
-
-        monkeypatch.setattr(ap, "from_pretrained", from_pretrained)
-        monkeypatch.chdir(tmp_path)
-
-    return of
+@pytest.mark.slow
+def test_the_five_lines_of_the_readme_and_from_pytorch_to_a_prediction_run(
+    monkeypatch, tmp_path, capsys
+):
+    """The hub's model is the paper's with made-up weights, of as many blocks as are needed."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (640, 480), (200, 30, 30)).save("cat.jpg")
+    for page, depth in (("README.md", 12), ("docs/weights.md", 1)):
+        model = ap.AdaPerceiver(ap.AdaPerceiverConfig(depth=depth))
+        loaded = model, ap.init_params(model, jax.random.key(0))
+        monkeypatch.setattr(ap, "from_pretrained", {PAPERS: loaded}.__getitem__)
+        code = python_of(page)[0]
+        assert len([line for line in code.splitlines() if line]) == 5
+        exec(code, {})
+    shape, prediction = capsys.readouterr().out.splitlines()
+    assert shape.startswith("(2, 1000) ")
+    assert 0 <= int(prediction) < 1000
 
 
 @pytest.mark.slow
-def test_the_five_lines_of_the_readme_run(made_up, capsys):
-    made_up()
-    (code,) = python_of("README.md")
-    assert len([line for line in code.splitlines() if line]) == 5
-    exec(code, {})
-    assert capsys.readouterr().out.startswith("(2, 1000) ")
-
-
 def test_the_python_about_adaptivity_runs(monkeypatch, tmp_path, capsys):
     load = ap.from_pretrained
     monkeypatch.setattr(ap, "from_pretrained", lambda name: load(ROOT / name))
@@ -62,20 +62,8 @@ def test_the_python_about_adaptivity_runs(monkeypatch, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("(2, 10) 5.7")
     assert lines[-1].startswith("(2, 10) [6 6] ")
-    assert sorted(p.name for p in (tmp_path / "my-small-adaperceiver").iterdir()) == [
-        "config.json",
-        "model.safetensors",
-    ]
-
-
-@pytest.mark.slow
-def test_the_five_lines_from_pytorch_to_a_prediction_run(made_up, capsys):
-    made_up(depth=1)
-    Image.new("RGB", (640, 480), (200, 30, 30)).save("cat.jpg")
-    code = python_of("docs/weights.md")[0]
-    assert len([line for line in code.splitlines() if line]) == 5
-    exec(code, {})
-    assert 0 <= int(capsys.readouterr().out) < 1000
+    saved = {path.name for path in (tmp_path / "my-small-adaperceiver").iterdir()}
+    assert saved == {"config.json", "model.safetensors"}
 
 
 @pytest.mark.slow
@@ -88,19 +76,40 @@ def test_the_python_of_the_quick_start_runs(monkeypatch, capsys):
     assert truth == "it is a ring"
 
 
+def check_imports(code: str) -> None:
+    """It parses, and what it imports is there, but for the reference's own."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and not node.module.startswith("hub.networks"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def check_calls(text: str) -> None:
+    """`ap` has what is called, with the keywords that it is given."""
+    for name, arguments in re.findall(r"\bap\.((?:policies\.)?\w+)\(([^()]*)", text):
+        place = ap.policies if name.startswith("policies.") else ap
+        called = getattr(place, name.rpartition(".")[2])
+        parameters = inspect.signature(called).parameters
+        for keyword in re.findall(r"(\w+)=(?!=)", arguments):
+            assert keyword in parameters, (name, keyword)
+
+
 def test_python_of_all_pages_names_what_is_there():
-    """Also of blocks that no test runs: it parses, and imports, and `ap` takes what it is given."""
+    """Also of blocks that no test runs: it parses and imports, and `ap` has the names and takes
+    what it is given."""
     for page in PAGES:
         if page.name != "contributing.md":  # tests/test_contributing.py puts that where it belongs
             for code in python_of(str(page.relative_to(ROOT))):
                 check_imports(code)
-    for _, text in texts():
-        check_calls(text)
-
-
-def test_every_call_that_a_page_names_exists():
+    in_shell = [code for _, block in blocks() for code in re.findall(SHELL, block, re.DOTALL)]
+    assert len(in_shell) >= 3
+    for code in in_shell:
+        check_imports(code)
     found = set()
     for path, text in texts():
+        check_calls(text)
         for name in re.findall(r"\bap\.((?:policies\.)?\w+)", text):
             place = ap.policies if name.startswith("policies.") else ap
             assert hasattr(place, name.rpartition(".")[2]), (path, name)
@@ -176,18 +185,13 @@ def rows_of(page: str, start: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
-def test_the_readme_names_every_config():
-    named = {
-        name for cell in rows_of("README.md", "| config |") for name in re.findall(r"`(\w+)`", cell)
-    }
-    assert named == config_names()
-
-
 def test_hours_are_steps_times_what_a_step_takes():
-    """docs/pods.md: of the config's own length and its row of steps; README.md: the same hours."""
+    """docs/pods.md: of the config's own length and its row of steps; README.md: the same hours of
+    every config."""
     steps_of = rows_of("docs/pods.md", "| config | topology |")
     readme = rows_of("README.md", "| config | what is trained |")
     runs = rows_of("docs/pods.md", "| config | slice |")
+    assert {name for cell in readme for name in re.findall(r"`(\w+)`", cell)} == config_names()
     assert len(runs) == 7
     compiled = {f"`{name.partition(':')[0]}`" for name in runs}
     for name, (*_, hours, _result) in readme.items():

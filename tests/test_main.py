@@ -12,8 +12,6 @@ from configs import common
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRATCH = "--config=configs/scratch.py:runlocal"
-
-
 MISTAKES = [
     (
         [SCRATCH, "--config.optimizr.lr=3"],
@@ -28,11 +26,7 @@ MISTAKES = [
     (["--config=configs/not_there.py"], r"No such file or directory: 'configs/not_there\.py'"),
     ([SCRATCH, "--config.data.dir=not/there"], r"config\.data\.dir='not/there': there is no such"),
     ([SCRATCH, "--config.task=distill", "--config.teacher.path="], "distillation needs a teach"),
-    (
-        ["--config=FOLDER/mine.py"],
-        r"there is no such key.*config\.(bach_size|optimizer\.lerning_rate)|"
-        r"config\.(bach_size|optimizer\.lerning_rate).*there is no such key",
-    ),
+    (["--config=FOLDER/mine.py"], r"config\.(bach_size|optimizer\.lerning_rate).*no such key"),
 ]
 MINE = """
 from configs import common
@@ -42,7 +36,8 @@ def get_config():
     config.bach_size = 8
     return config
 """
-# Importing takes longer than refusing, so one process imports and has a child for each call.
+# Importing takes longer than refusing, so one process imports and has a child for each call, which
+# ends at once: Python takes a second to clear away.
 CALLS = """
 import json, os, runpy, sys
 import adaperceiver_jax.tasks.make, adaperceiver_jax.train.loop
@@ -51,7 +46,12 @@ for i, arguments in enumerate(json.loads(sys.argv[1])):
     if not child:
         os.dup2(os.open(f"{sys.argv[2]}/{i}", os.O_WRONLY | os.O_CREAT), 2)
         sys.argv[:] = ["main.py", *arguments]
-        runpy.run_path("main.py", run_name="__main__")
+        try:
+            runpy.run_path("main.py", run_name="__main__")
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            os._exit(end.code if isinstance(end.code, int) else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
@@ -74,16 +74,14 @@ def calls(tmp_path_factory):
 @pytest.mark.parametrize("i", range(len(MISTAKES)), ids=lambda i: MISTAKES[i][0][-1])
 def test_a_mistake_is_one_readable_line_and_makes_no_folder(calls, i):
     code, lines = calls[i]
-    assert code == 1
-    assert len(lines) == 1, lines
+    assert (code, len(lines)) == (1, 1), lines
     assert re.search(MISTAKES[i][1], lines[0])
 
 
 def test_without_a_folder_it_says_which_flag_is_missing(calls):
     code, lines = calls[-1]
-    assert code == 1
+    assert (code, len(lines)) == (1, 1), lines
     assert "--workdir" in lines[0]
-    assert len(lines) == 1, lines
 
 
 def test_an_argument_is_cut_at_its_own_commas_only():

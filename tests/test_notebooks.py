@@ -30,23 +30,26 @@ def notebook(name: str):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
+def validation(count: int, truth: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised images (count, 32, 32, 3) and their labels or classes of pixels."""
+    scenes = Scenes(count, 32, "validation", difficulty=0.15)
+    samples = [scenes[i] for i in range(count)]
+    images = np.stack([s["image"] for s in samples]).astype(np.float32)
+    return (images / 255 - 0.5) / 0.25, np.array([s[truth] for s in samples])
+
+
 def test_every_notebook_is_run():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(run.NAMES)
 
 
 @pytest.mark.parametrize("name", run.NAMES)
-def test_a_notebook_begins_with_a_title_and_the_one_setup_cell(name):
-    nbformat.validate(notebook(name))
-    first, second, *rest = notebook(name).cells
-    assert first.cell_type == "markdown"
-    assert first.source.startswith("# ")
+def test_a_notebook_has_a_title_the_one_setup_cell_and_outputs_of_no_machine(name):
+    book = notebook(name)
+    nbformat.validate(book)
+    first, second, *rest = book.cells
+    assert (first.cell_type, first.source[:2]) == ("markdown", "# ")
     assert second.source == notebook("quick_tour").cells[1].source
     assert not any("set_up(" in cell.source for cell in rest)
-
-
-@pytest.mark.parametrize("name", run.NAMES)
-def test_what_is_kept_in_a_notebook_is_whole_and_of_no_machine(name):
-    book = notebook(name)
     assert sum(kinds.count("picture") for kinds in run.kinds(book)) >= 2
     for cell in book.cells:
         if cell.cell_type == "code":
@@ -62,10 +65,7 @@ def test_what_is_kept_in_a_notebook_is_whole_and_of_no_machine(name):
 @pytest.mark.slow
 def test_the_table_of_the_readme_is_what_the_kept_weights_give():
     model, params = ap.from_pretrained(FOLDER / "weights" / "classifier")
-    scenes = Scenes(4096, 32, "validation", difficulty=0.15)
-    samples = [scenes[i] for i in range(len(scenes))]
-    images = (np.stack([s["image"] for s in samples]).astype(np.float32) / 255 - 0.5) / 0.25
-    labels = np.array([s["label"] for s in samples])
+    images, labels = validation(4096, "label")
     batches = [(images[i : i + 512], labels[i : i + 512]) for i in range(0, len(images), 512)]
     tokens, depths = (2, 4, 8, 32), (1, 2, 4, 6)
     points = sweep(model, params, batches, tokens, (64,), depths)
@@ -110,7 +110,7 @@ def test_setup_installs_only_what_is_not_met(monkeypatch, capsys):
     assert installed == ["cuda12"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="tools")
 def test_the_first_cell_fetches_and_installs_where_nothing_is(tmp_path):
     """As in Colab: an empty folder, a Python without the package, an uploaded archive."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
@@ -139,10 +139,7 @@ def test_the_first_cell_fetches_and_installs_where_nothing_is(tmp_path):
 def test_the_kept_segmentation_model_segments():
     """mIoU of docs/dense_scenes.md: 36.9% of 512 validation images."""
     model, params = ap.from_pretrained(FOLDER / "weights" / "segmentation")
-    scenes = Scenes(512, 32, "validation", difficulty=0.15)
-    samples = [scenes[i] for i in range(512)]
-    images = (np.stack([s["image"] for s in samples]).astype(np.float32) / 255 - 0.5) / 0.25
-    labels = np.stack([s["segmentation"] for s in samples])
+    images, labels = validation(512, "segmentation")
     said = np.asarray(jax.jit(model.apply)({"params": params}, images).logits).argmax(-1)
     matrix = np.bincount((labels * 11 + said).ravel(), minlength=121).reshape(11, 11)
     assert segmentation_scores(matrix)["miou"] == pytest.approx(0.369, abs=0.002)
@@ -185,13 +182,12 @@ def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, t
     tried("--write")
     kept = json.loads((tmp_path / "tried.ipynb").read_text())["cells"]
     assert [output["text"] for output in kept[1]["outputs"]] == [["1\n"]]
-    tried()
-    assert re.search(r"tried: \d+ s, 0 cells with pictures", capsys.readouterr().out)
-    assert (tmp_path / "out" / "tried.ipynb").exists()
     left = tmp_path / "left" / "tried" / "checkpoint"
     left.mkdir(parents=True)
     tried()
     assert not left.exists()
+    assert re.search(r"tried: \d+ s, 0 cells with pictures", capsys.readouterr().out)
+    assert (tmp_path / "out" / "tried.ipynb").exists()
 
 
 @pytest.mark.slow
