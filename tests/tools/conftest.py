@@ -17,13 +17,22 @@ from tests.convert.test_names import MODELS
 from tests.small_models import random_params
 
 
+class Sources:
+    """sources / "vit" is that of MODELS as a hub folder, saved when it is first asked for."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def __truediv__(self, name):
+        folder = self.root / name
+        if name in MODELS and not folder.exists():
+            ap.save_pretrained(MODELS[name], random_params(MODELS[name]), folder)
+        return folder
+
+
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory):
-    """Every model as a hub folder, by its name."""
-    root = tmp_path_factory.mktemp("sources")
-    for name, model in MODELS.items():
-        ap.save_pretrained(model, random_params(model), root / name)
-    return root
+    return Sources(tmp_path_factory.mktemp("sources"))
 
 
 def write_run(folder, config):

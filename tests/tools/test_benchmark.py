@@ -29,6 +29,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
     arguments = ("--sub-networks", "16,24,3", "4,8,1", "--batch", "1", "3", "--repeats", "4")
     path = given / "speed.csv"
@@ -45,15 +46,13 @@ def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
         t, w, l, batch = (int(row[n]) for n in ("num_tokens", "width", "depth", "batch"))
         flops = ap.flops(MODEL.config, t, w, l, batch_size=batch).total * batch
         seconds = float(row["median_ms"]) / 1e3
-        assert (
-            float(row["quarter_ms"]) <= float(row["median_ms"]) <= float(row["three_quarters_ms"])
-        )
+        quarters = [float(row[f"{name}_ms"]) for name in ("quarter", "median", "three_quarters")]
+        assert quarters == sorted(quarters)
         assert float(row["gflops"]) == pytest.approx(flops / 1e9, rel=1e-5)
         assert float(row["images_per_second"]) == pytest.approx(batch / seconds, rel=1e-4)
         assert float(row["gflops_per_second"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
         assert float(row["of_ceiling"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
-        assert float(row["compile_s"]) > 0
-        assert float(row["memory_mib"]) > 0
+        assert min(float(row["compile_s"]), float(row["memory_mib"])) > 0
 
 
 def test_along_every_axis_where_no_sub_networks_are_named():
@@ -65,17 +64,15 @@ def test_along_every_axis_where_no_sub_networks_are_named():
     assert tool.default_sub_networks(alone) == [(16, 24, 1)]
 
 
-def test_other_models_have_one_row_and_any_dtype(sources, monkeypatch, said, tmp_path):
-    monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: Ceiling(1e9, 1e9))
-    path = tmp_path / "speed.csv"
-    for name in ("vit", "segmentation"):
-        arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
-        assert "bfloat16" in said(tool, "--checkpoint", sources / name, *arguments)
-        (row,) = read(path)
-        assert (row["dtype"], row["num_tokens"], row["batch"]) == ("bfloat16", "", "1")
+def test_other_models_have_one_row_and_any_dtype(given, sources, said):
+    path = given / "speed.csv"
+    arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
+    assert "bfloat16" in said(tool, "--checkpoint", sources / "vit", *arguments)
+    (row,) = read(path)
+    assert (row["dtype"], row["num_tokens"], row["batch"]) == ("bfloat16", "", "1")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="tools")
 def test_the_training_step_of_a_config(given, said):
     path = given / "speed.csv"
     config = "configs/stage3_width.py:runlocal,model.depth=2,optimizer.name=nadamw"

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert.describe import config_text
 from tests.convert.test_names import MODELS, same
 from tests.small_models import TINY, random_params
 from tools import convert as tool
@@ -37,9 +36,8 @@ def test_what_it_says(sources, tmp_path, said):
     assert "AdaPerceiver, 0.0 M parameters, width 24, depth 3" in text
     assert "nothing missing, nothing left over" in text
     groups = re.findall(r"^  (\S+) +(\d+) tensors +([\d,]+) parameters  float32$", text, re.M)
-    names = [name for name, _, _ in groups]
-    assert names[0] == "blocks"
-    assert {"read_head", "write_head", "output_adapter", "patch_embed.ffn"} <= set(names)
+    assert groups[0][0] == "blocks"
+    assert {"read_head", "output_adapter", "patch_embed.ffn"} <= {name for name, *_ in groups}
     state = load_file(sources / "classification" / "model.safetensors")
     assert sum(int(count) for _, count, _ in groups) == len(state)
     total = sum(int(size.replace(",", "")) for _, _, size in groups)
@@ -47,9 +45,8 @@ def test_what_it_says(sources, tmp_path, said):
 
 
 def test_a_sub_network(sources, tmp_path, said):
-    text = said(
-        tool, sources / "classification", tmp_path / "small", "--width", "9", "--depth", "2"
-    )
+    cut = ("--width", "9", "--depth", "2")
+    text = said(tool, sources / "classification", tmp_path / "small", *cut)
     assert "cut to AdaPerceiver, 0.0 M parameters, width 9, depth 2" in text
     assert "loads here, but not in the reference: its constructor cannot say a width of 9" in text
     small, params = ap.from_pretrained(tmp_path / "small")
@@ -68,6 +65,7 @@ def test_a_sub_network_that_the_reference_can_say(tmp_path, said):
     assert int(24 * config["ffn_ratio"]) == int(9 * 2.57)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_papers_model_needs_no_config(tmp_path, said):
     model = ap.AdaPerceiver(ap.AdaPerceiverConfig(depth=1, patch_size=112))
     params = random_params(model)
@@ -125,13 +123,6 @@ def test_weights_that_do_not_fit_are_refused_by_name(sources, tmp_path, change, 
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]
 
 
-def test_another_models_weights_are_refused(sources, tmp_path, refused):
-    (tmp_path / "config.json").write_text(config_text(MODELS["distillation"]))
-    weights = sources / "classification" / "model.safetensors"
-    text = refused(tool, weights, tmp_path / "x", "--model", tmp_path / "config.json")
-    assert "missing: output_adapter_feat" in text
-
-
 def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
     monkeypatch.setattr(tool, "torch_difference", lambda *_: 0.5)
     text = refused(tool, sources / "classification", tmp_path / "x")
@@ -143,16 +134,13 @@ def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):
 
 
 def test_without_pytorch_the_tensors_are_compared(sources, tmp_path, monkeypatch, said, refused):
+    """An empty folder may be there."""
     monkeypatch.setattr(tool, "have_torch", lambda: False)
+    (tmp_path / "x").mkdir()
     text = said(tool, sources / "classification", tmp_path / "x")
     assert "PyTorch is not installed, so it was not run there" in text
+    assert (tmp_path / "x" / "model.safetensors").is_file()
     assert "needs PyTorch" in refused(tool, sources / "classification", tmp_path / "x.pth")
-
-
-def test_an_empty_folder_may_be_there(sources, tmp_path, said):
-    (tmp_path / "empty").mkdir()
-    said(tool, sources / "policy", tmp_path / "empty")
-    assert (tmp_path / "empty" / "model.safetensors").is_file()
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(sources, tmp_path, refused):

@@ -9,7 +9,7 @@ from tests.tools.conftest import write_run
 from tests.train import small
 from tools import evaluate as tool
 
-pytestmark = pytest.mark.slow  # it trains a run first
+pytestmark = pytest.mark.nightly(group="tools")  # it trains a run first
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,9 @@ def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
     found = lines(out)
     assert len(found) == 3 * 2 * 2 * 2
     assert text.count("network |") == text.count("own |") == len(found) / 2
-    (whole,) = (
-        row
-        for row in found
-        if [row[n] for n in ("num_tokens", "width", "depth", "resolution")]
-        == ["4", "12", "2", "network"]
-    )
+    names = ("num_tokens", "width", "depth", "resolution")
+    largest = ["4", "12", "2", "network"]
+    (whole,) = (row for row in found if [row[name] for name in names] == largest)
     for name in ("miou", "mean_accuracy", "accuracy"):
         # the sweep's program sums in another order, which may turn a pixel
         assert float(whole[name]) == pytest.approx(want[f"t4_w12_l2/{name}"], abs=5e-3)

@@ -16,7 +16,7 @@ from tests.train import small
 from tools import policies as tool
 from tools import sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly(group="tools")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,8 @@ def place(tmp_path_factory):
     ap.save_pretrained(model, random_params(model, 3), root / "tiny")
     sweep.main([*map(str, options(root)), "--no-latency", "--out", str(root / "sweep.csv")])
     for name, learner, looks_at in (("drawn", "reinforce", "patches"), ("told", "regress", "peek")):
-        changes = {
-            "data.image_size": 16,
-            "policy.path": root / "tiny",
-            "policy.learner": learner,
-            "policy.looks_at": looks_at,
-        }
+        changes = {"data.image_size": 16, "policy.path": root / "tiny", "policy.learner": learner}
+        changes["policy.looks_at"] = looks_at
         write_run(root / name, small.run_config("policy_in1k", changes))
     return root
 
@@ -58,8 +54,8 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     timed = ("--tokens", "2,16", "--timed", "10", "--repeats", "1", "--figure", figure)
     rows, text = table(place, tmp_path, said, *learned, *timed, "--taus", "0.5")
     names = list(rows)
-    assert names[:2] == [f"Baseline (t={t})" for t in (2, 16)]
-    assert names[2:4] == [f"EE (t={t}, tau=0.5)" for t in (2, 16)]
+    given = [f"Baseline (t={t})" for t in (2, 16)] + [f"EE (t={t}, tau=0.5)" for t in (2, 16)]
+    assert names[:4] == given
     fixed = [name for name in names if name.startswith("Best fixed (")]
     assert 1 <= len(fixed) <= 2
     assert names[4 : 4 + len(fixed)] == fixed
@@ -123,10 +119,7 @@ def test_a_learned_policy_comes_back_as_it_was_learned(place):
         (("--taus", "x"), "must read like 0.9,0.95"),
         (("--set", "data.validation_count=12"), "of another"),
         (("--learned", "{place}/tiny"), "tiny: not a run's folder"),
-        (
-            ("--learned", "{place}/told", "--targets", "1e-9"),
-            "--targets=1e-09: the cheapest",
-        ),
+        (("--learned", "{place}/told", "--targets", "1e-9"), "--targets=1e-09: the cheapest"),
         (("--learned", "{place}/told", "--learned", "{place}/told"), "another run is named told"),
         (("--learned", "{place}/EE"), "EE: named like the table's own rows; rename the folder"),
         (("--dtype", "bfloat16"), "of another dtype"),
