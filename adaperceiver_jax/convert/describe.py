@@ -15,7 +15,6 @@ from adaperceiver_jax.convert.timm import config_from_timm
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.models.dense import (
-    DenseConfig,
     DenseModel,
     DepthConfig,
     DepthModel,
@@ -46,21 +45,12 @@ _KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "PeekNetwork": (PeekNetwork, PeekConfig),
 }
 _KIND_KEY = "model"
-_TIMM_KEY = "architecture"
-
-
-def _hub_config(config: AdaPerceiverConfig) -> dict[str, Any]:
-    return {
-        _HUB_KEYS.get(name, name): value
-        for name, value in _fields(config).items()
-        if name not in _OPTIONAL or value is not None
-    }
 
 
 def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
     ours = {hub: name for name, hub in _HUB_KEYS.items()}
     given = {ours.get(key, key): value for key, value in values.items()}
-    names = set(_names(AdaPerceiverConfig))
+    names = _names(AdaPerceiverConfig)
     unknown = sorted(key for key in values if ours.get(key, key) not in names)
     missing = sorted(_HUB_KEYS.get(name, name) for name in names - set(given) - set(_OPTIONAL))
     if unknown or missing:
@@ -73,30 +63,27 @@ def _from_hub_config(values: Mapping[str, Any]) -> AdaPerceiverConfig:
 def config_to_dict(model: nn.Module) -> dict[str, Any]:
     """The content of `config.json` for a model of the package."""
     if isinstance(model, AdaPerceiver):
-        return _hub_config(model.config)
+        return {
+            _HUB_KEYS.get(name, name): value
+            for name, value in vars(model.config).items()
+            if name not in _OPTIONAL or value is not None
+        }
     kind = type(model).__name__
     if kind not in _KINDS:
         raise ValueError(f"model={kind}: not a model of this package")
-    if isinstance(model.config, DenseConfig):
-        return {_KIND_KEY: kind, **_dense_config(model.config)}
-    return {_KIND_KEY: kind, **_fields(model.config)}
+    values = {_KIND_KEY: kind, **vars(model.config)}
+    if isinstance(model, DenseModel):
+        values["backbone"] = config_to_dict(_network(model.config.backbone))
+        silent = set(_DENSE_OPTIONAL)
+        if values.get("head") == "segmenter":
+            silent -= set(_DECODER)
+        usual = type(model.config)
+        values = {k: v for k, v in values.items() if k not in silent or v != getattr(usual, k)}
+    return values
 
 
-def _names(config: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(config)]
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in _names(config)}
-
-
-def _dense_config(config: DenseConfig) -> dict[str, Any]:
-    values = {**_fields(config), "backbone": config_to_dict(_network(config.backbone))}
-    silent = set(_DENSE_OPTIONAL)
-    if values.get("head") == "segmenter":
-        silent -= set(_DECODER)
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    return {k: v for k, v in values.items() if k not in silent or v != defaults[k]}
+def _names(config: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def _network(config: AdaPerceiverConfig | ViTConfig) -> AdaPerceiver | ViT:
@@ -106,7 +93,7 @@ def _network(config: AdaPerceiverConfig | ViTConfig) -> AdaPerceiver | ViT:
 def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
     """The model that `config.json` describes; timm's describe a ViT."""
     values = dict(values)
-    if _TIMM_KEY in values:
+    if "architecture" in values:
         return ViT(config_from_timm(values))
     kind = values.pop(_KIND_KEY, None)
     if kind is None:
@@ -114,7 +101,7 @@ def model_from_dict(values: Mapping[str, Any]) -> nn.Module:
     if kind not in _KINDS:
         raise ValueError(f"{_KIND_KEY}={kind!r}: must be one of {', '.join(_KINDS)}, or left out")
     model, config = _KINDS[kind]
-    if unknown := sorted(values.keys() - set(_names(config))):
+    if unknown := sorted(values.keys() - _names(config)):
         raise ValueError(f"not a {kind}'s config: unknown keys {unknown}")
     if "backbone" in values:
         backbone = model_from_dict(values["backbone"])

@@ -16,14 +16,14 @@ _COMPONENTS = {"fuse_0": "fuse.0", "fuse_1": "fuse.1", "fuse_3": "fuse.3"}
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
-def _torch_names(path: tuple[str, ...]) -> tuple[str, str | None]:
-    """A parameter's path -> (name, None), or (prefix, suffix) around the number of its block."""
+def _torch_names(path: tuple[str, ...], blocks: int) -> list[str]:
+    """The name of a parameter, or of a stack of them the name of each block's."""
     *modules, leaf = (_COMPONENTS.get(part, part) for part in path)
     parts = [*modules, _LEAVES.get(leaf, leaf)]
     if _STACK not in parts:
-        return ".".join(parts), None
+        return [".".join(parts)]
     cut = parts.index(_STACK) + 1
-    return ".".join(parts[:cut]) + ".", "." + ".".join(parts[cut:])
+    return [".".join([*parts[:cut], str(block), *parts[cut:]]) for block in range(blocks)]
 
 
 def _transpose(path: tuple[str, ...], array: np.ndarray, to_torch: bool) -> np.ndarray:
@@ -44,13 +44,9 @@ def params_to_torch(model: nn.Module, params: Any) -> dict[str, np.ndarray]:
     state = {}
     for path, leaf in flatten_dict(params).items():
         array = np.asarray(leaf)
-        prefix, suffix = _torch_names(path)
-        if suffix is None:
-            named = {prefix: array}
-        else:
-            named = {f"{prefix}{block}{suffix}": row for block, row in enumerate(array)}
-        for name, array in named.items():
-            state[name] = np.ascontiguousarray(_transpose(path, array, to_torch=True))
+        names, rows = _torch_names(path, len(array)), array if _STACK in path else [array]
+        for name, row in zip(names, rows, strict=True):
+            state[name] = np.ascontiguousarray(_transpose(path, row, to_torch=True))
     return state
 
 
@@ -89,13 +85,13 @@ def params_from_torch(model: nn.Module, state_dict: Mapping[str, Any]) -> Any:
         return array
 
     def convert(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | None:
-        prefix, suffix = _torch_names(path)
-        if suffix is None:
-            array = take(prefix, path, shape)
-            return None if array is None else np.ascontiguousarray(array)
-        rows = [take(f"{prefix}{i}{suffix}", path, shape[1:]) for i in range(shape[0])]
+        stacked = _STACK in path
+        names = _torch_names(path, shape[0])
+        rows = [take(name, path, shape[1:] if stacked else shape) for name in names]
         found = [row for row in rows if row is not None]
-        return np.stack(found) if len(found) == len(rows) else None
+        if len(found) < len(rows):
+            return None
+        return np.stack(found) if stacked else np.ascontiguousarray(found[0])
 
     shapes = flatten_dict(param_shapes(model))
     params = unflatten_dict({path: convert(path, leaf.shape) for path, leaf in shapes.items()})

@@ -169,9 +169,8 @@ def timm_model(name: str) -> TimmModel:
     name = name.removeprefix(HUB)
     if name not in models:
         near = difflib.get_close_matches(name, models, 3, 0.5)
-        hint = (
-            f"did you mean {' or '.join(near)}?" if near else "see adaperceiver_jax.timm_models()"
-        )
+        meant = f"did you mean {' or '.join(near)}?"
+        hint = meant if near else "see adaperceiver_jax.timm_models()"
         raise ValueError(
             f"{name!r} is not a timm ViT known here (ViT, DeiT, DeiT-3, SoViT-150M and CLIP are); "
             f"{hint}"
@@ -182,11 +181,11 @@ def timm_model(name: str) -> TimmModel:
 def config_from_timm(values: Mapping[str, Any]) -> ViTConfig:
     """The config of a folder whose config.json timm wrote: `architecture`, `num_classes`."""
     architecture = values["architecture"]
-    of_architecture = [name for name in _registry() if name.partition(".")[0] == architecture]
-    if not of_architecture or values.get("model_args"):
+    known = sorted({name.partition(".")[0] for name in _registry()})
+    if architecture not in known or values.get("model_args"):
         what = f" with model_args={values['model_args']}" if values.get("model_args") else ""
         raise ValueError(
             f"timm architecture {architecture!r}{what}: not known here; known are "
-            f"{', '.join(sorted({name.partition('.')[0] for name in _registry()}))}"
+            f"{', '.join(known)}"
         )
     return _config(architecture, int(values["num_classes"]))

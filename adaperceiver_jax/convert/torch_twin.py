@@ -67,15 +67,6 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
-class Parameters(nn.Module):
-    """A module that only holds tensors or projections, by their names."""
-
-    def __init__(self, **parts: Any):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-
 def scales(dim: int, scaled: Any) -> tuple[nn.Module, nn.Module]:
     """The LayerScales of a block's attention and FFN, if it has any."""
     return (Scale(dim), Scale(dim)) if scaled else (nn.Identity(), nn.Identity())
@@ -212,15 +203,16 @@ class AdaPerceiver(nn.Module):
         super().__init__()
         self.c, dim = c, c["embed_dim"]
         self.patch_embed = PatchEmbed(c)
-        self.process_latents = Parameters(token=nn.Parameter(torch.zeros(dim)))
+        self.process_latents = nn.ParameterDict({"token": torch.zeros(dim)})
         self.read_head = CrossAttention(c)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c["depth"]))
         classes, features = c.get("num_classes"), c.get("output_feat_dim")
         self.streams: dict[str, str] = {}  # what is predicted -> the suffix of its modules
         if classes:
-            self._add("logits", "", Parameters(token=nn.Parameter(torch.zeros(1, dim))), classes)
+            tokens = nn.ParameterDict({"token": torch.zeros(1, dim)})
+            self._add("logits", "", tokens, classes)
         if features:
-            tokens = Parameters(proj=nn.Linear(dim, dim))
+            tokens = nn.ModuleDict({"proj": nn.Linear(dim, dim)})
             self._add("features", "_feat" if classes else "", tokens, features)
 
     def _add(self, name: str, suffix: str, tokens: nn.Module, out: int) -> None:
@@ -335,7 +327,8 @@ class ViTBlock(nn.Module):
         dim, eps = c["embed_dim"], c["norm_epsilon"]
         self.heads = c["num_heads"]
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps), nn.LayerNorm(dim, eps)
-        self.attn = Parameters(qkv=nn.Linear(dim, 3 * dim, c["qkv_bias"]), proj=nn.Linear(dim, dim))
+        qkv, proj = nn.Linear(dim, 3 * dim, c["qkv_bias"]), nn.Linear(dim, dim)
+        self.attn = nn.ModuleDict({"qkv": qkv, "proj": proj})
         self.mlp = FFN(dim, int(dim * c["mlp_ratio"]), dim)
         self.ls1, self.ls2 = scales(dim, c["layer_scale"])
 

@@ -7,6 +7,7 @@ records does.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import operator
@@ -141,11 +142,8 @@ def count_records(path: str) -> int:
     if not os.path.exists(path):
         raise ValueError(f"{path}: there is no such file")
     try:
-        reader = ArrayRecordReader(path)
-        try:
+        with contextlib.closing(ArrayRecordReader(path)) as reader:
             return reader.num_records()
-        finally:
-            reader.close()
     except RuntimeError as error:
         raise ValueError(
             f"{path}: is no whole ArrayRecord file; was its copy or its writing cut short? "

@@ -106,11 +106,9 @@ class Preparation:
         a = self.augment
         plain = not (a.rotation or a.crop or a.rand_augment or any(a.jitter))
         if plain and self._is_made(sample):
-            flip = a.flip and rng.random() >= 0.5
-            kinds = self._kinds(sample) if flip else []
-            return self._finish(
-                sample, {kind: np.ascontiguousarray(sample[kind][:, ::-1]) for kind in kinds}
-            )
+            kinds = self._kinds(sample) if a.flip and rng.random() >= 0.5 else []
+            flipped = {kind: np.ascontiguousarray(sample[kind][:, ::-1]) for kind in kinds}
+            return self._finish(sample, flipped)
         image, maps = self._open(sample)
         turn = rng.uniform(-a.rotation, a.rotation) if a.rotation else 0.0
         box: Box = (0, 0, *image.size)
@@ -123,10 +121,8 @@ class Preparation:
                 x = transforms.rotate_map(x, turn, IGNORED if kind == "segmentation" else 0)
             maps[kind] = transforms.resize_map(x, self.size, box)
         if flip:
-            image, maps = (
-                transforms.mirror(image),
-                {kind: transforms.mirror(x) for kind, x in maps.items()},
-            )
+            image = transforms.mirror(image)
+            maps = {kind: transforms.mirror(x) for kind, x in maps.items()}
         if a.rand_augment:
             image = transforms.rand_augment(image, rng, a.rand_augment, a.magnitude, a.bins)
         if any(a.jitter):

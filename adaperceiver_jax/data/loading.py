@@ -104,12 +104,11 @@ class Batches:
         if workers:
             if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own
                 flags.FLAGS.mark_as_parsed()
-            own_cores = cores()
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=max(1, by.prefetch // workers)
                 ),
-                worker_init_fn=functools.partial(_begin_worker, own_cores),
+                worker_init_fn=functools.partial(_begin_worker, cores()),
             )
             atexit.register(self.close)  # before Python waits for processes that do not know of it
         self._batches: Any = iter(batches)

@@ -89,12 +89,9 @@ def cutmix(
     batch, height, width, _ = images.shape
     share_key, row_key, column_key = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, (batch,)))
-    center = [
-        jnp.floor(jax.random.uniform(k, (batch,)) * n)
-        for k, n in ((row_key, height), (column_key, width))
-    ]
     edges = []
-    for middle, n in zip(center, (height, width), strict=True):
+    for centre_key, n in ((row_key, height), (column_key, width)):
+        middle = jnp.floor(jax.random.uniform(centre_key, (batch,)) * n)
         half = jnp.floor(side * n) // 2
         edges.append((jnp.clip(middle - half, 0, n), jnp.clip(middle + half, 0, n)))
     (top, bottom), (left, right) = edges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -165,20 +166,15 @@ def to_devices(
 ) -> Generator[dict[str, Any], None, None]:
     """Batches of what is at each process's `own_places` as global arrays, `ahead` of them on their
     way while one is used."""
+    make = functools.partial(jax.make_array_from_process_local_data, sharding)
     queue: collections.deque[dict[str, Any]] = collections.deque()
     try:
         for batch in batches:
-            queue.append(
-                {
-                    name: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-                    for name, x in batch.items()
-                }
-            )
+            queue.append({name: make(np.asarray(x)) for name, x in batch.items()})
             if len(queue) > ahead:
                 yield queue.popleft()
         while queue:
             yield queue.popleft()
     finally:
-        close = getattr(batches, "close", None)  # stops the loaders
-        if close is not None:
-            close()
+        if hasattr(batches, "close"):  # stops the loaders
+            batches.close()

@@ -57,11 +57,9 @@ class StridedConv(nn.Module):
         p, fan_in = self.patch_size, self.patch_size**2 * self.in_channels
         shape = (p, p, self.in_channels, self.features)
         kernel = self.param("kernel", torch_uniform(fan_in), shape)
-        batch, height, width, _ = images.shape
-        x = images.astype(self.dtype).reshape(
-            batch, height // p, p, width // p, p, self.in_channels
-        )
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // p * (width // p), fan_in)
+        batch, rows, columns = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        x = images.astype(self.dtype).reshape(batch, rows, p, columns, p, self.in_channels)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, fan_in)
         bias = None
         if self.use_bias:
             bias = self.param("bias", torch_uniform(fan_in), (self.features,))

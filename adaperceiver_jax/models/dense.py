@@ -138,18 +138,11 @@ class DepthOutput:
     """(B, H, W), metres"""
 
 
-def _linear(c: SegmentationConfig, dtype: DTypeLike, remat: bool) -> nn.Module:
-    return SegmentationHead(c.num_classes, c.head_drop, dtype)
-
-
-def _segmenter(c: SegmentationConfig, dtype: DTypeLike, remat: bool) -> nn.Module:
-    sizes = (c.num_classes, c.decoder_features, c.decoder_depth)
-    return MaskTransformer(*sizes, c.head_drop, dtype, remat)
-
-
 SEGMENTATION_HEADS: dict[str, Callable[[SegmentationConfig, DTypeLike, bool], nn.Module]] = {
-    "linear": _linear,
-    "segmenter": _segmenter,
+    "linear": lambda c, dtype, remat: SegmentationHead(c.num_classes, c.head_drop, dtype),
+    "segmenter": lambda c, dtype, remat: MaskTransformer(
+        c.num_classes, c.decoder_features, c.decoder_depth, c.head_drop, dtype, remat
+    ),
 }
 """Makes a head that takes feature maps (B, h, w, F) and `train`, and gives logits (B, h, w,
 classes): (config, dtype of matmuls, whether activations are computed again)."""

@@ -53,9 +53,8 @@ def by_bands(
 
     def band(i: jax.Array, parts: tuple[jax.Array, ...]) -> T:
         near = jax.lax.dynamic_slice_in_dim(wide, i, 3, axis=1)  # (B, 3, width, C)
-        rows_of_it = sum(
-            near[:, k, None] * weights[:, k, None, None] for k in range(3)
-        )  # (B, factor, width, C)
+        # (B, factor, width, C)
+        rows_of_it = sum(near[:, k, None] * weights[:, k, None, None] for k in range(3))
         return function(rows_of_it, *parts)
 
     step = jax.checkpoint(band, prevent_cse=False)

@@ -93,9 +93,7 @@ class ViTAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, N, D) -> (B, N, D)."""
-        qkv = Linear(self.features, 3 * self.features, self.qkv_bias, dtype=self.dtype, name="qkv")(
-            x
-        )
+        qkv = Linear(self.features, 3 * self.features, self.qkv_bias, self.dtype, name="qkv")(x)
         q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:-1], 3, self.num_heads, -1), -3, 0)
         y = attend_to_all(q, k, v).reshape(x.shape)
         return Linear(self.features, self.features, dtype=self.dtype, name="proj")(y)
