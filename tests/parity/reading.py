@@ -26,6 +26,20 @@ SIZES = dict(
     num_classes=10,
 )
 """What the goldens without a config.json share."""
+FEATURES = 40
+"""Channels of their features."""
+DENSE = ap.AdaPerceiverConfig(
+    **{**SIZES, "num_classes": None}, output_feat_dim=FEATURES, use_output_ffn=True
+)
+TRAINED = {
+    "train_classification": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES)),
+    "train_distillation": ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES, output_feat_dim=FEATURES)),
+    "train_segmentation": ap.SegmentationModel(
+        ap.SegmentationConfig(backbone=DENSE, num_classes=9)
+    ),
+    "train_depth": ap.DepthModel(ap.DepthConfig(backbone=DENSE, bins=16)),
+}
+"""The models that the goldens of training are of."""
 
 
 @dataclasses.dataclass
@@ -56,6 +70,12 @@ def read(folder: Path) -> Golden:
         load_file(folder / "cases.safetensors"),
         load_file(weights) if weights.exists() else None,
     )
+
+
+def depth_model(golden: Golden) -> ap.DepthModel:
+    """The golden's model, its bins as they are said there."""
+    said = {name: golden.cases[name] for name in ("bins", "min_depth", "max_depth")}
+    return ap.DepthModel(ap.DepthConfig(backbone=DENSE, **said))
 
 
 def assert_gradients(model, gradients, golden: Golden) -> None:

@@ -24,17 +24,13 @@ HUB_FOLDERS = [
 @pytest.mark.parametrize(
     ("name", "attention"),
     [
-        *((f"classification{kind}", "cut") for kind in ("", "_causal", "_swiglu")),
+        *((f"classification{kind}", "cut") for kind in ("_other_sizes", "_swiglu")),
         *(
-            pytest.param(*each, marks=pytest.mark.slow)
-            for each in (
-                ("classification_bidirectional", "cut"),
-                ("classification_other_sizes", "cut"),
-                ("classification_plain", "cut"),
-                ("distillation", "cut"),
-                ("classification", "masked"),
-            )
+            pytest.param(f"classification{kind}", "cut", marks=pytest.mark.slow)
+            for kind in ("", "_bidirectional", "_causal", "_plain")
         ),
+        pytest.param("distillation", "cut", marks=pytest.mark.slow),
+        pytest.param("classification", "masked", marks=pytest.mark.slow),
     ],
 )
 def test_every_sub_network_gives_the_references_outputs(goldens, name, attention):

@@ -4,8 +4,6 @@ Parameters are held to 1e-5 (absolute; they move by 0.003 to 0.01 a step), and s
 weights; learning rates to 1e-6 of their value.
 """
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,11 +37,11 @@ def plain(cases: dict):
     tx = soap(cases["lr"], b1, b2, **{key: cases[key] for key in SOAP_KEYS})
 
     @jax.jit
-    def step(grads, state, params):
+    def step(grads, state, params, number):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return tx.init, lambda grads, state, params, number: step(grads, state, params)
+    return tx.init, step
 
 
 def in_three_parts(cases: dict):
@@ -124,10 +122,7 @@ def test_mean_of_weights(goldens):
 
 def test_the_goldens_hold_what_is_tested(goldens):
     """Several refreshes, a merged and a cut parameter; else agreement would say little."""
-    cases = [
-        json.loads((goldens / name / "cases.json").read_text())
-        for name in ("optimizer_soap", "optimizer_soap_merged")
-    ]
+    cases = [read(goldens / name).cases for name in ("optimizer_soap", "optimizer_soap_merged")]
     for case in cases:
         late = case["steps"] - case["start_preconditioning_step"]
         assert late > 3 * case["precondition_frequency"]

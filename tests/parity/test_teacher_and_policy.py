@@ -17,18 +17,17 @@ VARIANTS = {
 
 
 def vit_config(golden, name) -> ap.ViTConfig:
-    sizes = {
-        ours: golden.cases[theirs]
-        for ours, theirs in (
-            ("embed_dim", "embed_dim"),
-            ("depth", "depth"),
-            ("num_heads", "num_heads"),
-            ("image_size", "img_size"),
-            ("patch_size", "patch_size"),
-            ("num_classes", "num_classes"),
-        )
-    }
-    return ap.ViTConfig(**sizes, **VARIANTS[name])
+    same = ("embed_dim", "depth", "num_heads", "patch_size", "num_classes")
+    sizes = {field: golden.cases[field] for field in same}
+    return ap.ViTConfig(**sizes, image_size=golden.cases["img_size"], **VARIANTS[name])
+
+
+def assert_same_weights(model, golden) -> None:
+    """There and back."""
+    back = ap.params_to_torch(model, golden.params(model))
+    assert set(back) == set(golden.weights)
+    for key, want in golden.weights.items():
+        np.testing.assert_array_equal(back[key], want, err_msg=key)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -40,10 +39,7 @@ def test_vit(goldens, name):
     np.testing.assert_allclose(out.logits, golden.arrays["logits"], **OUTPUTS)
     tokens = np.concatenate([out.prefix, out.features], axis=1)
     np.testing.assert_allclose(tokens, golden.arrays["features"], **OUTPUTS)
-    back = ap.params_to_torch(model, golden.params(model))
-    assert set(back) == set(golden.weights)
-    for key, want in golden.weights.items():
-        np.testing.assert_array_equal(back[key], want, err_msg=key)
+    assert_same_weights(model, golden)
 
 
 def test_policy_network(goldens):
@@ -52,10 +48,6 @@ def test_policy_network(goldens):
     choices = len(golden.cases["choices"])
     config = ap.PolicyConfig(embed_dim=dim, num_patches=patches, token_choices=choices)
     model = ap.PolicyNetwork(config)
-    params = golden.params(model)
-    out = run(model, params, golden.arrays["patches"])
+    out = run(model, golden.params(model), golden.arrays["patches"])
     np.testing.assert_allclose(out.token_logits, golden.arrays["token_logits"], **OUTPUTS)
-    back = ap.params_to_torch(model, params)
-    assert set(back) == set(golden.weights)
-    for key, want in golden.weights.items():
-        np.testing.assert_array_equal(back[key], want, err_msg=key)
+    assert_same_weights(model, golden)

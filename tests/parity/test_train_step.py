@@ -22,10 +22,16 @@ from adaperceiver_jax.tasks.segment import Segment
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import loss_and_gradients, make_programs
-from tests.parity.reading import GRADIENTS, LOSSES, SIZES, assert_gradients, read
+from tests.parity.reading import (
+    FEATURES,
+    GRADIENTS,
+    LOSSES,
+    TRAINED,
+    assert_gradients,
+    depth_model,
+    read,
+)
 from tests.train.small import gradient_descent
-
-FEATURES = 40
 
 
 @struct.dataclass
@@ -58,7 +64,7 @@ def distillation(golden):
         "features": golden.arrays["teacher_features"],
     }
     return Distill(
-        model=ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES, output_feat_dim=FEATURES)),
+        model=TRAINED["train_distillation"],
         settings=LossSettings(features=True),
         teacher=Recalls(teacher),
         teacher_params=lambda: params,
@@ -66,7 +72,7 @@ def distillation(golden):
 
 
 def classification(golden):
-    return Classify(model=ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES)))
+    return Classify(model=TRAINED["train_classification"])
 
 
 TASKS = {"train_distillation": distillation, "train_classification": classification}
@@ -109,15 +115,11 @@ def test_losses_and_gradients_of_a_step(goldens, name, parts):
     assert_gradients(task.model, gradients, golden)
 
 
-@pytest.mark.parametrize("name", ["train_classification"])
-def test_a_whole_update_is_the_optimizer_applied_to_the_references_gradients(
-    goldens, name, monkeypatch
-):
+def test_a_whole_update_is_the_optimizer_applied_to_the_references_gradients(goldens, monkeypatch):
     """To 1e-4 of each parameter's largest step; clipped, so by the norm of all gradients too."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    golden = read(goldens / name)
-    task = TASKS[name](golden)
-    drawn = samples_of(golden)
+    golden = read(goldens / "train_classification")
+    task, drawn = classification(golden), samples_of(golden)
     optimizer, clip = gradient_descent(0.5), 0.7
 
     class Drawn(type(task)):
@@ -148,9 +150,6 @@ def test_a_whole_update_is_the_optimizer_applied_to_the_references_gradients(
     jax.tree_util.tree_map_with_path(check, state.params, state.ema, before, updates)
 
 
-DENSE = ap.AdaPerceiverConfig(
-    **{**SIZES, "num_classes": None}, output_feat_dim=40, use_output_ffn=True
-)
 AS_THEY_ARE = ImageSettings(mean=(0.0,) * 3, std=(1 / 255,) * 3)
 """The goldens' images are normalised already."""
 COMPUTED = {"kept": {}, "recomputed": {"remat": True}}
@@ -158,7 +157,6 @@ COMPUTED = {"kept": {}, "recomputed": {"remat": True}}
 
 def dense_step(task, golden, batch, step=1000, parts=1):
     """Metrics and gradients by the trainer's own path, from a batch as the data gives it."""
-
     arrays = {"image": golden.images, **batch}
     return _dense_step(task, golden.params(task.model), arrays, step, parts)
 
@@ -173,8 +171,7 @@ def _dense_step(task, params, batch, step, parts):
 @pytest.mark.parametrize("computed", ["kept", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_a_step_of_segmentation(goldens, computed, parts):
     golden = read(goldens / "train_segmentation")
-    config = ap.SegmentationConfig(backbone=DENSE, num_classes=9)
-    model = ap.SegmentationModel(config, **COMPUTED[computed])
+    model = TRAINED["train_segmentation"].clone(**COMPUTED[computed])
     task = Segment(model=model, image_size=(32, 32), images=AS_THEY_ARE)
     batch = {"segmentation": golden.arrays["labels"].astype(np.int32)}
     assert (batch["segmentation"] == 255).any()
@@ -187,9 +184,7 @@ def test_a_step_of_segmentation(goldens, computed, parts):
 @pytest.mark.parametrize("computed", COMPUTED)
 def test_a_step_of_depth(goldens, computed):
     golden = read(goldens / "train_depth")
-    cases, depth = golden.cases, golden.arrays["depth"][:, 0]
-    bounds = {name: cases[name] for name in ("bins", "min_depth", "max_depth")}
-    model = ap.DepthModel(ap.DepthConfig(backbone=DENSE, **bounds), **COMPUTED[computed])
+    depth, model = golden.arrays["depth"][:, 0], depth_model(golden).clone(**COMPUTED[computed])
     settings = DenseSettings(reference_axes=True)
     task = Depth(model=model, image_size=(32, 32), settings=settings, images=AS_THEY_ARE)
     assert ((depth <= 0) | (depth > 10)).any()

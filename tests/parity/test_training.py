@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import adaperceiver_jax as ap
 from adaperceiver_jax.losses.classification import soft_cross_entropy
 from adaperceiver_jax.losses.depth import gradient_loss, sig_loss
 from adaperceiver_jax.losses.distillation import distillation_kl, feature_loss
 from adaperceiver_jax.losses.once_for_all import depth_weights, weighted_mean, weighted_sum
 from adaperceiver_jax.losses.segmentation import segmentation_cross_entropy
-from tests.parity.reading import LOSSES, OUTPUTS, SIZES, assert_gradients, read
+from tests.parity.reading import LOSSES, OUTPUTS, TRAINED, assert_gradients, depth_model, read
 from tests.small_models import run
 
 COMPUTED = {
@@ -20,9 +19,6 @@ COMPUTED = {
     "unrolled": {"unroll": 4},
     "masked": {"attention": "masked"},
 }
-DENSE = ap.AdaPerceiverConfig(
-    **{**SIZES, "num_classes": None}, output_feat_dim=40, use_output_ffn=True
-)
 
 
 def readouts(model, params, golden):
@@ -65,8 +61,7 @@ def check(model, golden, compute) -> None:
 )
 def test_distillation(goldens, computed):
     golden = read(goldens / "train_distillation")
-    config = ap.AdaPerceiverConfig(**SIZES, output_feat_dim=40)
-    model = ap.AdaPerceiver(config, **COMPUTED[computed])
+    model = TRAINED["train_distillation"].clone(**COMPUTED[computed])
     by_depth, by_token = check_depth_weights(golden), np.array(golden.cases["token_weights"])
     teacher, features = golden.arrays["teacher_logits"], golden.arrays["teacher_features"]
 
@@ -90,7 +85,7 @@ def test_distillation(goldens, computed):
 @pytest.mark.parametrize("computed", COMPUTED)
 def test_classification(goldens, computed):
     golden = read(goldens / "train_classification")
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**SIZES), **COMPUTED[computed])
+    model = TRAINED["train_classification"].clone(**COMPUTED[computed])
     labels, by_depth = golden.arrays["soft_labels"], check_depth_weights(golden)
 
     def compute(params):
@@ -108,7 +103,7 @@ def test_classification(goldens, computed):
 @pytest.mark.slow
 def test_segmentation(goldens):
     golden = read(goldens / "train_segmentation")
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=DENSE, num_classes=9))
+    model = TRAINED["train_segmentation"]
     labels, ignore = jnp.asarray(golden.arrays["labels"]), golden.cases["ignore_index"]
 
     def compute(params):
@@ -124,14 +119,7 @@ def test_segmentation(goldens):
 
 def test_depth(goldens):
     golden = read(goldens / "train_depth")
-    cases = golden.cases
-    config = ap.DepthConfig(
-        backbone=DENSE,
-        bins=cases["bins"],
-        min_depth=cases["min_depth"],
-        max_depth=cases["max_depth"],
-    )
-    model, depth = ap.DepthModel(config), jnp.asarray(golden.arrays["depth"][:, 0])
+    model, depth = depth_model(golden), jnp.asarray(golden.arrays["depth"][:, 0])
 
     def compute(params):
         out = model.apply({"params": params}, golden.images, method="readouts")
