@@ -60,9 +60,8 @@ def test_every_format_gives_the_same_images_labels_and_order(opened, kind, split
 def test_what_they_say_of_classes(opened):
     for kind in ("folder", "prepared", "tfds"):
         assert opened[kind].train.num_classes == 3
-    for kind in ("wds", "remote"):
-        assert opened[kind].train.num_classes is None
-        assert opened[kind].train.smallest_num_classes == 3
+    assert opened["wds"].train.num_classes is None
+    assert opened["wds"].train.smallest_num_classes == 3
     assert opened["prepared"].train.classes == opened["folder"].train.classes == sets.CLASSES
 
 
