@@ -20,14 +20,11 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def test_weights_of_the_depths():
+def test_weights_of_the_depths_and_what_they_weigh():
     np.testing.assert_allclose(depth_weights(4), [0.25, 0.5, 0.75, 1])
     np.testing.assert_allclose(depth_weights(4, "uniform"), [0.25] * 4)
     with pytest.raises(ValueError, match="schedule='square': must be one of linear, uniform"):
         depth_weights(4, "square")
-
-
-def test_weighted_mean_and_sum():
     losses, weights = jnp.array([1.0, 2.0, 4.0]), np.array([1.0, 1.0, 2.0])
     assert float(weighted_mean(losses, weights)) == pytest.approx(11 / 4)
     assert float(weighted_sum(losses, weights)) == pytest.approx(11)
@@ -40,8 +37,8 @@ def test_cross_entropy_of_soft_labels():
     np.testing.assert_allclose(soft_cross_entropy(logits, labels), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_distillation(temperature):
+def test_distillation():
+    temperature = 3.0
     logits, teacher = RNG.standard_normal((2, 4, 5)), RNG.standard_normal((4, 5))
     p, q = log_softmax(teacher / temperature), log_softmax(logits / temperature)
     want = (np.exp(p) * (p - q)).sum(-1).mean(-1) * temperature**2
@@ -109,11 +106,11 @@ def test_gradient_loss(depths, reference_axes):
     assert want > 0
 
 
-@pytest.mark.parametrize("case", ["no valid pixel", "all right"])
-def test_depth_losses_are_finite_at_their_edges(depths, case):
+@pytest.mark.parametrize("loss", [sig_loss, gradient_loss])
+def test_depth_losses_are_finite_at_their_edges(depths, loss):
+    """Where all is right, and where no pixel is valid."""
     pred = jnp.asarray(depths[0])
-    depth = pred if case == "all right" else jnp.zeros_like(pred)
-    for loss in (sig_loss, gradient_loss):
+    for depth in (pred, jnp.zeros_like(pred)):
         value, gradient = jax.jit(jax.value_and_grad(loss))(pred, depth)
         assert np.isfinite(value)
         assert np.isfinite(gradient).all()

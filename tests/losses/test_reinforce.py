@@ -62,33 +62,6 @@ def test_the_expected_gradient_is_that_of_the_expected_reward_and_a_baseline_ste
     assert based.var(axis=0).sum() < 0.6 * plain.var(axis=0).sum()
 
 
-def test_two_axes_add_up():
-    """Each image draws on both axes, and its reward depends on the pair."""
-    first, second = LOGITS[:2], LOGITS[2:, :2]
-    rewards = jnp.array([[[1.0, -2.0], [0.5, 3.0], [-1.0, 0.0]], [[2.0, 2.0], [-3.0, 1.0], [0, 4]]])
-
-    def minus_reward(first, second):
-        joint = jax.nn.softmax(first)[:, :, None] * jax.nn.softmax(second)[:, None, :]
-        return -(joint * rewards).sum(axis=(1, 2)).mean()
-
-    def loss(first, second, actions, advantages):
-        return sum(
-            reinforce_loss(logits, drawn, advantages)
-            for logits, drawn in zip((first, second), actions, strict=True)
-        )
-
-    def one(key):
-        keys = jax.random.split(key)
-        drawn = [jax.random.categorical(k, x) for k, x in zip(keys, (first, second), strict=True)]
-        got = rewards[jnp.arange(2), drawn[0], drawn[1]]
-        return jax.grad(loss, argnums=(0, 1))(first, second, drawn, got)
-
-    samples = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), DRAWS))
-    exact = jax.grad(minus_reward, argnums=(0, 1))(first, second)
-    for ours, want in zip(samples, exact, strict=True):
-        assert deviation(np.asarray(ours), want) < SIGMAS
-
-
 def test_the_loss_by_hand():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
     got = reinforce_loss(logits, jnp.array([1, 2]), jnp.array([2.0, -1.0]))
