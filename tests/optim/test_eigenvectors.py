@@ -51,9 +51,7 @@ def alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("shape", "whole"), [((8, 1), False), ((2, 4), False), ((1, 8), False), ((2, 4), True)]
-)
+@pytest.mark.parametrize(("shape", "whole"), [((2, 4), False), ((1, 8), False), ((2, 4), True)])
 def test_eight_devices_give_what_one_gives(alone, shape, whole, monkeypatch):
     """To the bit, each matrix decomposed once and never gathered whole on all devices, the result
     sharded as the old eigenvectors."""
@@ -83,7 +81,7 @@ def observed(grads: dict) -> tuple[Soap, object]:
     return parts, state
 
 
-def test_host_and_program_agree_and_are_right():
+def test_host_and_program_agree_and_are_right_and_large_matrices_are_as_small_ones(monkeypatch):
     rng = np.random.default_rng(0)
     grads = {"blocks": {"w": rng.standard_normal((2, 4, 5)).astype(np.float32)}}
     parts, state = observed(grads)
@@ -94,18 +92,9 @@ def test_host_and_program_agree_and_are_right():
         turned = q.T @ g @ g.T @ q
         np.testing.assert_allclose(turned, np.diag(np.diag(turned)), rtol=0, atol=1e-5)
         assert (np.diff(np.diag(turned)) > 0).all()
-
-
-def test_large_matrices_are_done_one_after_another_with_the_same_result(monkeypatch):
-    rng = np.random.default_rng(0)
-    grads = {"w": rng.standard_normal((4, 5)).astype(np.float32)}
-    parts, state = observed(grads)
-    want = parts.begin_refresh(state, grads).result()["1_of_4x5"]
-    monkeypatch.setattr(eigenvectors, "LARGE", 5)
-    for ours, theirs in zip(
-        parts.begin_refresh(state, grads).result()["1_of_4x5"], want, strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    monkeypatch.setattr(eigenvectors, "LARGE", 5)  # the large ones are done one after another
+    again = parts.begin_refresh(state, grads).result()
+    jax.tree.map(np.testing.assert_array_equal, again, host)
 
 
 def test_what_a_refresh_was_begun_with_may_be_gone_when_it_ends():

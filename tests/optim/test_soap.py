@@ -48,13 +48,6 @@ def series(shapes: dict, steps: int = 11) -> list:
     return [normal(shapes, seed) for seed in range(steps)]
 
 
-def assert_preconditioned(found: list, grads: list) -> None:
-    """The last direction is not Adam's, else the comparisons would compare little."""
-    adam = directions(grads, start_preconditioning_step=1000)
-    far = jax.tree.map(lambda u, a: np.abs(u - a).max(), found[-1], adam[-1])
-    assert min(jax.tree.leaves(far)) > 1e-2, far
-
-
 def test_a_stack_of_blocks_is_separate_parameters():
     stacked = series({"net": {"blocks": {"kernel": (3, 6, 5), "bias": (3, 5), "one": (3,)}}})
 
@@ -66,11 +59,8 @@ def test_a_stack_of_blocks_is_separate_parameters():
     want = directions([separate(tree) for tree in stacked])
     for ours, theirs in zip(found, want, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), separate(ours), theirs)
-    stacked[-1]["net"]["blocks"].pop("one")
-    assert_preconditioned(
-        directions([{"w": t["net"]["blocks"]["kernel"]} for t in stacked]),
-        [{"w": t["net"]["blocks"]["kernel"]} for t in stacked],
-    )
+    adam = directions(stacked, start_preconditioning_step=1000)
+    assert np.abs(separate(found[-1])["kernel0"] - separate(adam[-1])["kernel0"]).max() > 1e-2
 
 
 def test_kernels_are_seen_as_pytorch_has_them():
@@ -84,13 +74,8 @@ def test_kernels_are_seen_as_pytorch_has_them():
         }
 
     found, want = directions(ours), directions([to_torch(tree) for tree in ours])
-    as_they_are = directions(
-        [{"conv": t["conv"]["kernel"], "blocks": t["blocks"]["kernel"]} for t in ours]
-    )
     for u, v in zip(found, want, strict=True):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), to_torch(u), v)
-    for key in ("conv", "blocks"):
-        assert np.abs(as_they_are[-1][key] - found[-1][key]["kernel"]).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -112,10 +97,6 @@ def test_merging(shape, merged):
     np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
 
 
-def refreshed(parts, state, params):
-    return state._replace(eigenvectors=parts.begin_refresh(state, params).result())
-
-
 def test_large_blocks_padded_to_be_split_against_numpy():
     """1030 x 20, held as 1280 x 20, against NumPy; the eigenvectors are those of the state."""
     parts = Soap(b1=0.8, b2=0.9, start_preconditioning_step=3, max_preconditioner_dim=1030)
@@ -135,7 +116,7 @@ def test_large_blocks_padded_to_be_split_against_numpy():
             assert not np.asarray(factor)[:, size:].any()
             assert not np.asarray(factor)[:, :, size:].any()
         if parts.due(n):
-            state = refreshed(parts, state, grad)
+            state = state._replace(eigenvectors=parts.begin_refresh(state, grad).result())
             vectors = jax.device_get(state.eigenvectors["1_of_1030x20"])
             assert not vectors[0][:, 1030:].any()
             assert not vectors[0][:, :, 1030:].any()
@@ -213,25 +194,18 @@ def test_it_is_an_ordinary_optax_transformation():
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
-    grads = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), t) for t in series({"w": (6, 5)})]
+    grads = [{"w": jnp.asarray(tree["w"], jnp.bfloat16)} for tree in series({"w": (6, 5)})]
     found = directions(grads)
-    want = directions([jax.tree.map(lambda x: x.astype(jnp.float32), t) for t in grads])
+    want = directions([{"w": tree["w"].astype(jnp.float32)} for tree in grads])
     assert found[-1]["w"].dtype == np.float32
     np.testing.assert_allclose(found[-1]["w"], want[-1]["w"], **CLOSE)
 
 
-def program(shapes: dict) -> tuple[list, list]:
-    """The equations of `observe` and `precondition`."""
-    parts = Soap(max_preconditioner_dim=8)
-    grads = normal(shapes, 0)
+def programs(shapes: dict) -> list:
+    """`observe` and `precondition`, as jaxprs."""
+    parts, grads = Soap(max_preconditioner_dim=8), normal(shapes, 0)
     state = parts.init(grads)
-    jaxprs = [jax.make_jaxpr(f)(grads, state) for f in (parts.observe, parts.precondition)]
-    return tuple(list(jaxpr.eqns) for jaxpr in jaxprs)
-
-
-def test_the_program_does_not_grow_with_the_stack():
-    few, many = (program({"blocks": {"w": (depth, 6, 5)}}) for depth in (2, 30))
-    assert [len(part) for part in few] == [len(part) for part in many]
+    return [jax.make_jaxpr(f)(grads, state).jaxpr for f in (parts.observe, parts.precondition)]
 
 
 def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
@@ -244,8 +218,10 @@ def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
     }
 
 
-def test_products_are_in_full_precision():
+def test_programs_do_not_grow_with_the_stack_and_multiply_in_full_precision():
     """A TPU would otherwise multiply float32 in bfloat16."""
+    few, many = (programs({"blocks": {"w": (depth, 6, 5)}}) for depth in (2, 30))
+    assert [len(program.eqns) for program in few] == [len(program.eqns) for program in many]
 
     def products(jaxpr):
         for eqn in jaxpr.eqns:
@@ -254,11 +230,8 @@ def test_products_are_in_full_precision():
             for inner in jaxprs_in_params(eqn.params):
                 yield from products(inner)
 
-    parts, grads = Soap(max_preconditioner_dim=8), normal({"w": (6, 5)}, 0)
-    state = parts.init(grads)
-    for function, count in ((parts.observe, 2), (parts.precondition, 6)):
-        found = list(products(jax.make_jaxpr(function)(grads, state).jaxpr))
-        assert found == [(jax.lax.Precision.HIGHEST,) * 2] * count
+    for program, count in zip(few, (2, 6), strict=True):
+        assert list(products(program)) == [(jax.lax.Precision.HIGHEST,) * 2] * count
 
 
 def test_the_state_of_the_papers_model():
@@ -305,7 +278,7 @@ for _ in range(40):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="processes")
 def test_eigenvectors_in_a_program_on_one_cpu_do_not_lock_up():
     """Several calls of LAPACK at once waited for each other for ever, in most runs."""
     command = [sys.executable, "-c", LOCKS_UP]

@@ -13,6 +13,7 @@ from adaperceiver_jax.optim.soap import Soap
 from adaperceiver_jax.optim.stacks import Stacks, first_axis
 from adaperceiver_jax.train.sharding import tree_shardings
 
+NIGHTLY = pytest.mark.nightly(group="processes")
 SHAPES = {
     "blocks": {
         "q": {"kernel": (3, 16, 16), "bias": (3, 16)},
@@ -46,8 +47,9 @@ def mesh_of(shape):
     return jax.make_mesh(shape, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize("shape", [None, (8, 1), (2, 4)])
-@pytest.mark.parametrize(("heavy", "held"), [(2**20, (64, 16)), (256, (64, 32))])
+@pytest.mark.parametrize(
+    ("shape", "heavy", "held"), [(None, 2**20, (64, 16)), ((2, 4), 256, (64, 32))]
+)
 def test_what_is_dealt_out_is_collected_again(shape, heavy, held, monkeypatch):
     monkeypatch.setattr(module, "HEAVY", heavy)
     mesh = shape and mesh_of(shape)
@@ -67,10 +69,6 @@ def test_what_is_dealt_out_is_collected_again(shape, heavy, held, monkeypatch):
     assert (within.name, within.held) == ("1_of_56x16", held)
     back = jax.jit(stacks.collect)(dealt)
     jax.tree.map(np.testing.assert_array_equal, back, params)
-
-
-def test_rows_name_the_parameter_they_are_of():
-    stacks = Stacks(normal(0), 64)
     (squares,) = (stack for stack in stacks.all if stack.size == (16, 16))
     assert stacks.owners(squares) == ["blocks/q/kernel"] * 3 + ["w/kernel"]
 
@@ -114,7 +112,7 @@ def alone():
 
 @pytest.mark.parametrize(
     "shape",
-    [(2, 4), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((8, 1), (1, 8)))],
+    [(2, 4), *(pytest.param(shape, marks=NIGHTLY) for shape in ((8, 1), (1, 8)))],
 )
 def test_directions_are_those_of_one_device(alone, shape):
     """To 2e-4: eigenvectors of factors that are nearly singular come from rounded sums."""
@@ -129,8 +127,7 @@ def test_directions_are_those_of_one_device(alone, shape):
 
 def test_the_first_axis_that_all_devices_divide_is_split():
     mesh = mesh_of((4, 2))
-    every = ("data", "fsdp")
-    assert first_axis((16, 8), mesh) == P(every)
-    assert first_axis((3, 8), mesh) == P(None, every)
+    assert first_axis((16, 8), mesh) == P(("data", "fsdp"))
+    assert first_axis((3, 8), mesh) == P(None, ("data", "fsdp"))
     assert first_axis((3, 5), mesh) == P()
     assert first_axis((), mesh) == P()
