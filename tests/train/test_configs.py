@@ -8,17 +8,17 @@ from tests.train.small import ROOT, config_dict, rows, run
 NAMES = sorted(
     p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("common", "dense", "__init__")
 )
-QUICK = {"stage3_width", "scratch", "ade20k", "nyuv2", "policy_in1k"}
-"""One for each task."""
+EACH_TASK = {"stage3_width", "scratch", "ade20k", "nyuv2", "policy_in1k"}
+QUICK = [pytest.mark.quick, pytest.mark.slow]
+NIGHTLY = [pytest.mark.nightly(group="configs")]
 
 
 def test_there_are_configs():
     assert {"stage1_tokens", "stage2_depth", "stage3_width", "features", "scratch"} <= set(NAMES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.quick] * (name in QUICK)) for name in NAMES]
+    "name", [pytest.param(name, marks=QUICK if name in EACH_TASK else NIGHTLY) for name in NAMES]
 )
 def test_two_steps(tmp_path, name):
     changes = {

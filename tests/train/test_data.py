@@ -35,6 +35,14 @@ def changes(folder, **more):
     }
 
 
+CONSTANT = {
+    "schedule.name": "constant",
+    "schedule.warmup": "0 steps",
+    "evaluation.every": "2 steps",
+}
+"""Runs of any length make the same steps."""
+
+
 def damage(folder, *names):
     for name in names:
         path = next(folder.glob(f"train/*/{name}.jpg"))
@@ -42,11 +50,18 @@ def damage(folder, *names):
 
 
 @pytest.mark.slow
-def test_a_run_goes_past_bad_images_and_counts_an_epochs(tmp_path, folder, caplog):
+def test_a_run_goes_past_bad_images_and_counts_an_epochs_also_where_it_goes_on(
+    tmp_path, folder, caplog
+):
+    """It goes on in the middle of the second epoch, and is loaded by threads or by processes."""
     damage(folder, "cat_3", "dog_5")
-    result = run(tmp_path / "run", changes=changes(folder, length="6 steps"))
-    assert result.finished
-    counts = [row["bad_images"] for row in rows(tmp_path / "run")]
+    workers = {"data.workers": 2}
+    for name, length, more in (("whole", 6, {}), ("part", 4, {}), ("part", 6, workers)):
+        length = f"{length} steps"
+        run(tmp_path / name, changes=changes(folder, length=length, **{**CONSTANT, **more}))
+    whole, part = (rows(tmp_path / name) for name in ("whole", "part"))
+    assert whole == part
+    counts = [row["bad_images"] for row in whole]
     # Twice an epoch at least: a bad image's substitute may be the other one.
     assert counts[2] >= 2
     assert counts[5] >= 2
@@ -54,18 +69,6 @@ def test_a_run_goes_past_bad_images_and_counts_an_epochs(tmp_path, folder, caplo
     assert counts[3] < counts[2]
     assert "cat_3.jpg: cannot be decoded: is cut short" in caplog.text
     assert "another image takes its place" in caplog.text
-
-
-@pytest.mark.slow
-def test_a_resumed_run_counts_on(tmp_path, folder):
-    damage(folder, "cat_3", "dog_5", "dog_6", "bird_1")
-    run(tmp_path / "whole", changes=changes(folder, length="8 steps"))
-    run(tmp_path / "part", changes=changes(folder, length="2 steps"))
-    # The schedule's length is another, but not which images are bad.
-    run(tmp_path / "part", changes=changes(folder, length="8 steps"))
-    whole, part = ([r["bad_images"] for r in rows(tmp_path / x)] for x in ("whole", "part"))
-    assert whole == part
-    assert max(whole) >= 4
 
 
 @pytest.mark.slow
@@ -92,10 +95,6 @@ def test_evaluation_drops_no_image(tmp_path, folder):
     ("more", "message"),
     [
         ({"model.num_classes": 4}, "num_classes=4 of the model: .* has 3 classes"),
-        ({"data.workers": -2}, "config.data.workers=-2: must be at least -1"),
-        ({"data.threads": 0}, "config.data.threads=0: must be at least 1"),
-        ({"data.bad_images": -1}, "config.data.bad_images=-1: must be at least 0"),
-        ({"data.train_count": -5}, "config.data.train_count=-5: must be at least 0"),
         ({"augment.crop": (0.5,)}, "config.augment.crop"),
         ({"data.image_width": 40}, "config.data.image_width=40: evaluation cuts a square"),
     ],
@@ -122,11 +121,3 @@ def test_labels_of_tar_shards_beyond_the_models_classes(tmp_path):
     wrong = {"data.source": source, "data.validation": validation, "model.num_classes": 2}
     with pytest.raises(ValueError, match=r"num_classes=2 of the model: .* has the label 2; set"):
         run(tmp_path / "run", changes=changes(tmp_path, **wrong))
-
-
-@pytest.mark.slow
-def test_a_run_by_processes_is_one_by_threads(tmp_path, folder):
-    run(tmp_path / "threads", changes=changes(folder, length="4 steps"))
-    run(tmp_path / "workers", changes=changes(folder, length="4 steps", **{"data.workers": 2}))
-    one, other = ((tmp_path / x / "metrics.csv").read_text() for x in ("threads", "workers"))
-    assert one == other

@@ -14,8 +14,8 @@ from adaperceiver_jax.train.init_from import initialise, load_weights
 from adaperceiver_jax.train.settings import CheckpointSettings
 from adaperceiver_jax.train.sharding import placed
 from adaperceiver_jax.train.step import TrainState
-from tests.small_models import TINY, random_params
-from tests.train.small import PLAIN, assert_same, run, run_config
+from tests.small_models import TINY, random_params, run
+from tests.train.small import assert_same
 
 MODEL = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
 
@@ -40,6 +40,8 @@ def test_from_a_runs_folder_the_newest_running_mean(tmp_path, weights):
     checkpoints.save(TrainState(jnp.int32(2), other, weights, {"m": jnp.ones(2)}), 2, {}, None)
     checkpoints.close()
     assert_same(load_weights(str(tmp_path)), weights)
+    with pytest.raises(ValueError, match=r"config.init_from=.*: neither a run's folder .* nor"):
+        load_weights(str(tmp_path / "elsewhere"))
 
 
 def test_from_a_hub_folder(tmp_path, weights):
@@ -50,11 +52,6 @@ def test_from_a_hub_folder(tmp_path, weights):
     assert set(report.loaded) == set(flatten_dict(weights, sep="/"))
     assert (report.fresh, report.unused) == ({}, [])
     assert str(report) == f"{len(report.loaded)} parameters loaded"
-
-
-def test_from_neither_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"config.init_from=.*: neither a run's folder .* nor"):
-        load_weights(str(tmp_path))
 
 
 def test_what_may_stay_fresh_does_and_the_rest_is_loaded(weights):
@@ -74,36 +71,26 @@ def test_what_may_stay_fresh_does_and_the_rest_is_loaded(weights):
     assert "(24, 5) there, (24, 7) here" in str(report)
 
 
-@pytest.mark.parametrize("skip", [(), ("output_adapter",), ("output_adapte./kerne",)])
-def test_what_does_not_fit_and_was_not_excused_is_named(weights, skip):
-    """Patterns are of whole paths."""
-    other = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "num_classes": 7}))
-    message = r"config.init_from='w' does not fit \d parameters: output_adapter.*config.init_skip"
-    with pytest.raises(ValueError, match=message):
-        initialise(never, shapes(other), weights, skip, "w")
-
-
-def test_what_is_not_used_is_said(weights):
-    more = {**weights, "policy": {"kernel": np.zeros((2, 2))}}
-    _, report = initialise(never, shapes(), more, (), "w")
+def test_weights_come_in_the_models_dtype_and_what_is_not_used_is_said(weights):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
+    more = {**half, "policy": {"kernel": np.zeros((2, 2))}}
+    params, report = initialise(never, shapes(), more, (), "w")
+    assert_same(params, jax.tree.map(lambda x: x.astype(jnp.float32), half))
     assert report.unused == ["policy/kernel"]
     assert "1 not used: policy/kernel" in str(report)
 
 
-def test_weights_come_in_the_models_dtype_and_sharding(weights):
-    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
-    params, _ = initialise(never, shapes(), half, (), "w")
-    assert_same(params, jax.tree.map(lambda x: x.astype(jnp.float32), half))
-
-
 VIT = ap.ViT(
     ap.ViTConfig(
-        embed_dim=24, depth=3, num_heads=3, mlp_ratio=2.57, image_size=16, patch_size=4,
+        embed_dim=24,
+        depth=3,
+        num_heads=3,
+        mlp_ratio=2.57,
+        image_size=16,
+        patch_size=4,
         num_classes=5,
     )
-)  # fmt: skip
-
-
+)
 DENSE = ap.SegmentationModel(
     ap.SegmentationConfig(
         backbone=ap.AdaPerceiverConfig(
@@ -129,10 +116,20 @@ def test_the_blocks_of_a_vit_and_nothing_else(tmp_path):
         np.testing.assert_array_equal(attention[name]["bias"], theirs["bias"][..., part])
     np.testing.assert_array_equal(params["blocks"]["ls1"]["gamma"], 1)
     assert_same(params["read_head"], fresh["read_head"])
+    model, weights = without("qkv_bias"), random_params(vit(qkv_bias=False))
+    params, _ = initialise(lambda: random_params(model), shapes(model), weights, (), "w")
+    assert set(params["blocks"]["attn"]["q"]) == {"kernel"}
+
+
+OTHER = ap.AdaPerceiver(MODEL.config.replace(num_classes=7))
+UNFIT = r"config.init_from='w' does not fit \d parameters: output_adapter.*config.init_skip"
 
 
 def vit(**changes):
     return ap.ViT(dataclasses.replace(VIT.config, **changes))
+
+
+SILU = ap.AdaPerceiver(MODEL.config.replace(act_layer="silu"))
 
 
 def without(*biases):
@@ -143,6 +140,8 @@ def without(*biases):
     ("model", "weights", "skip", "message"),
     [
         (MODEL, {"elsewhere": np.zeros(3)}, (".*",), "init_from='w': none of its parameters fit"),
+        (OTHER, MODEL, (), UNFIT),
+        (OTHER, MODEL, ("output_adapter", "output_adapte./kerne"), UNFIT),  # of whole paths
         (MODEL, vit(mlp_ratio=4.0), (), r"ffn/fc1/kernel \(\(3, 24, 96\) there, .*61\) h"),
         (without("qkv_bias"), VIT, (), r"a ViT with blocks/attn/\w+/bias.* which the model has"),
         (without("proj_bias"), VIT, (), r"a ViT with blocks/attn/\w+/bias.* which the model has"),
@@ -160,11 +159,7 @@ def test_weights_that_cannot_be_used_are_refused(model, weights, skip, message):
     ("model", "weights", "message"),
     [
         (MODEL, vit(num_heads=2), r"whose num_heads is 2; the model's is 3: set config"),
-        (
-            ap.AdaPerceiver(MODEL.config.replace(act_layer="silu")),
-            VIT,
-            r"set config\.model\.act_layer=gelu",
-        ),
+        (SILU, VIT, r"set config\.model\.act_layer=gelu"),
     ],
 )
 def test_a_vit_that_computes_otherwise_is_refused(tmp_path, model, weights, message):
@@ -172,28 +167,6 @@ def test_a_vit_that_computes_otherwise_is_refused(tmp_path, model, weights, mess
     load_weights(str(tmp_path))
     with pytest.raises(ValueError, match=message):
         load_weights(str(tmp_path), model)
-
-
-def test_neither_having_a_bias_is_no_error():
-    model, weights = without("qkv_bias"), random_params(vit(qkv_bias=False))
-    fresh = random_params(model)
-    params, _ = initialise(lambda: fresh, shapes(model), weights, (), "w")
-    assert set(params["blocks"]["attn"]["q"]) == {"kernel"}
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_a_vit(tmp_path, capsys):
-    c = run_config("scratch").model
-    sizes = dict(embed_dim=c.embed_dim, depth=c.depth, num_heads=c.num_heads, patch_size=8)
-    other = vit(**sizes, mlp_ratio=c.ffn_ratio)
-    ap.save_pretrained(other, random_params(other), tmp_path / "vit")
-    changes = {"init_from": str(tmp_path / "vit"), "length": "1 steps", "optimizer.lr": 1e-9}
-    changes |= {"schedule.name": "constant"}
-    assert run(tmp_path / "run", "scratch", PLAIN | changes).finished
-    assert "18 parameters loaded" in capsys.readouterr().out
-    params = ap.from_pretrained(tmp_path / "run" / "model")[1]
-    ours, theirs = params["blocks"]["ffn"], random_params(other)["blocks"]["mlp"]
-    np.testing.assert_allclose(ours["fc1"]["kernel"], theirs["fc1"]["kernel"], atol=1e-6)
 
 
 STREAM = ("output_latents", "write_head", "output_adapter")
@@ -210,25 +183,19 @@ def test_a_dense_model_takes_the_stream_of_features_of_a_distilled_one():
     assert set(STREAM) <= set(report.unused)
     # and so gives its features
     images = np.zeros((1, 16, 16, 3), np.float32)
-    want = both.apply({"params": weights}, images).features
-    backbone = ap.AdaPerceiver(DENSE.config.backbone)
-    got = backbone.apply({"params": params["backbone"]}, images).features
+    want = run(both, weights, images).features
+    got = run(ap.AdaPerceiver(DENSE.config.backbone), params["backbone"], images).features
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_dense_model_on_a_vit_takes_all_but_its_head():
+def test_a_dense_model_on_a_vit_takes_all_but_its_head_and_of_a_dense_one_all():
     bare = dataclasses.replace(VIT.config, num_classes=None)
     config = ap.SegmentationConfig(backbone=bare, num_classes=3, mlp=True)
     model, weights = ap.SegmentationModel(config), random_params(VIT)
-    fresh = jax.tree.map(jnp.zeros_like, random_params(model))
+    fresh = random_params(model)
     skip = ("head/.*", "mlp/.*")
     params, report = initialise(lambda: fresh, shapes(model), weights, skip, "w")
     assert_same(params["backbone"], {k: v for k, v in weights.items() if k != "head"})
     assert "head" in report.unused
-
-
-def test_a_dense_model_goes_on_from_a_dense_model():
-    weights = random_params(DENSE)
-    params, report = initialise(never, shapes(DENSE), weights, (), "w")
-    assert_same(params, weights)
-    assert not report.fresh
+    again, _ = initialise(never, shapes(model), params, (), "w")  # and all of a dense model
+    assert_same(again, params)

@@ -1,7 +1,9 @@
 """Whole runs in this process: what they report and leave, what stops them, where they start."""
 
+import dataclasses
 import json
 import logging
+import re
 import shutil
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.convert.backbone import adaperceiver_blocks
 from adaperceiver_jax.data.scenes import Scenes
 from adaperceiver_jax.tasks.make import make_task
 from adaperceiver_jax.train import loop
@@ -18,6 +21,7 @@ from adaperceiver_jax.train.loop import NotFiniteError
 from adaperceiver_jax.train.settings import MeshSettings
 from adaperceiver_jax.train.sharding import make_mesh
 from adaperceiver_jax.train.step import make_programs
+from tests.small_models import random_params
 from tests.small_models import run as apply
 from tests.train.small import (
     PLAIN,
@@ -38,6 +42,22 @@ KEEP = {
     "profile.start": 2,
     "profile.steps": 1,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_made_once():
+    """Runs of the same settings share them, so that they are traced and compiled once."""
+    made, original = {}, loop.programs_of
+
+    def programs_of(settings, *others):
+        key = repr(settings)
+        if key not in made:
+            made[key] = original(settings, *others)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "programs_of", programs_of)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +89,17 @@ def test_a_run_leaves_what_it_says(finished):
     model, params = ap.from_pretrained(finished / "model")
     assert model.config == run_config("scratch", KEEP).model
     assert_same(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, weights(finished)))
-    for name in ("config.json", "shardings.txt"):
-        assert (finished / name).stat().st_size > 100
+    assert json.loads((finished / "config.json").read_text())["model"]["depth"] == 2
     assert "state/params/blocks/" in (finished / "shardings.txt").read_text()
+    events = b"".join(file.read_bytes() for file in finished.glob("events.out.tfevents.*"))
+    assert b"t4_w12_l2/accuracy" in events
+    assert b"images_per_second" in events
+    assert list(finished.glob("profile/**/*.xplane.pb"))
+    # The rate that is logged is the schedule's, with a warm-up of 10% of 8 steps: one.
+    schedule, steps = run_config(changes=KEEP).schedule, np.array([1, 3, 5, 7])
+    assert (schedule.name, schedule.warmup) == ("cosine", "10%")
+    curve = schedule.min_lr + (0.05 - schedule.min_lr) * (1 + np.cos(np.pi * steps / 8)) / 2
+    np.testing.assert_allclose([row["lr"] for row in table], curve, rtol=1e-5)
 
 
 def test_a_run_goes_on_before_a_damaged_checkpoint_and_ends_the_same(finished, tmp_path, caplog):
@@ -130,81 +158,57 @@ def test_metrics_are_those_of_the_running_mean_over_every_image_once(finished):
     assert abs(losses[0] - losses[1]) > 1e-4  # the sub-networks do differ
 
 
-def test_the_rate_that_is_logged_is_the_schedules(finished):
-    schedule = run_config(changes=KEEP).schedule
-    assert (schedule.name, schedule.warmup) == ("cosine", "10%")  # of 8 steps: one
-    steps = np.array([1, 3, 5, 7])
-    curve = schedule.min_lr + (0.05 - schedule.min_lr) * (1 + np.cos(np.pi * steps / 8)) / 2
-    np.testing.assert_allclose([row["lr"] for row in rows(finished)], curve, rtol=1e-5)
-
-
-def test_events_and_the_trace_that_was_asked_for_are_written(finished):
-    events = b"".join(file.read_bytes() for file in finished.glob("events.out.tfevents.*"))
-    assert b"t4_w12_l2/accuracy" in events
-    assert b"images_per_second" in events
-    assert list(finished.glob("profile/**/*.xplane.pb"))
-
-
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"--workdir=.*/file/run: cannot be written to \("):
         run(tmp_path / "file" / "run", "scratch", KEEP)
 
 
-def test_weights_of_a_run_start_another(finished, tmp_path, capsys):
-    changes = {**KEEP, "init_from": str(finished), "length": "1 steps", "optimizer.lr": 1e-9}
-    run(tmp_path, "scratch", {**changes, "schedule.name": "constant", "schedule.warmup": "0 steps"})
-    assert f"{finished}: " in capsys.readouterr().out
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(finished, tmp_path):
+    original = loop.programs_of
 
-    def close(a, b):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-8)
+    def stopped(number: int) -> str:
+        """The error of a run with parameters that are no numbers at a step."""
 
-    jax.tree.map(close, weights(tmp_path), weights(finished))
+        def breaking(*arguments):
+            schedule, programs = original(*arguments)
 
+            def update(state, constants, batch, step):
+                if step == number:
+                    state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+                return programs.update(state, constants, batch, step)
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(
-    finished, tmp_path, monkeypatch
-):
-    original = loop.make_programs
+            return schedule, dataclasses.replace(programs, update=update)
 
-    def breaking(*arguments, **keywords):
-        programs = original(*arguments, **keywords)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "programs_of", breaking)
+            with pytest.raises(NotFiniteError) as error:
+                run(tmp_path, "scratch", KEEP)
+        return str(error.value)
 
-        def update(state, constants, batch, number):
-            if number == 5:
-                state = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
-            return programs.update(state, constants, batch, number)
-
-        return loop.dataclasses.replace(programs, update=update)
-
-    monkeypatch.setattr(loop, "make_programs", breaking)
-    with pytest.raises(NotFiniteError) as error:
-        run(tmp_path, "scratch", KEEP)
-    said = str(error.value)
-    assert said.startswith("step 5 is not finite: loss=nan, ")
-    assert "token=nan" in said
-    assert "depth=nan" in said
-    assert f"The last good checkpoint is {tmp_path / 'checkpoints' / '4'}" in said
+    assert re.match("step 1 is not finite: loss=nan, .*No checkpoint was saved", stopped(1))
+    assert saved_steps(tmp_path) == []
+    last = re.escape(f"The last good checkpoint is {tmp_path / 'checkpoints' / '4'}")
+    assert re.match(f"step 5 is not finite: loss=nan, depth=nan, .*token=nan.*{last}", stopped(5))
     assert saved_steps(tmp_path) == [2, 4]
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
-    monkeypatch.undo()
-    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
     run(tmp_path, "scratch", KEEP)  # the same command goes on, and the bad step left no trace
     assert_same(weights(tmp_path, "optimizer"), weights(finished, "optimizer"))
 
 
-def test_a_learning_rate_far_too_high_is_stopped_before_anything_is_saved(tmp_path):
-    with pytest.raises(NotFiniteError, match=r"step \d is not finite: .*No checkpoint was saved"):
-        run(tmp_path, "scratch", {**KEEP, "optimizer.lr": 1e30, "checkpoint.every": "8 steps"})
-    assert saved_steps(tmp_path) == []
-
-
-def test_frozen_parameters_stay_and_have_no_state(tmp_path):
-    changes = {**PLAIN, "length": "2 steps", "train_only": ("output_adapter/.*", "write_head/.*")}
-    config = run_config("scratch", changes)
-    task = make_task(config)
+def test_a_run_starts_from_a_vit_and_its_seed_and_trains_what_it_is_told(tmp_path, capsys):
+    """The blocks are the ViT's, the rest is fresh; what is frozen stays and has no state."""
+    model = run_config("scratch").model
+    sizes = {name: getattr(model, name) for name in ("embed_dim", "depth", "num_heads")}
+    vit = ap.ViT(ap.ViTConfig(**sizes, mlp_ratio=model.ffn_ratio, image_size=16, patch_size=8))
+    ap.save_pretrained(vit, random_params(vit), tmp_path / "vit")
+    changes = {**PLAIN, "seed": 3, "length": "2 steps", "init_from": str(tmp_path / "vit")}
+    changes["train_only"] = ("output_adapter/.*", "write_head/.*")
     run(tmp_path, "scratch", changes)
-    fresh = flatten_dict(jax.jit(task.init_params)(jax.random.key(config.seed)), sep="/")
+    assert f"{tmp_path / 'vit'}: 18 parameters loaded" in capsys.readouterr().out
+    init = jax.jit(make_task(run_config("scratch", changes)).init_params)(jax.random.key(3))
+    blocks = adaperceiver_blocks(random_params(vit), layer_scale="ls1" in init["blocks"])
+    fresh = flatten_dict({**init, **blocks}, sep="/")
     for item in ("params", "ema"):
         after = flatten_dict(weights(tmp_path, item), sep="/")
         assert set(after) == set(fresh)
@@ -219,11 +223,9 @@ def test_frozen_parameters_stay_and_have_no_state(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stage3_width", "teacher"])
-def test_a_batch_in_two_parts_gives_the_same_step(name):
+def test_a_batch_in_two_parts_gives_the_same_step():
     """Parameters to 1e-5 of each one's largest step. Mixing, widths and tokens are drawn as one."""
-    changes = {"task": "teacher"} if name == "teacher" else {}
-    config = run_config("scratch" if name == "teacher" else name, changes)
+    config = run_config("stage3_width")
     task, mesh = make_task(config), make_mesh(MeshSettings())
     batch = {
         "image": np.random.default_rng(0).integers(0, 255, (8, 16, 16, 3), np.uint8),
@@ -261,10 +263,7 @@ def test_a_batch_in_two_parts_gives_the_same_step(name):
         ({"evaluation.batch_size": 4}, "config.evaluation.batch_size=4: cannot be split over 8"),
         ({"mesh.fsdp": 3}, "fsdp=3: must multiply to the 8 devices"),
         ({"data.dir": "not/there"}, "config.data.dir='not/there': there is no such folder"),
-        (
-            {"data.source": "imagenet1k"},
-            "config.data.source='imagenet1k': must be 'scenes'",
-        ),
+        ({"data.source": "imagenet1k"}, "config.data.source='imagenet1k': must be 'scenes'"),
         ({"task": "distill", "teacher.path": ""}, "config.teacher.path='': distillation needs a"),
         ({"task": "distill", "teacher.path": "not/there"}, "not/there"),
         ({"length": "soon"}, "config.length='soon': must read like"),
