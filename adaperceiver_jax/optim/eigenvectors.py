@@ -79,14 +79,15 @@ class Refresh:
             names = owners(stack)
             self._shares[stack.name] = []
             for factor, m in zip(factors[stack.name], stack.size, strict=True):
-                share = _Share(factor.shape, factor.sharding)
+                first, back = 0, None
                 if not _lie_whole(factor.shape, factor.sharding):
-                    share.first = next(nth) * len(factor.sharding.device_set) // split
-                    factor = _programs(factor.sharding, factor.shape, share.first)[0](factor)
-                share.dealt_shape, share.dealt = factor.shape, factor.sharding
+                    first = next(nth) * len(factor.sharding.device_set) // split
+                    deal, back = _programs(factor.sharding, factor.shape, first)
+                    factor = deal(factor)
+                share = _Share(factor.shape, factor.sharding, back)
                 self._shares[stack.name].append(share)
                 for shard in factor.addressable_shards:
-                    start = (shard.index[0].start or 0) - share.first
+                    start = (shard.index[0].start or 0) - first
                     result = np.zeros(shard.data.shape, np.float32)
                     share.results.append((shard.device, result))
                     rows = range(max(0, start), min(start + len(result), stack.rows))
@@ -118,29 +119,20 @@ class Refresh:
 
 @dataclasses.dataclass
 class _Share:
-    """This host's eigenvectors of one array of factors."""
+    """This host's eigenvectors of one array of factors, each matrix of which has one owner."""
 
     shape: tuple[int, ...]
     sharding: Any
-    """The sharding of the factors."""
-    first: int = 0
-    """Place of the first matrix, once each has one owner."""
-    dealt_shape: tuple[int, ...] = ()
-    dealt: Any = None
-    """Shape and sharding then."""
+    back: Callable[[jax.Array], jax.Array] | None
+    """Program to the sharding of the factors, if that is another."""
     results: list[tuple[Any, np.ndarray]] = dataclasses.field(default_factory=list)
     """By device."""
 
     def array(self) -> jax.Array:
-        """Them all, as an array like the factors."""
-        array = jax.make_array_from_single_device_arrays(
-            self.dealt_shape,
-            self.dealt,
-            [jax.device_put(result, device) for device, result in self.results],
-        )
-        if _lie_whole(self.shape, self.sharding):
-            return array
-        return _programs(self.sharding, self.shape, self.first)[1](array)
+        """All eigenvectors, as an array like the factors."""
+        results = [jax.device_put(result, device) for device, result in self.results]
+        array = jax.make_array_from_single_device_arrays(self.shape, self.sharding, results)
+        return array if self.back is None else self.back(array)
 
 
 _Job = tuple[np.ndarray, np.ndarray, str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import time
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from adaperceiver_jax.optim.stacks import STACK_ROWS
@@ -233,21 +233,15 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
-        wanted = _items(shapes)
-        found = self._read_items(step, wanted, optional=(UPCOMING,))
-
-        def pick(path: tuple, _: Any) -> Any:
-            return functools.reduce(lambda tree, entry: tree[entry.key], path, found[EMA])
-
-        trained = jax.tree_util.tree_map_with_path(pick, shapes.ema)
-        number = jax.device_put(jnp.int32(step), shapes.step.sharding)
+        found = self._read_items(step, _items(shapes), optional=(UPCOMING,))
+        means = flatten_dict(found[EMA])
         state = TrainState(
-            number,
-            found[PARAMS],
-            trained,
-            found[OPTIMIZER],
-            found.get(MEMORY, {}),
-            found.get(UPCOMING, {}),
+            step=jax.device_put(jnp.int32(step), shapes.step.sharding),
+            params=found[PARAMS],
+            ema=unflatten_dict({path: means[path] for path in flatten_dict(shapes.ema)}),
+            opt_state=found[OPTIMIZER],
+            memory=found.get(MEMORY, {}),
+            upcoming=found.get(UPCOMING, {}),
         )
         return Restored(state, found[DATA])
 
@@ -299,10 +293,8 @@ def _together(step: int, act: Callable[[], T]) -> T:
     problem = ""
     try:
         result = act()
-    except DamagedError as error:
-        problem = str(error)
     except Exception as error:
-        problem = _first_line(error)
+        problem = str(error) if isinstance(error, DamagedError) else _first_line(error)
     if problems := list(filter(None, wait_for_all(f"checkpoint {step}", problem))):
         raise DamagedError(problems[0])
     return result

@@ -19,11 +19,8 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     Integer sums do not depend on their order, so neither does this on how the array is split.
     Each weight is odd: one changed element always changes the sum.
     """
-    width = x.dtype.itemsize
-    bits = x if jnp.issubdtype(x.dtype, jnp.unsignedinteger) else None
-    if bits is None:
-        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
-        bits = jax.lax.bitcast_convert_type(x, kind)
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, kind)
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
         step = np.uint32(_MULTIPLIERS[axis % len(_MULTIPLIERS)] + 2 * axis)

@@ -110,14 +110,11 @@ class Host:
         self._gone = threading.Semaphore(0)
         self._ended = False
         self._callers: queue.Queue[tuple[Line, dict[str, Any]]] = queue.Queue()
-        self._calling = True
         _start(self._serve)
 
     def _serve(self) -> None:
-        answering = _start(self._answer)
-        problem = self._roll_call()
-        self._calling = False
-        answering.join()  # JAX listens on that port next
+        with self._server:  # closed then: JAX listens on that port next
+            problem = self._roll_call()
         for index, line in self._lines.items():
             _start(self._listen, index, line)
         if problem:
@@ -132,35 +129,30 @@ class Host:
         problem = ""
         everyone = set(range(self._count))
         deadline = time.monotonic() + self._wait
+        self._server.settimeout(_GLANCE)
         while missing := everyone - self._lines.keys():
             if time.monotonic() > deadline:
+                who = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, sorted(missing)))}"
                 return problem or (
-                    f"{_list(missing)} of {self._count} did not come within {self._wait:g} s: is "
-                    "the same command running on every host?"
+                    f"{who} of {self._count} did not come within {self._wait:g} s: is the same "
+                    "command running on every host?"
                 )
-            try:
-                line, hello = self._callers.get(timeout=_GLANCE)
-            except queue.Empty:
-                continue
-            if wrong := self._misfit(hello):
-                problem = problem or wrong
-                deadline = min(deadline, time.monotonic() + _FAREWELL)  # the rest are to hear it
-            if hello["index"] in self._lines:
-                line.send(end=wrong)
-                continue
-            self._lines[hello["index"]], self._hellos[hello["index"]] = line, hello
-        return problem or self._difference()
-
-    def _answer(self) -> None:
-        """Takes calls; whoever says nothing keeps nobody waiting."""
-        self._server.settimeout(_GLANCE)
-        while self._calling:
             with contextlib.suppress(TimeoutError):
                 connection, _ = self._server.accept()
                 _start(self._greet, Line(connection, self._lost_after))
-        self._server.close()
+            while not self._callers.empty():
+                line, hello = self._callers.get()
+                if wrong := self._misfit(hello):
+                    problem = problem or wrong
+                    deadline = min(deadline, time.monotonic() + _FAREWELL)  # the rest hear it, too
+                if hello["index"] in self._lines:
+                    line.send(end=wrong)
+                else:
+                    self._lines[hello["index"]], self._hellos[hello["index"]] = line, hello
+        return problem or self._difference()
 
     def _greet(self, line: Line) -> None:
+        """In a thread of its own, so that whoever says nothing keeps nobody waiting."""
         hello = line.read(_HELLO)
         if hello is None or not {"index", "host", "count", "values"} <= hello.keys():
             line.close()
@@ -372,9 +364,3 @@ def _lost(name: str, line: Line, lost_after: float) -> str:
     else:
         what = "gone: it was killed, or its host is down"
     return f"{name} is {what}; {GOES_ON}"
-
-
-def _list(numbers: set[int]) -> str:
-    """{1, 2} -> 'processes 1, 2'."""
-    what = "process" if len(numbers) == 1 else "processes"
-    return f"{what} {', '.join(map(str, sorted(numbers)))}"

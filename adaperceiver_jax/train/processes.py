@@ -18,7 +18,7 @@ import time
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -33,8 +33,6 @@ _NEWS = 2.0
 """Seconds in which a process that fails hears that another is gone: then that is the reason."""
 _JAX_LATER = 3
 """JAX's own heartbeats end a process without saying which is lost: they are the net below."""
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Requests to stop."""
 
 _member: Member | None = None
 _index = 0
@@ -63,22 +61,20 @@ def find_place(wanted: bool, wait: float) -> Place | None:
         return None
     # JAX's `initialize` asks the same, but tells nobody what it found; there is no public name.
     try:
-        address, count, index = (
+        found: tuple[Any, ...] = (
             ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, round(wait))[:3]
             if None in given
             else given
         )
     except RuntimeError as error:
         raise ValueError(f"this pod's first host cannot be found: {error}") from error
-    for name, value in ((ADDRESS, address), (COUNT, count), (INDEX, index)):
+    for name, value in zip((ADDRESS, COUNT, INDEX), found, strict=True):
         if value is None:
             raise ValueError(
                 f"{name} is not set, and this is no TPU pod, Slurm or GKE job that would tell: "
                 f"give each process {ADDRESS}=HOST:PORT (of the first), {COUNT} and {INDEX}"
             )
-    assert address is not None
-    assert count is not None
-    assert index is not None
+    address, count, index = found
     if not 0 <= index < count:
         raise ValueError(f"{INDEX}={index}: must be from 0 to {count - 1}, as {COUNT}={count}")
     if not address.rpartition(":")[2].isdigit():
@@ -189,10 +185,9 @@ class Interrupt:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
-        main = threading.current_thread() is threading.main_thread()
         several = jax.process_count() > 1
-        if main:
-            for number in (signal.SIGINT,) if several else _SIGNALS:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT):
                 handler = self._pass_on if several else self._ask
                 self._before[number] = signal.signal(number, handler)
         return self

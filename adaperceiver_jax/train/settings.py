@@ -215,7 +215,9 @@ class Settings:
                     "(num_tokens, width, depth)"
                 )
         for name in ("length", "schedule.warmup", "evaluation.every", "checkpoint.every"):
-            parse_duration(operator.attrgetter(name)(self), f"config.{name}")
+            text = operator.attrgetter(name)(self)
+            if parse_duration(text, f"config.{name}")[0] == 0 and name.endswith("every"):
+                raise ValueError(f"config.{name}={text!r}: must be above 0")
 
 
 def check_fields(
@@ -273,20 +275,15 @@ class Plan:
 def make_plan(settings: Settings, images: int) -> Plan:
     """The durations for an epoch of so many images; ValueError where they make no sense."""
 
-    def steps(text: str, name: str, total: int | None = None) -> int:
+    def steps(name: str, total: int | None = None) -> int:
+        text = operator.attrgetter(name)(settings)
         return steps_of(text, f"config.{name}", images, settings.batch_size, total)
 
-    last = steps(settings.length, "length")
+    last = steps("length")
     if last < 1:
         raise ValueError(f"config.length={settings.length!r}: is less than one step")
-    warmup = steps(settings.schedule.warmup, "schedule.warmup", last)
-    every = []
-    for name in ("evaluation", "checkpoint"):
-        text = getattr(settings, name).every
-        if parse_duration(text, f"config.{name}.every")[0] == 0:
-            raise ValueError(f"config.{name}.every={text!r}: must be above 0")
-        every.append(max(1, steps(text, f"{name}.every", last)))
-    return Plan(last, warmup, *every)
+    evaluate, save = (max(1, steps(f"{name}.every", last)) for name in ("evaluation", "checkpoint"))
+    return Plan(last, steps("schedule.warmup", last), evaluate, save)
 
 
 def from_config(kind: type[T], values: Mapping[str, Any], where: str = "config") -> T:

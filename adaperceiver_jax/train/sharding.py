@@ -13,12 +13,10 @@ from clu.parameter_overview import get_parameter_overview
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from adaperceiver_jax.optim.stacks import first_axis
+from adaperceiver_jax.optim.stacks import BLOCKS, first_axis
 from adaperceiver_jax.train.settings import WAYS, MeshSettings
 
 BATCH = P(("data", "fsdp"))
-STACK = "blocks"
-"""Below this name a leading axis counts blocks; it is never split."""
 LARGE = 2**22
 """Bytes from which an array that should be split and cannot be is an error."""
 
@@ -37,13 +35,14 @@ RULES = (
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over all devices, or those given; ValueError if they cannot be laid out so."""
     count = jax.device_count() if devices is None else len(devices)
-    shape = [settings.data, settings.fsdp]
-    known = math.prod(size for size in shape if size > 0)
-    if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape) or count % known:
-        raise ValueError(_misfit(settings, count))
-    shape = [count // known if size == -1 else size for size in shape]
-    if math.prod(shape) != count:
-        raise ValueError(_misfit(settings, count))
+    asked = [settings.data, settings.fsdp]
+    left = count // math.prod(size for size in asked if size > 0)
+    shape = [left if size == -1 else size for size in asked]
+    if math.prod(shape) != count or min(shape) < 1 or asked == [-1, -1]:
+        raise ValueError(
+            f"config.mesh data={settings.data}, fsdp={settings.fsdp}: must multiply to the {count} "
+            "devices there are; -1, for one of the two, takes what the other leaves"
+        )
     axes, types = ("data", "fsdp"), (AxisType.Auto,) * 2
     try:
         return jax.make_mesh(shape, axes, axis_types=types, devices=devices)
@@ -61,13 +60,6 @@ def _torn(shape: Sequence[int], devices: Sequence[Any]) -> str:
     return (
         f"config.mesh.fsdp={shape[1]}: the {len(devices)} chips are laid out {laid_out}, and a "
         "mesh's axis must be some of these sides, whole; use " + " or ".join(map(str, sorted(fits)))
-    )
-
-
-def _misfit(settings: MeshSettings, count: int) -> str:
-    return (
-        f"config.mesh data={settings.data}, fsdp={settings.fsdp}: must multiply to the {count} "
-        "devices there are; -1, for one of the two, takes what the other leaves"
     )
 
 
@@ -136,7 +128,7 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, str]] = ())
 
 def _longest(path: tuple, shape: tuple[int, ...], mesh: Mesh) -> P:
     size = mesh.shape["fsdp"]
-    stacked = any(getattr(entry, "key", None) == STACK for entry in path)
+    stacked = any(getattr(entry, "key", None) == BLOCKS for entry in path)
     axes = [
         (length, axis)
         for axis, length in enumerate(shape)

@@ -72,11 +72,7 @@ def run(workdir: Path, name: str = "scratch", changes: dict | None = None) -> Re
 def gradient_descent(rate: float) -> Optimizer:
     """With it an error of the gradient is one of the same size in the parameters."""
     transform = optax.sgd(rate, momentum=0.9)
-    return Optimizer(
-        init=transform.init,
-        observe=lambda grads, state: state,
-        apply=transform.update,
-    )
+    return Optimizer(transform.init, lambda grads, state: state, transform.update)
 
 
 def assert_same(ours, theirs) -> None:

@@ -73,10 +73,6 @@ def truncate(folder, item):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def empty(folder, item):
-    largest(folder / item).write_bytes(b"")
-
-
 def flip(folder, item):
     file = largest(folder / item)
     content = bytearray(file.read_bytes())
@@ -92,11 +88,6 @@ def delete_item(folder, item):
     shutil.rmtree(folder / item)
 
 
-def delete_names(folder, item):
-    for name in ("_METADATA", "metadata"):
-        (folder / item / name).unlink(missing_ok=True)
-
-
 def cut_names(folder, item):
     """Of an item whose shapes cannot be told."""
     for name in ("_METADATA", "metadata"):
@@ -106,14 +97,11 @@ def cut_names(folder, item):
 
 DAMAGES = [
     (truncate, "params"),
-    (truncate, "data"),
-    (empty, "optimizer"),
     (flip, "ema"),
     (flip, "data"),
     (delete_part, "optimizer"),
     (delete_item, "params"),
     (delete_item, "data"),
-    (delete_names, "ema"),
     (cut_names, "params"),
 ]
 
@@ -144,9 +132,15 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(workdir, caplo
     checkpoints.close()
 
 
-def test_two_damaged_ones_are_passed_over(workdir):
+def test_two_damaged_ones_are_passed_over_and_a_reader_changes_nothing(workdir, caplog):
     for step in ("4", "6"):
         flip(workdir / "checkpoints" / step, "ema")
+    with Checkpoints(workdir) as checkpoints:
+        step, weights = checkpoints.restore_weights()
+    assert step == 2
+    assert_same(weights, state_at(2).ema_params())
+    assert caplog.text.count("is damaged and passed over") == 2
+    assert (workdir / "checkpoints" / "6").is_dir()
     checkpoints = open_in(workdir)
     assert restored_from(checkpoints) == 2
     checkpoints.close()
@@ -176,33 +170,16 @@ def test_one_of_another_model_is_an_error_and_not_damage(workdir):
     assert not list((workdir / "checkpoints").glob("damaged*"))
 
 
-def test_none_there_is_none(tmp_path):
-    checkpoints = open_in(tmp_path)
-    assert checkpoints.restore(shapes()) is None
-    checkpoints.close()
-
-
-@pytest.mark.parametrize("item", ["ema", "params"])
-def test_weights_load_without_the_optimizer(workdir, item):
+def test_weights_load_without_the_optimizer_of_the_newest_or_of_a_step(workdir):
     for step in ("2", "4", "6"):
         shutil.rmtree(workdir / "checkpoints" / step / "optimizer")
-    checkpoints = Checkpoints(workdir)
-    step, weights = checkpoints.restore_weights(item)
-    want = state_at(6)
-    assert step == 6
-    assert_same(weights, want.params if item == "params" else want.ema_params())
-    checkpoints.close()
-
-
-def test_damaged_weights_are_passed_over(workdir, caplog):
-    flip(workdir / "checkpoints" / "6", "ema")
-    checkpoints = Checkpoints(workdir)
-    step, weights = checkpoints.restore_weights()
-    assert step == 4
-    assert_same(weights, state_at(4).ema_params())
-    assert "is damaged and passed over" in caplog.text
-    assert (workdir / "checkpoints" / "6").is_dir()  # a reader changes nothing
-    checkpoints.close()
+    with Checkpoints(workdir) as checkpoints:
+        step, weights = checkpoints.restore_weights()
+        assert step == 6
+        assert_same(weights, state_at(6).ema_params())
+        assert_same(checkpoints.restore_weights("params", 4)[1], state_at(4).params)
+        with pytest.raises(ValueError, match="has no checkpoint of step 3, but 2, 4, 6"):
+            checkpoints.restore_weights("params", 3)
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -219,28 +196,24 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).steps() == [2, 6, 7]
 
 
-def test_what_is_saved_is_what_was_there_when_it_was_asked(tmp_path):
+def test_what_is_saved_is_what_was_there_when_it_was_first_asked(tmp_path):
     """The state's memory is handed to the next step while it is still being written."""
     checkpoints = open_in(tmp_path)
+    assert checkpoints.restore(shapes()) is None
     state = state_at(3)
     checkpoints.save(state, 3, {"position": 3}, None)
     reuse = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
     jax.block_until_ready(reuse(state))
     checkpoints.wait()
+    checkpoints.save(state_at(4), 3, {"position": 4}, None)
+    checkpoints.wait()
     assert restored_from(checkpoints) == 3
     checkpoints.close()
 
 
-def test_a_step_is_saved_once(tmp_path):
-    checkpoints = open_in(tmp_path)
-    checkpoints.save(state_at(3), 3, {"position": 3}, None)
-    checkpoints.save(state_at(4), 3, {"position": 4}, None)
-    checkpoints.wait()
-    np.testing.assert_array_equal(restored_from(checkpoints), 3)
-    checkpoints.close()
-
-
-def test_memory_is_an_item_that_is_checked_as_the_others(tmp_path, caplog):
+def test_memory_is_an_item_that_is_checked_as_the_others_where_there_is_any(
+    saved, tmp_path, caplog
+):
     checkpoints = open_in(tmp_path, keep_last=3)
     for step in (2, 4):
         checkpoints.save(with_memory(step), step, {}, None)
@@ -251,9 +224,6 @@ def test_memory_is_an_item_that_is_checked_as_the_others(tmp_path, caplog):
     assert_same(checkpoints.restore(wanted).state, with_memory(2))
     assert "is damaged and passed over" in caplog.text
     checkpoints.close()
-
-
-def test_a_checkpoint_without_memory_has_no_such_item(saved):
     assert not (saved / "checkpoints" / "2" / "memory").exists()
 
 

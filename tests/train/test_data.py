@@ -5,9 +5,11 @@ import re
 import pytest
 
 from adaperceiver_jax.data.decode import BadImageError
+from adaperceiver_jax.tasks.make import make_task
+from adaperceiver_jax.train.feed import Feed
 from adaperceiver_jax.train.loop import TooManyBadImagesError
 from tests.data import sets
-from tests.train.small import PLAIN, rows, run
+from tests.train.small import PLAIN, rows, run, run_config
 
 
 def photos(split):
@@ -84,11 +86,11 @@ def test_more_bad_images_than_may_be_end_a_run(tmp_path, folder):
         run(tmp_path / "other", changes=changes(folder, **{"data.bad_images": 0}))
 
 
-def test_evaluation_drops_no_image(tmp_path, folder):
-    path = folder / "val" / "cat" / "cat_1.jpg"
-    path.write_bytes(b"no image")
+def test_evaluation_drops_no_image(folder):
+    (folder / "val" / "cat" / "cat_1.jpg").write_bytes(b"no image")
+    config = run_config(changes=changes(folder))
     with pytest.raises(BadImageError, match=r"val/cat/cat_1.jpg: cannot be decoded: is no image"):
-        run(tmp_path / "run", changes=changes(folder, length="2 steps"))
+        list(Feed(config, make_task(config)).evaluation())
 
 
 @pytest.mark.parametrize(

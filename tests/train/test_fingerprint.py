@@ -1,5 +1,7 @@
 """Fingerprints: the same wherever the bits lie, another one as soon as a bit is another."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def test_every_array_has_one_by_its_path():
 def test_the_mesh_does_not_matter(devices):
     x = jax.random.normal(jax.random.key(0), (8, 16, 4))
     want = of(x)
-    for count, fsdp in ((4, 4), (8, 2), (8, 8)):
+    for count, fsdp in ((4, 4), (8, 2)):
         devices(count)
         mesh = make_mesh(MeshSettings(fsdp=fsdp))
         for spec in (P(), P("fsdp"), P("data", "fsdp"), P(None, ("data", "fsdp"))):
@@ -47,13 +49,12 @@ def test_any_flipped_bit_changes_it(dtype):
 
 
 def test_elements_that_change_places_change_it():
-    x = np.arange(1, 25, dtype=np.float32).reshape(2, 3, 4)
+    x = np.arange(1, 13, dtype=np.float32).reshape(2, 3, 2)
     want = of(jnp.asarray(x))
-    for i in range(24):
-        for j in range(i):
-            swapped = x.copy().reshape(-1)
-            swapped[[i, j]] = swapped[[j, i]]
-            assert of(jnp.asarray(swapped.reshape(x.shape))) != want, (i, j)
+    for i, j in itertools.combinations(range(12), 2):
+        swapped = x.copy().reshape(-1)
+        swapped[[i, j]] = swapped[[j, i]]
+        assert of(jnp.asarray(swapped.reshape(x.shape))) != want, (i, j)
 
 
 def test_nan_and_the_sign_of_zero_are_bits_too():

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from adaperceiver_jax.train import meeting as module
 from adaperceiver_jax.train.meeting import GOES_ON, Host, Line, MeetingError, Member
 
 SAME = {"config.seed": 0, "--workdir": "runs/a"}
@@ -105,26 +106,24 @@ def test_all_wait_until_the_last_is_there_and_the_place_can_be_met_at_again(thre
     assert three.said == {}
 
 
-def test_one_that_is_gone_is_named_to_all_others(three):
-    drop(three.members[1])
-    (why,) = three.heard(2)
+def test_one_that_is_gone_is_named_to_all_others_and_none_is_left_waiting(three):
+    threading.Timer(0.2, drop, [three.members[1]]).start()
+    why = f"{name(1)} is gone: it was killed, or its host is down; {GOES_ON}"
+    with pytest.raises(MeetingError) as error:
+        three.members[2].wait_for_all("save", "")
+    assert {str(error.value)} == three.heard(2) == {why}
     drop(three.members[2])
     assert three.heard(0) == {why}
-    assert why == f"{name(1)} is gone: it was killed, or its host is down; {GOES_ON}"
 
 
-def stop_speaking(member: Member) -> None:
-    """As when its process stands still: the line is there."""
-    member._line._open = False
-
-
-def test_one_that_is_silent_is_named_to_all_and_hears_it_itself():
-    meeting = met(Meeting(3, lost_after=1.5))
-    time.sleep(3)
+def test_one_that_is_silent_is_named_to_all_and_hears_it_itself(monkeypatch):
+    monkeypatch.setattr(module, "_FAREWELL", 0.5)
+    meeting = met(Meeting(3, lost_after=1.2))
+    time.sleep(2)
     assert not meeting.said
-    stop_speaking(meeting.members[1])
+    meeting.members[1]._line._open = False  # as when its process stands still: the line is there
     assert meeting.heard(0, 1, 2) == {
-        f"{name(1)} is silent for 1.5 s: it stands still, or its host is down; {GOES_ON}"
+        f"{name(1)} is silent for 1.2 s: it stands still, or its host is down; {GOES_ON}"
     }
 
 
@@ -137,13 +136,6 @@ def test_one_that_fails_is_named_with_its_error_and_the_first_ends_last(three):
     drop(three.members[1])
     drop(three.members[2])
     assert three.heard(0) == {why}
-
-
-def test_one_that_waits_is_not_left_waiting(three):
-    threading.Timer(0.2, drop, [three.members[2]]).start()
-    with pytest.raises(MeetingError) as error:
-        three.members[1].wait_for_all("save", "")
-    assert str(error.value) == f"{name(2)} is gone: it was killed, or its host is down; {GOES_ON}"
 
 
 def test_who_left_is_not_missed(three):
@@ -160,33 +152,28 @@ def test_without_the_first_nobody_waits_forever():
     meeting.come(1)
     meeting.together()
     (why,) = meeting.heard(1)
-    assert f"nothing answers at {meeting.address[0]}:{meeting.address[1]}" in why
+    assert f"nothing answers at {meeting.address[0]}:{meeting.address[1]}, where process 0" in why
     assert "for 0.5 s" in why
     assert "is that the first's address (JAX_COORDINATOR_ADDRESS)" in why
 
 
 def test_who_does_not_come_in_time_is_named():
-    meeting = Meeting(4, wait=1.0)
+    meeting = Meeting(4, wait=0.5)
     meeting.host()
     for index in (0, 2):
         meeting.come(index)
     meeting.together()
     (why,) = meeting.heard(0, 2)
-    assert why.startswith("processes 1, 3 of 4 did not come within 1 s")
+    assert why.startswith("processes 1, 3 of 4 did not come within 0.5 s")
 
 
 def test_who_stays_behind_is_named_with_its_host_but_where_the_others_are_patient():
-    meeting = Meeting(3, wait=1.0)
-    meeting.host()
-    for index in range(3):
-        meeting.come(index)
-    meeting.together()
-    for member in (meeting.members[0], meeting.members[1]):
-        member._line.send(at="the end", word="", patient=True)
-    time.sleep(1.5)
-    assert meeting.said == {}
-    for member in (meeting.members[0], meeting.members[1]):
-        member._line.send(at="save", word="", patient=False)
+    meeting = met(Meeting(3, wait=1.0))
+    for where, patient in (("the end", True), ("save", False)):
+        assert meeting.said == {}
+        for index in (0, 1):
+            meeting.members[index]._line.send(at=where, word="", patient=patient)
+        time.sleep(1.2 * patient)
     (why,) = meeting.heard(1, 2)
     assert why == f"{name(2)} did not come to 'save' within 1 s of the first; {GOES_ON}"
 

@@ -82,13 +82,10 @@ def test_the_eigenvectors_of_an_overlapped_step_are_the_exact_ones_of_the_step_b
     optimizer = make_optimizer(
         "soap", 1e-3, b2=0.5, start_preconditioning_step=1, precondition_frequency=1
     )
-    params = {"w": jnp.eye(3)}
-    rng = np.random.default_rng(0)
-    found = {}
+    params, found = {"w": jnp.eye(3)}, {}
     for overlap in (False, True):
         refresh, state = Refresher(optimizer, params, overlap), optimizer.init(params)
-        rng = np.random.default_rng(0)
-        found[overlap] = []
+        rng, found[overlap] = np.random.default_rng(0), []
         for number in range(1, 5):
             grads = {"w": jnp.asarray(rng.standard_normal((3, 3)), jnp.float32)}
             state = refresh(optimizer.observe(grads, state), number)
@@ -98,7 +95,7 @@ def test_the_eigenvectors_of_an_overlapped_step_are_the_exact_ones_of_the_step_b
         assert_same(ours, want)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="processes")
 def test_an_overlapped_run_that_was_stopped_ends_as_one_never_stopped(tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     changes = {**OVERLAP, "length": "9 steps", "log_every": 1, "checkpoint.every": "1 steps"}

@@ -10,11 +10,7 @@ import pytest
 
 from adaperceiver_jax.train.checkpoints import Checkpoints
 from tests.train.several import finish_all, start_all
-from tests.train.small import (
-    SMALL,
-    assert_same,
-    saved_steps,
-)
+from tests.train.small import SMALL, assert_same, saved_steps
 
 CHANGES = {
     **SMALL,

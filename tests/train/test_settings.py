@@ -20,25 +20,13 @@ pytestmark = pytest.mark.quick
 SEGMENT, MLP = {"task": "segment"}, {"mlp": True}
 
 
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        ("50 epochs", 500),
-        ("1 epoch", 10),
-        ("0.5epochs", 5),
-        ("7 steps", 7),
-        ("1 step", 1),
-        ("10%", 20),
-        (" 2.5 % ", 5),
-    ],
-)
-def test_durations(text, steps):
-    assert steps_of(text, "config.length", images=100, batch_size=10, total=200) == steps
+def test_durations():
+    want = {"50 epochs": 500, "1 epoch": 10, "0.5epochs": 5, "7 steps": 7, "1 step": 1}
+    want |= {"10%": 20, " 2.5 % ": 5}
+    assert {text: steps_of(text, "config.length", 100, 10, total=200) for text in want} == want
 
 
-@pytest.mark.parametrize(
-    "text", ["", "50", "epochs", "-1 steps", "5 hours", "5 steps 3", "1e3 steps"]
-)
+@pytest.mark.parametrize("text", ["", "50", "-1 steps", "5 hours", "5 steps 3", "1e3 steps"])
 def test_what_is_no_duration_is_an_error_that_names_the_key(text):
     with pytest.raises(ValueError, match=r"config.checkpoint.every=.*: must read like '50 epochs'"):
         from_config(Settings, {"checkpoint": {"every": text}})
@@ -78,14 +66,12 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"train_only": "head/.*"}, r"config.train_only='head/..': must be a tuple"),
         ({"mesh": 3}, r"config.mesh=3: must be a section"),
         ({"mesh": {"gradients": "float16"}}, r"config.mesh.gradients='float16': must be in \("),
-        (
-            {"mesh": {"rules": (("a", "here"),)}},
-            r"config.mesh.rules=\('a', 'here'\): must be pairs",
-        ),
+        ({"mesh": {"rules": (("a", "here"),)}}, r"config.mesh.rules=\('a', 'here'\): must be pai"),
         (
             {"mesh": {"gradients": "bfloat16"}, "compute": {"dtype": "float32"}},
             r"config.mesh.gradients='bfloat16' with config.compute.dtype='float32': gradients",
         ),
+        ({"evaluation": {"every": "0%"}}, r"config.evaluation.every='0%': must be above 0"),
         ({"batch_size": 0}, r"config.batch_size=0: must be at least 1"),
         ({"accumulate": 0}, r"config.accumulate=0: must be at least 1"),
         ({"data": {"workers": -2}}, r"config.data.workers=-2: must be at least -1"),
@@ -108,11 +94,7 @@ def test_a_plan_counts_in_steps_and_never_in_none():
         ({"data": {"image_width": 225}}, r"config.data.image_width=225: must be a multiple"),
         ({"task": "depth", "accumulate": 2}, r"config.accumulate=2: the loss of depth is one of"),
         (
-            {
-                "task": "segment",
-                "dense": {"backbone": "vit"},
-                "evaluation": {"sub_networks": ((1, 1, 1),)},
-            },
+            {**SEGMENT, "dense": {"backbone": "vit"}, "evaluation": {"sub_networks": ((1, 1, 1),)}},
             r"config.evaluation.sub_networks=.*: a ViT has none",
         ),
         ({"dense": {"backbone": "swin"}}, r"config.dense.backbone='swin': must be one of adap"),

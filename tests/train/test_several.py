@@ -11,12 +11,7 @@ import time
 import pytest
 
 from tests.train.several import finish_all, send_all, start_all
-from tests.train.small import (
-    PLAIN,
-    SMALL,
-    rows,
-    saved_steps,
-)
+from tests.train.small import PLAIN, SMALL, rows, saved_steps
 
 NIGHTLY = pytest.mark.nightly(group="processes")
 MOST = 20.0
@@ -115,9 +110,8 @@ def test_what_one_process_alone_cannot_read_of_a_checkpoint_is_damaged_for_all(t
     assert rows(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "index", [pytest.param(0, marks=NIGHTLY), pytest.param(1, marks=pytest.mark.slow)]
-)
+@NIGHTLY
+@pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_with_its_name(alone, tmp_path, index):
     ended = finish_all(start_all(2, QUICK, tmp_path, {index: ("logged", 6)}), MOST)
     assert ended[index][0] == -signal.SIGKILL

@@ -19,19 +19,16 @@ def shape(*sizes):
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-@pytest.mark.parametrize(
-    ("count", "data", "fsdp", "want"),
-    [
+def test_a_mesh_takes_all_devices(devices):
+    for count, data, fsdp, want in (
         (8, -1, 1, (8, 1)),
         (8, -1, 2, (4, 2)),
         (8, 2, -1, (2, 4)),
         (4, 2, 2, (2, 2)),
         (1, -1, 1, (1, 1)),
-    ],
-)
-def test_a_mesh_takes_all_devices(devices, count, data, fsdp, want):
-    devices(count)
-    assert tuple(make_mesh(MeshSettings(data=data, fsdp=fsdp)).shape.values()) == want
+    ):
+        devices(count)
+        assert tuple(make_mesh(MeshSettings(data=data, fsdp=fsdp)).shape.values()) == want
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(-1, 3), (3, 2), (-1, -1), (0, 8), (-2, 2), (16, 1)])
@@ -54,6 +51,7 @@ def test_a_batch_that_the_mesh_cannot_split_is_an_error_that_says_what_would_do(
 
 
 def test_the_longest_axis_that_divides_is_split_but_never_that_of_the_blocks(devices):
+    """Over fsdp; stacks of the optimizer over all devices, and a teacher over none."""
     devices(8)
     mesh = make_mesh(MeshSettings(fsdp=4))
     tree = {
@@ -64,6 +62,8 @@ def test_the_longest_axis_that_divides_is_split_but_never_that_of_the_blocks(dev
         "number": shape(),
         "short": shape(2, 3),
         "blocks": {"kernel": shape(64, 8, 3), "bias": shape(64, 3)},
+        "opt_state": ({"factors": {"16_of_3": (shape(16, 3, 3),)}},),
+        "constants": {"kernel": shape(4096, 4096)},
     }
     specs = jax.tree.map(lambda s: s.spec, tree_shardings(tree, mesh))
     assert specs == {
@@ -74,6 +74,8 @@ def test_the_longest_axis_that_divides_is_split_but_never_that_of_the_blocks(dev
         "number": P(),
         "short": P(),
         "blocks": {"kernel": P(None, "fsdp"), "bias": P()},
+        "opt_state": ({"factors": {"16_of_3": (P(("data", "fsdp")),)}},),
+        "constants": {"kernel": P()},
     }
 
 
@@ -83,28 +85,12 @@ def test_a_large_array_that_nothing_divides_is_an_error(devices):
     tree_shardings({"a": shape(1021, 1021)}, mesh)  # just below 4 MiB
     with pytest.raises(ValueError, match=r"a/b \(1025, 1025\): no axis is a multiple of config"):
         tree_shardings({"a": {"b": shape(1025, 1025)}}, mesh)
+    with pytest.raises(ValueError, match="no axis is a multiple of the 8 devices"):
+        tree_shardings({"opt_state": ({"1_of_1025": shape(1, 1025, 1025)},)}, mesh)
     allowed = tree_shardings({"a": {"b": shape(1025, 1025)}}, mesh, (("a/b", "whole"),))
     assert allowed["a"]["b"].spec == P()
     devices(1)
     tree_shardings({"a": {"b": shape(1025, 1025)}}, make_mesh(MeshSettings()))
-
-
-def test_stacks_of_the_optimizer_are_split_over_all_devices_and_a_teacher_over_none(devices):
-    devices(8)
-    mesh = make_mesh(MeshSettings(fsdp=2))
-    tree = {
-        "opt_state": ({"factors": {"16_of_3": (shape(16, 3, 3),)}}, shape()),
-        "params": {"kernel": shape(16, 6)},
-        "constants": {"kernel": shape(4096, 4096)},
-    }
-    specs = jax.tree.map(lambda s: s.spec, tree_shardings(tree, mesh))
-    assert specs == {
-        "opt_state": ({"factors": {"16_of_3": (P(("data", "fsdp")),)}}, P()),
-        "params": {"kernel": P("fsdp")},
-        "constants": {"kernel": P()},
-    }
-    with pytest.raises(ValueError, match="no axis is a multiple of the 8 devices"):
-        tree_shardings({"opt_state": ({"1_of_1025": shape(1, 1025, 1025)},)}, mesh)
 
 
 def test_the_table_counts_what_a_device_holds(devices):
