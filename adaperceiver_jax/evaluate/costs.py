@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from adaperceiver_jax.evaluate.outcomes import Grid
+from adaperceiver_jax.evaluate.turns import take_turns
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.stepper import Stepper
 
@@ -42,25 +42,19 @@ def measure(
     depths: tuple[int, ...],
     repeats: int,
 ) -> list[Cost]:
-    """The cost of each depth on images (B, H, W, C), by one program for all: depth is traced.
-
-    The depths take turns, so that what slows the machine down slows all of them.
-    """
+    """The cost of each depth on images (B, H, W, C), by one program for all: depth is traced."""
     program = compile_sub_network(model, params, images, num_tokens, width)
     memory = memory_of(program)
     device = jax.devices()[0].device_kind
     mib = None if memory is None else memory / 2**20
-    seconds: dict[int, list[float]] = {l: [] for l in depths}
-    for turn in range(repeats + 1):
-        for l in depths:
-            blocks = jnp.int32(l)
-            began = time.perf_counter()
-            jax.block_until_ready(program(params, images, blocks))
-            if turn:  # the first is for warming up
-                seconds[l].append(time.perf_counter() - began)
+
+    def call(depth: jax.Array) -> None:
+        jax.block_until_ready(program(params, images, depth))
+
+    turns = take_turns({str(l): functools.partial(call, jnp.int32(l)) for l in depths}, repeats)
     return [
-        Cost(num_tokens, width, l, 1e3 * statistics.median(values), mib, len(images), device)
-        for l, values in seconds.items()
+        Cost(num_tokens, width, l, 1e3 * turns.seconds(str(l)), mib, len(images), device)
+        for l in depths
     ]
 
 

@@ -20,15 +20,15 @@ GAP, TITLE, ENTRY, BAR = 0.2, 0.46, 0.15, 0.6
 """Inches: between panels, above each, of a legend's line, of the colour bar and its numbers."""
 DPI = 150
 PANELS = 5
-"""In a row; more go on below."""
+"""Panels per row; more go on below."""
 STRENGTH = 0.6
-"""Of a class's colour over the grey image."""
+"""Opacity of a class's colour over the grey image."""
 LEVELS, LIGHTNESS = 16, (0.5, 0.9)
-"""Colours are chosen from so many levels of red, green and blue, neither dark nor white."""
+"""Number of levels of red, green and blue that colours are chosen from, neither dark nor white."""
 TOP, ENTRIES = 5, 10
-"""At most so many classes in a line of text, and in a legend."""
+"""Largest number of classes in a line of text, and in a legend."""
 LETTERS, TWO_COLUMNS = 30, 19
-"""At most so many of a name; and of every line of the legends that stand in two columns."""
+"""Largest number of letters of a name, and of a line in legends of two columns."""
 
 
 @functools.cache

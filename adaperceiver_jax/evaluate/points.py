@@ -27,7 +27,7 @@ class Point:
     gflops: float
     """Per image."""
     top5: float | None = None
-    """In [0, 1]."""
+    """Top 5, in [0, 1]."""
     tokens_are: str = "trained"
     """'trained', 'interpolated' (between two trained counts) or 'extrapolated'."""
     latency_ms: float | None = None
@@ -61,11 +61,11 @@ class DensePoint:
     width: int | None
     depth: int | None
     tokens_are: str
-    """As in `Point`, or 'whole' for a ViT."""
+    """One of the kinds in `Point`, or 'whole' for a ViT."""
     resolution: str
     """'network': maps resized to what the network sees; 'own': predictions resized to theirs."""
     mask: str
-    """Among the latents: 'block', 'causal' or 'none'; '' for a ViT."""
+    """Mask among the latents: 'block', 'causal' or 'none'; '' for a ViT."""
     flip: bool
     """True if maps were averaged with those of the mirror image."""
     scores: Mapping[str, float]

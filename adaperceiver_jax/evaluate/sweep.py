@@ -105,8 +105,13 @@ class SweepFolder:
         file = path / ABOUT
         if file.exists():
             self.about: dict[str, Any] = json.loads(file.read_text())
-            if about is not None:
-                self._check_same(about)
+            now = self.about if about is None else json.loads(json.dumps(about))
+            for name in self.about.keys() | now.keys():
+                if self.about.get(name) != now.get(name):
+                    raise ValueError(
+                        f"{path}: holds the sweep of another {name} ({self.about.get(name)}; now "
+                        f"{now.get(name)}); name another --out, or move the folder away"
+                    )
         elif about is None:
             raise ValueError(f"{path}: holds no sweep ({ABOUT} is not there)")
         elif path.exists() and any(path.iterdir()):
@@ -116,15 +121,6 @@ class SweepFolder:
             self.about = json.loads(json.dumps(about))
             _write(file, lambda to: to.write_text(json.dumps(about, indent=2)))
         self.grid = Grid(*(tuple(self.about[name]) for name in ("tokens", "widths", "depths")))
-
-    def _check_same(self, about: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(about))
-        for name in self.about.keys() | now.keys():
-            if self.about.get(name) != now.get(name):
-                raise ValueError(
-                    f"{self.path}: holds the sweep of another {name} ({self.about.get(name)}; now "
-                    f"{now.get(name)}); name another --out, or move the folder away"
-                )
 
     @property
     def batches(self) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from adaperceiver_jax.evaluate.outcomes import Outcomes, digest
 from adaperceiver_jax.evaluate.points import csv_rows, pareto
+from adaperceiver_jax.evaluate.turns import take_turns
 from adaperceiver_jax.models.adaperceiver import AdaPerceiver
 from adaperceiver_jax.models.config import AdaPerceiverConfig
 from adaperceiver_jax.policies.budgets import Baseline, Budgets, Policy
@@ -164,22 +163,13 @@ def time_policies(
     batch_size: int,
     repeats: int,
 ) -> dict[str, float]:
-    """Milliseconds an image (N, H, W, C) takes under each policy, served in one stream.
-
-    The policies take turns, so that what slows the machine down slows all of them.
-    """
-    servers = {
-        name: Server(model, params, policy, batch_size=batch_size)
+    """Milliseconds an image (N, H, W, C) takes under each policy, served in one stream."""
+    calls = {
+        name: functools.partial(Server(model, params, policy, batch_size=batch_size), images)
         for name, policy in policies.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in policies}
-    for turn in range(repeats + 1):
-        for name, server in servers.items():
-            began = time.perf_counter()
-            server(images)
-            if turn:  # the first compiles
-                seconds[name].append(time.perf_counter() - began)
-    return {name: 1e3 * statistics.median(each) / len(images) for name, each in seconds.items()}
+    turns = take_turns(calls, repeats)
+    return {name: 1e3 * turns.seconds(name) / len(images) for name in policies}
 
 
 COLUMNS = (

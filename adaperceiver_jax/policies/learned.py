@@ -86,10 +86,15 @@ class Learned(Policy):
         """(B, budgets) of images (B, H, W, C): the higher, the better."""
         if embedded is None:
             embedded = embed(self.model, self.params, images)
-        out = _scores(
+        heads = _scores(
             self.model, self.params, self.network, self.network_params, self.peek, embedded
         )
-        return add_up(self.grid, *(np.asarray(x) for x in out)).reshape(len(out[0]), -1)
+        token, width, depth = (  # (B, choices) each; an axis of one choice has no say
+            np.asarray(x) if choices > 1 else np.zeros((len(x), 1), np.float32)
+            for x, choices in zip(heads, self.grid.shape, strict=True)
+        )
+        each = token[:, :, None, None] + width[:, None, :, None] + depth[:, None, None, :]
+        return each.reshape(len(each), -1)
 
     def at(self, gflops: float, images: Any) -> Learned:
         """The same policy at the price where these images take `gflops` each on average, choosing
@@ -141,16 +146,6 @@ def price_of(scores: np.ndarray, costs: np.ndarray, target: float) -> float:
     return high
 
 
-def add_up(grid: Grid, token: Any, width: Any, depth: Any) -> Any:
-    """Scores of each axis (B, choices) -> of each budget (B, T, W, L): their sum, over the axes
-    that have a choice."""
-    axes = [
-        x if choices > 1 else 0 * x[:, :1]
-        for x, choices in zip((token, width, depth), grid.shape, strict=True)
-    ]
-    return axes[0][:, :, None, None] + axes[1][:, None, :, None] + axes[2][:, None, None, :]
-
-
 def choosing_gflops(config: Any, network: Any, peek: Peek | None) -> float:
     """Cost of choosing per image, beyond patches and their keys and values."""
     total = flops(network.config).total
@@ -166,12 +161,9 @@ def choosing_gflops(config: Any, network: Any, peek: Peek | None) -> float:
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 4))
 def _scores(model, params, network, network_params, peek, embedded):
-    seen = embedded.patches if peek is None else peek_log_probs(model, params, embedded, peek)
+    seen = embedded.patches
+    if peek is not None:
+        logits = Stepper(model, params, peek.num_tokens).logits(embedded, peek.depth)
+        seen = jax.nn.log_softmax(logits.astype(jnp.float32))
     out = network.apply({"params": network_params}, seen)
     return out.token_logits, out.width_logits, out.depth_logits
-
-
-def peek_log_probs(model: AdaPerceiver, params: Any, embedded: Embedded, peek: Peek) -> jax.Array:
-    """(B, classes): what the sub-network that is peeked at says of each image."""
-    logits = Stepper(model, params, peek.num_tokens).logits(embedded, peek.depth)
-    return jax.nn.log_softmax(logits.astype(jnp.float32))

@@ -99,7 +99,9 @@ class _Call:
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.queues: dict[tuple[int, int, int], Queue] = {}
+        self.queues = collections.defaultdict[tuple[int, int, int], Queue](
+            lambda: Queue(2 * server.batch_size)
+        )
         """By depth, num_tokens and width; of depth 0, embedded images, of others latents."""
         self.folded: dict[int, Any] = {}
         self.budgets: list[Budgets] = []
@@ -132,24 +134,20 @@ class _Call:
             waiting = [
                 Waiting(self.admitted + i, int(budgets.depth[i]), float(tau[i])) for i in rows
             ]
-            self._queue(0, num_tokens, width).put(embedded, rows, waiting)
+            self.queues[0, num_tokens, width].put(embedded, rows, waiting)
         self.budgets.append(budgets)
         self.admitted += count
-        while full := [key for key, q in self.queues.items() if len(q) >= server.batch_size]:
+        while full := self._full():
             self._run(max(full))
 
     def finish(self) -> None:
         """Runs what is left, the shallowest first: those behind it may still fill a batch."""
-        server = self.server
-        while left := [key for key, q in self.queues.items() if len(q)]:
-            full = [key for key in left if len(self.queues[key]) >= server.batch_size]
-            self._run(max(full) if full else min(left))
+        while self.queues:
+            self._run(max(self._full(), default=min(self.queues)))
 
-    def _queue(self, depth: int, num_tokens: int, width: int) -> Queue:
-        key = (depth, num_tokens, width)
-        if key not in self.queues:
-            self.queues[key] = Queue(2 * self.server.batch_size)
-        return self.queues[key]
+    def _full(self) -> list[tuple[int, int, int]]:
+        """Queues that fill a batch."""
+        return [key for key, q in self.queues.items() if len(q) >= self.server.batch_size]
 
     def _run(self, key: tuple[int, int, int]) -> None:
         """Runs the first images of a queue until they fit a smaller batch."""
@@ -185,7 +183,7 @@ class _Call:
             self.answers.append((waiting[i].image, int(left_at[i]), logits[i]))
         rows = [i for i in range(count) if not left_at[i]]
         if rows:
-            queue = self._queue(int(end), num_tokens, width)
+            queue = self.queues[int(end), num_tokens, width]
             queue.put(segment.latents, rows, [waiting[i] for i in rows])
 
     def served(self) -> Served:

@@ -190,8 +190,8 @@ class OnceForAll(Objective):
         return scores(out.logits, batch["label"])
 
     def train_flops(self, trained: Any) -> float:
-        """At the mean of the trained widths: the forward, and its backward, which is twice that;
-        without the encoder's where only what follows it is trained."""
+        """FLOPs at the mean of the trained widths: the forward, and its backward, which is twice
+        that; without the encoder's where only what follows it is trained."""
         c = self.model.config
         widths = c.widths if self.settings.widths else (c.full_width,)
         tokens = c.token_granularities[-1]
