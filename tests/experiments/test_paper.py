@@ -10,18 +10,17 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.points import DensePoint, Point, csv_text, kind_of_tokens
-from adaperceiver_jax.evaluate.points import csv_text as dense_csv
 from experiments.dense_flops import run as dense_flops
 from experiments.paper import counter, figures, table_5, table_6
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TRAINED = (4, 8, 16)
 TOKENS = (2, 4, 6, 8, 12, 16, 24)
-DRAWN = {"2_8": "classify", "3": "classify", "10": "classify", "11": "segment", "14": "depth"}
+DRAWN = {"2_8": "classify", "3": "classify", "10": "classify", "14": "depth"}
 """A figure of each kind, and the sweep it is drawn from."""
 
 
-def points(kept=lambda point: True, latency=True):
+def points(latency=True):
     """A classifier's sub-networks; without latency as tools/sweep.py --no-latency leaves them."""
     measured = dict(batch=8, device="cpu") if latency else {}
     found = []
@@ -29,7 +28,7 @@ def points(kept=lambda point: True, latency=True):
         kind, cost, value = kind_of_tokens(t, TRAINED), t * w * l / 100, 0.9 - 1 / (t + l) - 1 / w
         ms = 1 + 9 * cost if latency else None
         found.append(Point(t, w, l, value, cost, None, kind, ms, **measured))
-    return [point for point in found if kept(point)]
+    return found
 
 
 def dense_points(metric):
@@ -49,8 +48,8 @@ def sweeps(tmp_path_factory):
     texts = {
         "classify": csv_text(points()),
         "unmeasured": csv_text(points(latency=False)),
-        "segment": dense_csv(dense_points("miou")),
-        "depth": dense_csv(dense_points("eigen_rmse")),
+        "segment": csv_text(dense_points("miou")),
+        "depth": csv_text(dense_points("eigen_rmse")),
     }
     for name, text in texts.items():
         (root / f"{name}.csv").write_text(text)
@@ -73,8 +72,6 @@ def refusal(script, *arguments):
 
 @pytest.mark.slow
 def test_figures_are_drawn_from_a_sweep(sweeps, tmp_path, capsys):
-    kinds = {(figure.metrics, figure.vary) for figure in figures.FIGURES.values()}
-    assert len(kinds) == len(figures.FIGURES) == 9
     for name, task in DRAWN.items():
         out = tmp_path / "new" / f"{name}.png"
         figures.main([name, str(sweeps[task]), "--out", str(out)])
@@ -98,9 +95,7 @@ def test_flops_need_no_latency_and_latency_must_be_there(sweeps, tmp_path):
     assert colours(out) > 5
 
 
-@pytest.mark.parametrize(
-    ("name", "task"), [("2_8", "classify"), ("3", "classify"), ("4", "segment")]
-)
+@pytest.mark.parametrize(("name", "task"), [("2_8", "classify"), ("4", "segment")])
 def test_files_that_are_no_sweep_of_the_figures_task_are_refused(name, task, sweeps, tmp_path):
     other = tmp_path / "other.csv"
     other.write_text("colour,size\nred,3\n")
@@ -111,13 +106,6 @@ def test_files_that_are_no_sweep_of_the_figures_task_are_refused(name, task, swe
     assert "holds no sub-network" in refusal(figures, name, empty)
     said = refusal(figures, "4", sweeps["depth"])
     assert "has no column miou; must be a sweep of the figure's task" in said
-
-
-def test_a_sweep_with_nothing_to_compare_is_refused(tmp_path):
-    path = tmp_path / "few.csv"
-    for name, axis, value in (("3", "width", 24), ("9", "depth", 3), ("10", "num_tokens", 4)):
-        path.write_text(csv_text(points(lambda p, a=axis, v=value: getattr(p, a) == v)))
-        assert f"{axis}: the sweep holds only {value}" in refusal(figures, name, path)
 
 
 def test_the_papers_table_5_is_whole_and_rebuilt_to_the_printed_digit():
@@ -182,12 +170,10 @@ HEAD = "policy,accuracy,gflops,choosing_gflops,ms,images\n"
 
 def test_our_policies_stand_under_the_papers(tmp_path, capsys):
     path, out = tmp_path / "policies.csv", tmp_path / "ours.csv"
-    path.write_text(f"{HEAD}baseline,0.6125,0.0021,0,3.5,512\nRL,0.6,0.0019,0.0002,,512\n")
+    path.write_text(f"{HEAD}RL,0.6,0.0019,0.0002,,512\n")
     table_6.main([str(path), "--out", str(out)])
-    said = capsys.readouterr().out
-    assert "| baseline | 61.25 | 0.0021 | 0 | 3.5 | 512 |" in said
-    assert "| RL | 60 | 0.0019 | 0.0002 | - | 512 |" in said
-    assert out.read_text().splitlines()[2] == "RL,60,0.0019,0.0002,,512"
+    assert "| RL | 60 | 0.0019 | 0.0002 | - | 512 |" in capsys.readouterr().out
+    assert out.read_text().splitlines()[1] == "RL,60,0.0019,0.0002,,512"
 
 
 def test_files_that_are_no_table_are_refused(tmp_path):
@@ -198,8 +184,9 @@ def test_files_that_are_no_table_are_refused(tmp_path):
         (f"{HEAD}a,high,1,0,1,1\n", "line 2: accuracy='high': must be a number"),
     ):
         path.write_text(text)
-        assert said in refusal(table_6, path)
-        assert str(path) in refusal(table_6, path)
+        refused = refusal(table_6, path)
+        assert said in refused
+        assert str(path) in refused
     path.write_text(table_5.TABLE.read_text().replace("5.7", "many", 1))
     with pytest.raises(ValueError, match=r"policies\.csv, line 2: must hold numbers"):
         table_5.read_table(path)

@@ -42,7 +42,7 @@ def step_flops(task: Classify) -> float:
     return jax.jit(step).lower(ap.param_shapes(task.model), batch).cost_analysis()["flops"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly(group="counts")
 def test_a_once_for_all_step_costs_a_plain_step_and_little_more():
     """27 readouts and a width per sample: 1.0054 x."""
     model = ap.AdaPerceiver(CONFIG, unroll=CONFIG.depth)  # XLA counts a loop's body once
