@@ -30,23 +30,15 @@ BACKBONE = ap.AdaPerceiverConfig(
 CLASSES = 5
 
 
-def segment(settings=None, evaluated=(), **model):
+def segment(settings=DenseSettings(), evaluated=()):
     config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=CLASSES)
-    return Segment(
-        model=ap.SegmentationModel(config, **model),
-        image_size=(16, 16),
-        settings=settings or DenseSettings(),
-        evaluated=evaluated,
-    )
+    sizes = dict(model=ap.SegmentationModel(config), image_size=(16, 16))
+    return Segment(**sizes, settings=settings, evaluated=evaluated)
 
 
-def depth(settings=None, **model):
-    config = ap.DepthConfig(backbone=BACKBONE, bins=8)
-    return Depth(
-        model=ap.DepthModel(config, **model),
-        image_size=(16, 16),
-        settings=settings or DenseSettings(),
-    )
+def depth(settings=DenseSettings()):
+    model = ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=8))
+    return Depth(model=model, image_size=(16, 16), settings=settings)
 
 
 def make_batch(count=4, seed=0, ignored=0.3):

@@ -21,13 +21,9 @@ BATCH = {
 }
 
 
-def drawn(settings, keys=20):
-    draw = jax.jit(Classify(model=MODEL, settings=settings).draw)
-    return [draw(BATCH, jax.random.key(n), 0) for n in range(keys)]
-
-
 def test_each_sample_draws_one_of_the_trained_widths_and_each_depth_a_granularity():
-    draws = drawn(LossSettings())
+    draw = jax.jit(Classify(model=MODEL).draw)
+    draws = [draw(BATCH, jax.random.key(n), 0) for n in range(20)]
     widths = np.stack([samples["widths"] for samples, _ in draws])
     tokens = np.stack([shared["readout_tokens"] for _, shared in draws])
     assert widths.shape == (20, 64)
@@ -39,14 +35,12 @@ def test_each_sample_draws_one_of_the_trained_widths_and_each_depth_a_granularit
     assert len({row.tobytes() for row in widths}) == 20
 
 
-def test_stages_draw_only_what_they_train():
-    ((samples, shared),) = drawn(LossSettings(widths=False, depths=False), keys=1)
-    assert set(samples) == {"images", "labels"}
-    assert shared == {}
-    ((samples, shared),) = drawn(LossSettings(widths=False), keys=1)
-    assert (set(samples), set(shared)) == ({"images", "labels"}, {"readout_tokens"})
-    ((samples, shared),) = drawn(LossSettings(depths=False), keys=1)
-    assert (set(samples), set(shared)) == ({"images", "labels", "widths"}, set())
+@pytest.mark.parametrize(("widths", "depths"), [(False, False), (False, True), (True, False)])
+def test_stages_draw_only_what_they_train(widths, depths):
+    task = Classify(model=MODEL, settings=LossSettings(widths=widths, depths=depths))
+    samples, shared = jax.jit(task.draw)(BATCH, jax.random.key(0), 0)
+    assert set(samples) == {"images", "labels", *(["widths"] if widths else [])}
+    assert set(shared) == {*(["readout_tokens"] if depths else [])}
 
 
 def test_the_explicit_width_loss_is_the_mean_over_one_pass_a_width():
@@ -67,24 +61,14 @@ def test_the_explicit_width_loss_is_the_mean_over_one_pass_a_width():
     np.testing.assert_allclose(total, parts["token"] + parts["width"], rtol=1e-6)
 
 
-def test_depths_are_weighted_as_the_settings_say():
-    config = ap.AdaPerceiverConfig(**TINY)
-    by_depth = np.array([3.0, 1.0, 2.0])
-    readouts = SimpleNamespace(token_logits=np.zeros(4), depth_logits=by_depth)
-    for schedule, want in (("linear", (3 + 2 * 1 + 3 * 2) / 6), ("uniform", 2.0)):
-        task = Classify(
-            model=ap.AdaPerceiver(config), settings=LossSettings(depth_schedule=schedule)
-        )
-        object.__setattr__(task, "logit_loss", lambda logits, labels: logits)
-        parts = task.losses(readouts, Targets(labels=None))
-        assert float(parts["depth"]) == pytest.approx(want, rel=1e-6)
-
-
-@pytest.mark.parametrize(("name", "value"), [("features", True), ("temperature", 2.0)])
-def test_what_needs_a_teacher_is_refused_without_one(name, value):
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, output_feat_dim=6))
-    with pytest.raises(ValueError, match=f"config.loss.{name}={value}: needs a teacher"):
-        Classify(model=model, settings=LossSettings(**{name: value}))
+@pytest.mark.parametrize(("schedule", "want"), [("linear", 11 / 6), ("uniform", 2.0)])
+def test_depths_are_weighted_as_the_settings_say(schedule, want):
+    """Depths of losses 3, 1 and 2."""
+    readouts = SimpleNamespace(token_logits=np.zeros(4), depth_logits=np.array([3.0, 1.0, 2.0]))
+    task = Classify(model=MODEL, settings=LossSettings(depth_schedule=schedule))
+    object.__setattr__(task, "logit_loss", lambda logits, labels: logits)
+    parts = task.losses(readouts, Targets(labels=None))
+    assert float(parts["depth"]) == pytest.approx(want, rel=1e-6)
 
 
 def test_labels_are_smoothed_over_all_classes():
@@ -98,41 +82,42 @@ def test_scores_of_a_sample():
     np.testing.assert_allclose(got["loss"], np.log1p(np.exp([-1.0, 3.0])), rtol=1e-6)
 
 
-def teacher(**changes):
-    sizes = dict(
-        embed_dim=6, depth=1, num_heads=1, image_size=16, patch_size=4, num_classes=5
-    )  # fmt: skip
-    return ap.ViT(ap.ViTConfig(**{**sizes, **changes}))
-
-
-@pytest.mark.parametrize(
-    ("config", "changes", "features", "message"),
-    [
-        ({}, {"num_classes": 7}, False, "config.model.num_classes=5: the teacher has 7 classes"),
-        ({}, {}, True, "config.loss.features=True with config.model.output_feat_dim=None"),
-        ({"output_feat_dim": 7}, {}, True, "output_feat_dim=7: the teacher's features have 6"),
-        ({"output_feat_dim": 6}, {"patch_size": 8}, True, "has 4 patches a side, the teacher 2"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_says_so(config, changes, features, message):
-    student = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY, **config))
-    with pytest.raises(ValueError, match=message):
-        Distill(
-            model=student,
-            settings=LossSettings(features=features),
-            teacher=teacher(**changes),
-            teacher_params=dict,
-        )
-
-
-def test_what_cannot_be_trained_says_so():
-    bare = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "widths": ()}))
-    with pytest.raises(ValueError, match=r"config.loss.widths=True with config.model.widths=\(\)"):
-        Classify(model=bare)
-    with pytest.raises(ValueError, match=r"config.vit.num_classes=None: a teacher of logits needs"):
-        Teacher(model=teacher(num_classes=None))
-
-
 def test_the_whole_model_is_evaluated_first_and_once():
     task = Classify(model=MODEL, evaluated=((16, 24, 3), (4, 8, 1)))
     assert task.sub_networks() == ((16, 24, 3), (4, 8, 1))
+
+
+def student(**changes):
+    return ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, **changes}))
+
+
+def teacher(**changes):
+    sizes = dict(embed_dim=6, depth=1, num_heads=1, image_size=16, patch_size=4, num_classes=5)
+    return ap.ViT(ap.ViTConfig(**{**sizes, **changes}))
+
+
+FEATURES = LossSettings(features=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "message"),
+    [
+        (Classify, dict(model=student(widths=())), r"config.loss.widths=True with config.model.wi"),
+        (Classify, dict(model=student(output_feat_dim=6), settings=FEATURES),
+         "config.loss.features=True: needs a teacher"),
+        (Classify, dict(model=MODEL, settings=LossSettings(temperature=2.0)),
+         "config.loss.temperature=2.0: needs a teacher"),
+        (Teacher, dict(model=teacher(num_classes=None)), "config.vit.num_classes=None: a teacher"),
+        (Distill, dict(model=MODEL, teacher=teacher(num_classes=7)),
+         "config.model.num_classes=5: the teacher has 7 classes"),
+        (Distill, dict(model=MODEL, settings=FEATURES, teacher=teacher()),
+         "config.loss.features=True with config.model.output_feat_dim=None"),
+        (Distill, dict(model=student(output_feat_dim=7), settings=FEATURES, teacher=teacher()),
+         "output_feat_dim=7: the teacher's features have 6"),
+        (Distill, dict(model=student(output_feat_dim=6), settings=FEATURES,
+                       teacher=teacher(patch_size=8)), "has 4 patches a side, the teacher 2"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_says_so(task, fields, message):
+    with pytest.raises(ValueError, match=message):
+        task(**fields, **({"teacher_params": dict} if task is Distill else {}))
