@@ -81,7 +81,6 @@ def test_a_dense_models_features_are_those_its_head_is_given():
         ("classification", "a classifier .output_feat_dim=None., which has no patch features"),
         ("vit", "model=ViT: must be an AdaPerceiver"),
         ("vit segmentation", "model=SegmentationModel: must be an AdaPerceiver, or .* on one"),
-        ("policy", "model=PolicyNetwork: must be"),
     ],
 )
 def test_a_model_without_patch_features_is_refused(name, message):

@@ -47,8 +47,7 @@ def test_classes_are_counted_as_by_scikit_learn_and_scored_by_definition():
 
 
 def test_counts_beyond_32_bits_are_exact():
-    counts = np.array([[2**40 + 1, 0], [3, 2**41]], np.int64)
-    scores = segmentation_scores(counts)
+    scores = segmentation_scores(np.array([[2**40 + 1, 0], [3, 2**41]], np.int64))
     assert scores["accuracy"] == (2**40 + 1 + 2**41) / (2**40 + 2**41 + 4)
 
 

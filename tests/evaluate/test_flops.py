@@ -28,7 +28,6 @@ def counted_by_xla(model, images, **sub_network) -> float:
         (SHORT, {}, "cut"),
         (SHORT, {}, "masked"),
         (SHORT, {"num_tokens": 100, "width": 416, "depth": 2}, "cut"),
-        (SHORT, {"num_tokens": 512, "depth": 1}, "masked"),
         (SHORT.replace(use_embed_ffn=False, use_output_ffn=True), {"width": 624}, "cut"),
         (SHORT.replace(ffn_layer="swiglu", act_layer="silu"), {}, "cut"),
         (SHORT.replace(fourier_bands=16), {"num_tokens": 64, "depth": 2}, "cut"),

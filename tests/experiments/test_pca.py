@@ -18,6 +18,7 @@ from tests.small_models import random_params
 
 WHOLE = SubNetwork(256, 832, 21)
 SIZES = {"15": (416, 624, 832), "16": (32, 64, 1024), "17": range(1, 22)}
+UNASKED = {**SIZES, "16": (32, 64, 96, 128, 192, 256, 512, 1024)}
 
 
 def plain_panels(number: str, own: bool) -> list[Panel]:
@@ -129,6 +130,13 @@ def test_images_are_shown_as_the_run_was_shown_them(tmp_path, folders):
         assert pixels.shape == (size, size, 3)
 
 
+def test_the_sizes_that_each_figure_shows_unasked():
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(output_feat_dim=4))
+    for number, figure in pca.FIGURES.items():
+        shown = [getattr(s, figure.vary) for s in figure.sub_networks(model, None)]
+        assert shown == [*UNASKED[number]]
+
+
 def test_mistakes_are_refused_in_a_line(tmp_path, folders):
     (tmp_path / "notes.txt").write_text("no image")
     good = "--checkpoint", folders / "distillation"
@@ -150,14 +158,3 @@ def test_mistakes_are_refused_in_a_line(tmp_path, folders):
     assert "none of a sub-network" in refused("16", "--from", path)
     assert "leave out scenes" in refused("16", "--from", path, "--scenes", 1)
     assert not (tmp_path / "x.png").exists()
-
-
-def test_the_sizes_that_each_figure_shows_unasked():
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(output_feat_dim=4))
-    shown = {
-        number: [getattr(s, figure.vary) for s in figure.sub_networks(model, None)]
-        for number, figure in pca.FIGURES.items()
-    }
-    assert shown["15"] == [416, 624, 832]
-    assert shown["16"] == [32, 64, 96, 128, 192, 256, 512, 1024]
-    assert shown["17"] == list(range(1, 22))

@@ -55,13 +55,12 @@ def taus(setup):
     chances = np.exp(logits - logits.max(-1, keepdims=True))
     confidence = (chances / chances.sum(-1, keepdims=True)).max(-1)
     values = np.sort(confidence.ravel())
-    gaps = np.diff(values)
-    middles = (values[:-1] + values[1:]) / 2
-    picked = []
+    gaps, found = np.diff(values), []
     for quantile in (0.5, 0.75, 0.9):
         near = np.abs(np.arange(len(gaps)) - quantile * len(gaps)) < 15
-        picked.append(float(middles[np.argmax(np.where(near, gaps, 0))]))
-    return tuple(picked)
+        widest = np.argmax(np.where(near, gaps, 0))
+        found.append(float(values[widest : widest + 2].mean()))
+    return tuple(found)
 
 
 MIXED = dict(tokens=(3, 16), widths=(8, 24), depths=(2, 5))
