@@ -24,6 +24,7 @@ def run(**options):
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_step_is_timed_and_the_whole():
     done = run(**SMALL)
     assert done.returncode == 0, done.stderr

@@ -121,7 +121,6 @@ def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, monkey
         (["--to", "onnx", "--batch", "dynamic"], "an ONNX file is made for one size"),
         (["--batch", "0"], "'0': must be at least 1, or 'dynamic'"),
         (["--width", "25"], "width=25: must be in 1..24"),
-        (["--num-tokens", "0"], "num_tokens=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(sources, tmp_path, arguments, message, refused):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import itertools
 import json
 import re
 import shutil
@@ -247,17 +246,6 @@ def test_the_names_of_classes(tmp_path):
     assert names == ("cat", "d\u00f6g", "owl, barn")
 
 
-def test_budgets_are_all_combinations_in_order():
-    given = ["x.png", "--checkpoint", "x", "--num-tokens", "4", "8", "--depth", "1", "2"]
-    options = tool.read_options([*given, "--width", "24", "8"])
-    budgets = tool.make_budgets(MODELS["depth"].config, (16, 16), options)
-    want = list(itertools.product((4, 8), (24, 8), (1, 2)))
-    assert [tuple(budget.chosen.values()) for budget in budgets] == want
-    (whole,) = tool.make_budgets(MODELS["depth"].config, (16, 16), tool.read_options(given[:3]))
-    assert (whole.chosen, whole.sizes) == ({}, ("16", "24", "3"))
-    assert whole.title.startswith("16 tokens, width 24, depth 3\n0.00")
-
-
 def test_timms_models_look_as_timm_does():
     name = "vit_base_patch16_clip_384.laion2b_ft_in1k"
     timm = ap.timm_model(name)
@@ -289,9 +277,7 @@ def test_a_turned_photo_is_shown_upright(sources, images, tmp_path, said):
         ("classification", "--task segment", r"classification is for classify \(AdaPerceiver\)$"),
         ("depth", "--task segment", r"--task=segment: .*depth is for depth \(DepthModel\)$"),
         ("dense", "", r"dense: does none of .* \(AdaPerceiver without classes\)$"),
-        ("classification", "--num-tokens 4 0", "num_tokens=0: must be at least 1$"),
         ("segmentation", "--width 24 25", r"width=25: must be in 1\.\.24"),
-        ("depth", "--depth 0", r"depth=0: must be in 1\.\.3$"),
         ("vit", "--depth 1", "num_tokens, width, depth: a ViTConfig has no sub-networks"),
         ("segmentation", "--tau 0.5", r"--tau=0\.5: only an .* not SegmentationModel$"),
         ("classification", "--tau 0.5 --depth 2", r"--tau=0\.5: decides the depth; .* --depth"),
@@ -302,7 +288,6 @@ def test_a_turned_photo_is_shown_upright(sources, images, tmp_path, said):
         ("segmentation", "--labels {tmp}/none.txt", r"No such file.*none\.txt"),
         ("depth", "--labels {tmp}/names.txt", r"names\.txt: for depth there are no classes$"),
         ("nowhere", "", "not a checkpoint folder"),
-        ("depth", "--step 3", "step=3: only for a run's folder"),
         ("depth", "{tmp}/text.png", r"text\.png: cannot be decoded: is no image"),
         ("depth", "{tmp}/short.png", r"short\.png: cannot be decoded: is cut short"),
         ("depth", "{tmp}/none.png", r"No such file.*none\.png"),

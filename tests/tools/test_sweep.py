@@ -116,16 +116,13 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, said, monkeyp
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--tokens", "0,4"), "num_tokens=0: must be at least 1"),
         (("--widths", "25"), "width=25: must be in"),
-        (("--depths", "4"), "depth=4: must be in"),
         (("--batch", "0"), "--batch=0: must be a multiple of"),
         (("--repeats", "0"), "--repeats=0: must be at least 1"),
         (("--out", "sweep.txt"), r"--out=sweep\.txt: must end in \.csv"),
         (("--set", "model.depth=2"), "--set model.depth: must be a key of data, images or"),
         (("--set", "data.none=2"), "there is no such key"),
         (("--data", "folder:nowhere"), "nowhere"),
-        (("--step", "3"), "step=3: only for a run's folder"),
     ],
 )
 def test_what_cannot_be_is_refused(folder, tmp_path, refused, more, message):

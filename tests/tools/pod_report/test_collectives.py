@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tools.pod_report.texts import LOOP, around, entry
+from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective, collectives
 from tools.pod_report.hlo import Array, parse
@@ -11,7 +11,6 @@ from tools.pod_report.topology import Layout
 
 pytestmark = pytest.mark.nightly(group="pods")
 MESH = Layout((("data", 4), ("fsdp", 2)), tuple((x, y, 0) for x in range(4) for y in range(2)))
-RING = Layout((("fsdp", 4),), tuple((x, 0, 0) for x in range(4)))
 ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
 COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
 ALL = (tuple(range(8)),)
@@ -72,13 +71,3 @@ def test_in_a_loop_it_counts_every_round_or_says_that_it_waits_for_data():
     assert [(c.times, c.waits) for c in found(text)] == [(21, False)]
     text = text.replace("%next = s32[]{:T(128)} add", "%next = s32[]{:T(128)} multiply")
     assert [(c.times, c.waits) for c in found(text)] == [(1, True)]
-
-
-def test_a_sum_that_goes_around_while_it_is_computed_is_a_reduction():
-    """Five permutations of a quarter, the first two of zeros, are one array reduced over four."""
-    sums = found(around("add"), RING)
-    assert [(c.kind, c.times, c.share) for c in sums] == [("collective-permute", 4, 4 / 5)] * 2
-    assert all(c.adds and c.reduces for c in sums)
-    assert sum(c.times * c.numbers for c in sums) == pytest.approx(8 * (8 * 128) * 4 / 5)
-    for taker in ("convolution", "multiply", "maximum"):  # these are gathered
-        assert not any(c.adds or c.reduces for c in found(around(taker), RING))

@@ -74,17 +74,3 @@ def test_a_product_is_seen_through_its_disguise(left, right, out, attributes, ex
 def test_float32_passes_the_unit_as_often_as_its_precision_asks(left, right, precision, passes):
     arrays = f"{left}[4,8]{{1,0}}", f"{right}[8,2]{{1,0}}", "f32[4,2]{1,0}"
     assert convolution(*arrays, f"dim_labels=bf_io->bf{precision}").passes == passes
-
-
-@pytest.mark.parametrize(
-    ("shape", "mxu", "padded"),
-    [
-        ((8, 128, 128), 128, 8 * 128 * 128),
-        ((256, 64, 257), 128, 264 * 128 * 256),  # 264 rows stream by a held 256
-        ((1, 128, 128), 128, 8 * 128 * 128),
-        ((256, 64, 256), 256, 256 * 256 * 256),
-    ],
-)
-def test_the_unit_is_filled_up_the_better_way_round(shape, mxu, padded):
-    rows, inner, columns = shape
-    assert Product(3, rows, inner, columns, 6).padded_flops(mxu) == 2 * 3 * padded

@@ -122,16 +122,6 @@ def test_sums_on_their_way_count_as_what_is_reduced(lean):
     assert "| summed, the most of backward" in page(alone)
 
 
-def test_numbers_that_fill_parts_up_are_named_and_not_counted(lean):
-    gather, scattered, rest = lean.gradients.sent
-    assert scattered.numbers == TRAINED
-    arrays = tuple(dataclasses.replace(a, dims=(a.size * 5 // 4,)) for a in scattered.arrays)
-    padded = dataclasses.replace(scattered, arrays=arrays, filled=TRAINED // 4)
-    report = change(lean, sent=(gather, padded, rest))
-    assert "20% more to fill up parts" in found(report, "reduced once")
-    assert wrong(report) == []
-
-
 def host(report: Report) -> Report:
     text = entry("%x = f32[4]{0} parameter(0)", "%y = (f32[4]{0}, token[]) infeed(%x)")
     return change(report, host=read(text).host)

@@ -1,11 +1,11 @@
-"""Bytes between a chip and its memory, or the host; softmaxes whose scores go there."""
+"""Bytes between a chip and its memory, or the host."""
 
 import pytest
 
 from tests.tools.pod_report.texts import entry
 from tools.pod_report.hlo import parse, parse_arrays
 from tools.pod_report.loops import visits
-from tools.pod_report.traffic import Softmax, hbm_bytes, host_transfers, softmaxes
+from tools.pod_report.traffic import hbm_bytes, host_transfers
 
 pytestmark = pytest.mark.nightly(group="pods")
 X = "f32[64,128]{1,0:T(8,128)}"
@@ -101,56 +101,3 @@ def test_a_fusion_that_cuts_an_operand_and_updates_another_in_place_touches_the_
 def test_instructions_that_wait_for_the_host_are_found(line, stops):
     module = parse(entry(f"%x = {X} parameter(0)", line))
     assert bool(host_transfers(list(visits(module)), module)) is stops
-
-
-SCORES = "f32[64,256,256]{2,1,0}"
-ON_CHIP = "f32[64,256,256]{2,1,0:S(1)}"
-EXPONENTIAL = f"""\
-%exponential (s: f32[64,256,256]) -> f32[64,256,256] {{
-  %s = {SCORES} parameter(0)
-  ROOT %e = {SCORES} exponential(%s), metadata={{op_name="attn/exp"}}
-}}
-"""
-
-
-def found(between: tuple[str, ...], scores: str = SCORES) -> tuple[int, list[Softmax]]:
-    """Softmaxes of a program with the exponential in a fusion of its own and the sum in a later
-    one, which sums the last of `between`; %u is the exponential, %k another array."""
-    lines = "\n".join(f"  {line}" for line in between)
-    summed = f"""\
-%summed (u: f32[64,256,256], k: f32[64,256,256]) -> f32[64,256] {{
-  %u = {SCORES} parameter(0)
-  %k = {SCORES} parameter(1)
-{lines}
-  %z = f32[] constant(0)
-  ROOT %r = f32[64,256]{{1,0}} reduce(%b, %z), dimensions={{2}}, to_apply=%add
-}}
-"""
-    text = entry(
-        f"%x = {scores} parameter(0)",
-        f"%y = {scores} fusion(%x), kind=kLoop, calls=%exponential",
-        f"%c = {scores} copy(%y)",
-        "%z = f32[64,256]{1,0} fusion(%c, %x), kind=kLoop, calls=%summed",
-        before=f"{EXPONENTIAL}\n{summed}",
-    )
-    module = parse(text)
-    return softmaxes(module, list(visits(module)))
-
-
-MASK = "%m = pred[64,256,256]{2,1,0} compare(%k, %k), direction=GT"
-
-
-@pytest.mark.parametrize(
-    ("between", "count"),
-    [
-        ((f"%b = {SCORES} bitcast(%u)",), 1),
-        ((MASK, f"%b = {SCORES} select(%m, %u, %k)"), 1),
-        ((MASK, f"%f = {SCORES} convert(%m)", f"%b = {SCORES} multiply(%u, %f)"), 1),
-        ((f"%b = {SCORES} multiply(%u, %k)",), 0),  # a mean of something else under the softmax
-        ((f"%b = {SCORES} bitcast(%k)",), 0),
-    ],
-)
-def test_a_softmax_is_an_exponential_that_is_summed_under_a_mask_or_none(between, count):
-    spilled = [Softmax((64, 256, 256), "attn/exp", 2 * 4 * 64 * 256 * 256)] * count
-    assert found(between) == (count, spilled)
-    assert found(between, ON_CHIP) == (count, [])
