@@ -33,6 +33,12 @@ ROOMS = {  # what each room may import
 }
 
 
+def python(*arguments, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    env = {**environment(), **variables}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env)
+
+
 def test_a_plain_install_brings_no_tensorflow_and_no_pytorch():
     found, waiting = set(), ["adaperceiver_jax"]
     while waiting:
@@ -55,7 +61,7 @@ def test_importing_it_says_nothing_and_loads_neither():
         "missing = [name for name in ap.__all__ if not hasattr(ap, name)]\n"
         "assert not missing, missing\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -76,14 +82,9 @@ def test_imports_point_one_way(room):
         assert imports(file) <= ROOMS[room], file
 
 
-def tool(name: str, *arguments):
-    command = [sys.executable, ROOT / "tools" / name, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment())
-
-
 @pytest.mark.nightly(group="tools")
 def test_the_benchmark_measures_the_papers_model():
-    done = tool("benchmark.py", "--sub-networks", "8,416,1", "--repeats", "1")
+    done = python("tools/benchmark.py", "--sub-networks", "8,416,1", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"measured: \d+ GFLOP/s in products of large float32", done.stdout)
     assert re.search(r"^forward +8 +416 +1 +1 .*\d%", done.stdout, re.MULTILINE)
@@ -96,7 +97,8 @@ def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
         "evaluation.batch_size=16,model.depth=2,model.token_granularities=(2,6),"
         "model.max_latent_tokens=6,optimizer.start_preconditioning_step=9"
     )
-    done = tool("demo.py", "--workdir", tmp_path, "--config", small)
+    command = ("tools/demo.py", "--workdir", tmp_path, "--config", small)
+    done = python(*command)
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "results.md").read_text()
     assert text in done.stdout
@@ -109,11 +111,9 @@ def test_the_demo_trains_every_stage_and_writes_what_it_found(tmp_path):
     for stage in ("stage1", "stage2", "stage3", "alone"):
         assert (tmp_path / stage / "model" / "model.safetensors").exists()
     assert "parameters loaded" in done.stdout
-    again = tool("demo.py", "--workdir", tmp_path, "--config", small)
-    assert "going on from step 2 of 2" in again.stdout
-    assert re.sub(r"[\d.]+ minutes", "", (tmp_path / "results.md").read_text()) == re.sub(
-        r"[\d.]+ minutes", "", text
-    )
+    assert "going on from step 2 of 2" in python(*command).stdout
+    again = (tmp_path / "results.md").read_text()
+    assert re.sub(r"[\d.]+ minutes", "", again) == re.sub(r"[\d.]+ minutes", "", text)
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +121,13 @@ def built(tmp_path_factory):
     """The wheel and the sdist of what git knows of this checkout."""
     folder = tmp_path_factory.mktemp("built")
     tree = folder / "tree"
-    files = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, files):
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.split("\0"):
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python("-m", "build", "--no-isolation", "--outdir", folder, tree)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
@@ -158,32 +155,27 @@ def test_the_wheel_is_the_package_and_the_sdist_all_that_is_needed(built):
     } <= kept
 
 
+ELSEWHERE = """
+import sys, time; began = time.perf_counter()
+import flax.linen, jax, optax, orbax.checkpoint, huggingface_hub
+others = time.perf_counter() - began
+import adaperceiver_jax as ap
+both = time.perf_counter() - began
+assert ap.__file__.startswith(sys.argv[1]), ap.__file__
+assert both < 2 * others, (both, others)
+config = ap.AdaPerceiverConfig(embed_dim=16, num_heads=2, depth=2, image_size=28, num_classes=3,
+    max_latent_tokens=4, token_granularities=(2, 4), widths=(8, 16))
+model = ap.AdaPerceiver(config)
+ap.save_pretrained(model, ap.init_params(model, jax.random.key(0)), "saved")
+assert ap.from_pretrained("saved")[0] == model
+"""
+
+
 @pytest.mark.nightly(group="tools")
 def test_the_wheel_works_without_the_repository(built, tmp_path):
     """Installed elsewhere, imported from elsewhere: quiet, and no more than twice as long as JAX,
     Flax and Orbax take, of which it consists."""
-    wheel, _ = built
     place = tmp_path / "site"
-    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", place, wheel]
-    subprocess.run([sys.executable, *pip], check=True, capture_output=True)
-    code = (
-        "import time; began = time.perf_counter()\n"
-        "import flax.linen, jax, optax, orbax.checkpoint, huggingface_hub\n"
-        "others = time.perf_counter() - began\n"
-        "import adaperceiver_jax as ap\n"
-        "both = time.perf_counter() - began\n"
-        f"assert ap.__file__.startswith({str(place)!r}), ap.__file__\n"
-        "assert both < 2 * others, (both, others)\n"
-        "config = ap.AdaPerceiverConfig(embed_dim=16, num_heads=2, depth=2, image_size=28,\n"
-        "    num_classes=3, max_latent_tokens=4, token_granularities=(2, 4), widths=(8, 16))\n"
-        "import jax\n"
-        "model = ap.AdaPerceiver(config)\n"
-        "params = ap.init_params(model, jax.random.key(0))\n"
-        "ap.save_pretrained(model, params, 'saved')\n"
-        "assert ap.from_pretrained('saved')[0] == model\n"
-    )
-    alone = {**environment(), "PYTHONPATH": str(place)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=alone
-    )
+    assert python("-m", "pip", "install", "-q", "--no-deps", "-t", place, built[0]).returncode == 0
+    done = python("-c", ELSEWHERE, place, cwd=tmp_path, PYTHONPATH=str(place))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -35,6 +35,8 @@ def test_every_step_is_timed_and_the_whole():
         assert float(rate) == pytest.approx(1000 / float(milliseconds), rel=0.01, abs=0.6)
     assert re.search(r"whole pipeline, 1 process on 1 of \d+ cores?: \d+ images/s", done.stdout)
     assert "4 made-up JPEGs of 500 x 375" in done.stdout
+    done = run(images=0)
+    assert (done.returncode, done.stderr) == (1, "ValueError: --images=0: must be at least 1\n")
 
 
 def test_a_config_says_which_images_and_which_steps(tmp_path, capsys):
@@ -48,9 +50,7 @@ def test_a_config_says_which_images_and_which_steps(tmp_path, capsys):
     assert "RandAugment" not in out
 
 
-def test_mistakes_are_said():
-    done = run(images=0)
-    assert (done.returncode, done.stderr) == (1, "ValueError: --images=0: must be at least 1\n")
+def test_images_that_are_rendered_are_refused():
     config = from_config(RunConfig, finetune_in1k.get_config("runlocal").to_dict())
     with pytest.raises(ValueError, match="is rendered, not read; give a data set, or --made=256"):
         measure(config, made=0, **SMALL)
