@@ -1,5 +1,6 @@
 """Sources for the tools, and what they say when they refuse."""
 
+import csv
 import dataclasses
 import json
 
@@ -45,6 +46,11 @@ def write_run(folder, config):
     checkpoints.save(TrainState(jnp.int32(1), params, ema, {"m": jnp.ones(2)}), 1, {}, None)
     checkpoints.close()
     return folder
+
+
+def read_csv(path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def photo(seed, height=24, width=48):

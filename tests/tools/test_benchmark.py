@@ -1,6 +1,5 @@
 """What the benchmark measures and prints is of the programs that were asked for."""
 
-import csv
 import dataclasses
 
 import jax
@@ -9,6 +8,7 @@ import pytest
 
 import adaperceiver_jax as ap
 from tests.small_models import TINY, random_params
+from tests.tools.conftest import read_csv
 from tools import benchmark as tool
 from tools import speed
 from tools.speed import Ceiling
@@ -24,17 +24,12 @@ def given(tmp_path, monkeypatch):
     return tmp_path
 
 
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.slow
 def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
     arguments = ("--sub-networks", "16,24,3", "4,8,1", "--batch", "1", "3", "--repeats", "4")
     path = given / "speed.csv"
     text = said(tool, "--checkpoint", given / "small", *arguments, "--csv", path)
-    rows = read(path)
+    rows = read_csv(path)
     names = ("what", "num_tokens", "width", "depth", "batch", "dtype", "devices", "repeats")
     assert [[row[name] for name in names] for row in rows] == [
         ["forward", t, w, l, batch, "float32", "1", "4"]
@@ -68,7 +63,7 @@ def test_other_models_have_one_row_and_any_dtype(given, sources, said):
     path = given / "speed.csv"
     arguments = ("--dtype", "bfloat16", "--repeats", "2", "--csv", path)
     assert "bfloat16" in said(tool, "--checkpoint", sources / "vit", *arguments)
-    (row,) = read(path)
+    (row,) = read_csv(path)
     assert (row["dtype"], row["num_tokens"], row["batch"]) == ("bfloat16", "", "1")
 
 
@@ -77,7 +72,7 @@ def test_the_training_step_of_a_config(given, said):
     path = given / "speed.csv"
     config = "configs/stage3_width.py:runlocal,model.depth=2,optimizer.name=nadamw"
     said(tool, "--train", "--config", config, "--batch", "8", "--repeats", "2", "--csv", path)
-    (row,) = read(path)
+    (row,) = read_csv(path)
     assert (row["what"], row["num_tokens"], row["batch"]) == ("train", "", "8")
     assert int(row["devices"]) == jax.device_count()
     assert float(row["gflops"]) > 0

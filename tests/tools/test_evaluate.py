@@ -1,11 +1,9 @@
 """tools/evaluate.py: a run's sub-networks over its validation images."""
 
-import csv
-
 import pytest
 from PIL import Image
 
-from tests.tools.conftest import write_run
+from tests.tools.conftest import read_csv, write_run
 from tests.train import small
 from tools import evaluate as tool
 
@@ -22,17 +20,12 @@ def runs(tmp_path_factory):
     return root, small.run(root / "ade20k", "ade20k", changes).metrics
 
 
-def lines(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
     runs, want = runs
     options = ["--tokens", "2-4", "--widths", "6,12", "--depths", "1,2", "--own-size"]
     out = tmp_path / "results" / "ade.csv"
     text = said(tool, runs / "ade20k", *options, "--out", out, "--figures", tmp_path / "figures")
-    found = lines(out)
+    found = read_csv(out)
     assert len(found) == 3 * 2 * 2 * 2
     assert text.count("network |") == text.count("own |") == len(found) / 2
     names = ("num_tokens", "width", "depth", "resolution")
@@ -55,7 +48,7 @@ def test_depth_and_the_eigen_crop(runs, tmp_path, said):
     run = runs[0] / "nyuv2"
     options = ["--set", "dense.eigen_crop=True", "--flip"]
     said(tool, run, *options, "--out", tmp_path / "a.csv")
-    found = lines(tmp_path / "a.csv")
+    found = read_csv(tmp_path / "a.csv")
     assert len(found) == 4  # two token counts, two widths
     assert {row["flip"] for row in found} == {"True"}
     assert len({row["eigen_rmse"] for row in found}) == 4
@@ -65,7 +58,7 @@ def test_depth_and_the_eigen_crop(runs, tmp_path, said):
 def test_a_vit_is_one_line(runs, tmp_path, said):
     run = runs[0] / "vit_nyuv2"
     said(tool, run, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
-    (row,) = lines(tmp_path / "a.csv")
+    (row,) = read_csv(tmp_path / "a.csv")
     assert (row["num_tokens"], row["tokens_are"]) == ("", "whole")
     assert float(row["rmse"]) > 0
     assert not (tmp_path / "f").exists()
@@ -95,6 +88,6 @@ def test_without_the_mask_and_with_too_few_points_for_a_figure(runs, tmp_path, s
     options = ["--tokens", "3", "--widths", "12", "--depths", "2", "--set", "model.block_mask=none"]
     run = runs[0] / "ade20k"
     said(tool, run, *options, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
-    found = lines(tmp_path / "a.csv")
+    found = read_csv(tmp_path / "a.csv")
     assert {(row["tokens_are"], row["mask"]) for row in found} == {("interpolated", "none")}
     assert not (tmp_path / "f").exists()

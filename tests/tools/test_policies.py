@@ -1,6 +1,5 @@
 """tools/policies.py: a table like the paper's Table 6, from what the sweep kept."""
 
-import csv
 import re
 
 import numpy as np
@@ -11,12 +10,10 @@ import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.sweep import SweepFolder
 from adaperceiver_jax.tasks.weights import find_policy
 from tests.small_models import TINY, random_params
-from tests.tools.conftest import write_run
+from tests.tools.conftest import read_csv, write_run
 from tests.train import small
 from tools import policies as tool
 from tools import sweep
-
-pytestmark = pytest.mark.nightly(group="tools")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +41,10 @@ def table(place, tmp_path, said, *more):
     out = tmp_path / "policies.csv"
     outcomes = ("--outcomes", place / "sweep.outcomes")
     text = said(tool, *options(place), *outcomes, "--out", out, *more)
-    with out.open(newline="") as file:
-        return {row["policy"]: row for row in csv.DictReader(file)}, text
+    return {row["policy"]: row for row in read_csv(out)}, text
 
 
+@pytest.mark.nightly(group="tools")
 def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     figure = tmp_path / "figures" / "policies.png"
     learned = ("--learned", place / "drawn", "--learned", place / "told")
@@ -92,6 +89,7 @@ def test_the_table_has_every_kind_of_policy(place, tmp_path, said):
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_without_times(place, tmp_path, said):
     rows, text = table(place, tmp_path, said, "--repeats", "0", "--tokens", "4", "--taus", "0.9")
     assert list(rows)[:2] == ["Baseline (t=4)", "EE (t=4, tau=0.9)"]
@@ -99,6 +97,7 @@ def test_without_times(place, tmp_path, said):
     assert "| - |" in text
 
 
+@pytest.mark.slow
 def test_a_learned_policy_comes_back_as_it_was_learned(place):
     model, params = ap.from_pretrained(place / "tiny")
     images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
@@ -112,6 +111,7 @@ def test_a_learned_policy_comes_back_as_it_was_learned(place):
     assert told.at(1.0, [images]).price == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
