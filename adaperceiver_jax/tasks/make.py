@@ -112,21 +112,15 @@ class RunConfig(Settings):
                 f"config.accumulate={self.accumulate}: the loss of depth is one of the whole "
                 "batch, no sum over its parts; take more devices, or a smaller batch"
             )
-        if self.task == "policy" and self.evaluation.sub_networks:
-            raise ValueError(
-                f"config.evaluation.sub_networks={self.evaluation.sub_networks}: a policy has "
-                "none; leave it at ()"
-            )
-        if not self.trains_vit:
-            for t, w, l in self.evaluation.sub_networks:
-                try:
-                    check_sub_network(self.model, t, w, l)
-                except ValueError as error:
-                    raise ValueError(f"config.evaluation.sub_networks: {error}") from error
-        elif self.evaluation.sub_networks:
-            raise ValueError(
-                f"config.evaluation.sub_networks={self.evaluation.sub_networks}: a ViT has none"
-            )
+        sub_networks, where = self.evaluation.sub_networks, "config.evaluation.sub_networks"
+        if sub_networks and (self.task == "policy" or self.trains_vit):
+            what = "a policy" if self.task == "policy" else "a ViT"
+            raise ValueError(f"{where}={sub_networks}: {what} has none; leave it at ()")
+        for sub_network in sub_networks:
+            try:
+                check_sub_network(self.model, *sub_network)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
 
     @property
     def trains_vit(self) -> bool:

@@ -35,13 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def find_by_arguments(source: str, options: argparse.Namespace) -> Pretrained:
     """`find_weights` with the options of `add_arguments`."""
-    return find_weights(
-        source,
-        model=options.model,
-        revision=options.revision,
-        weights=options.weights,
-        step=options.step,
-    )
+    names = ("model", "revision", "weights", "step")
+    return find_weights(source, **{name: getattr(options, name) for name in names})
 
 
 def find_weights(
