@@ -52,10 +52,9 @@ def open_in(folder, **settings) -> Checkpoints:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    checkpoints = open_in(folder, keep_last=3)
-    for step in (2, 4, 6):
-        checkpoints.save(state_at(step), step, {"position": step}, {"accuracy": 0.5})
-    checkpoints.close()
+    with open_in(folder, keep_last=3) as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(state_at(step), step, {"position": step}, {"accuracy": 0.5})
     return folder
 
 
@@ -88,6 +87,11 @@ def delete_item(folder, item):
     shutil.rmtree(folder / item)
 
 
+def delete_names(folder, item):
+    for name in ("_METADATA", "metadata"):
+        (folder / item / name).unlink(missing_ok=True)
+
+
 def cut_names(folder, item):
     """Of an item whose shapes cannot be told."""
     for name in ("_METADATA", "metadata"):
@@ -102,6 +106,7 @@ DAMAGES = [
     (delete_part, "optimizer"),
     (delete_item, "params"),
     (delete_item, "data"),
+    (delete_names, "ema"),
     (cut_names, "params"),
 ]
 
@@ -117,19 +122,18 @@ def restored_from(checkpoints) -> int:
 @pytest.mark.parametrize(("damage", "item"), DAMAGES)
 def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(workdir, caplog, damage, item):
     damage(workdir / "checkpoints" / "6", item)
-    checkpoints = open_in(workdir, keep_last=3)
-    with caplog.at_level(logging.WARNING):
-        assert restored_from(checkpoints) == 4
-    warnings = [r.getMessage() for r in caplog.records if "is damaged and passed over" in r.msg]
-    assert len(warnings) == 1
-    assert str(workdir / "checkpoints" / "6") in warnings[0]
-    # Kept under another name, so that the run can save its step again.
-    assert (workdir / "checkpoints" / "damaged-6").is_dir()
-    assert checkpoints.steps() == [2, 4]
-    checkpoints.save(state_at(6), 6, {"position": 6}, None)
-    checkpoints.wait()
-    assert restored_from(checkpoints) == 6
-    checkpoints.close()
+    with open_in(workdir, keep_last=3) as checkpoints:
+        with caplog.at_level(logging.WARNING):
+            assert restored_from(checkpoints) == 4
+        warnings = [r.getMessage() for r in caplog.records if "is damaged and passed over" in r.msg]
+        assert len(warnings) == 1
+        assert str(workdir / "checkpoints" / "6") in warnings[0]
+        # Kept under another name, so that the run can save its step again.
+        assert (workdir / "checkpoints" / "damaged-6").is_dir()
+        assert checkpoints.steps() == [2, 4]
+        checkpoints.save(state_at(6), 6, {"position": 6}, None)
+        checkpoints.wait()
+        assert restored_from(checkpoints) == 6
 
 
 def test_two_damaged_ones_are_passed_over_and_a_reader_changes_nothing(workdir, caplog):
@@ -141,32 +145,29 @@ def test_two_damaged_ones_are_passed_over_and_a_reader_changes_nothing(workdir, 
     assert_same(weights, state_at(2).ema_params())
     assert caplog.text.count("is damaged and passed over") == 2
     assert (workdir / "checkpoints" / "6").is_dir()
-    checkpoints = open_in(workdir)
-    assert restored_from(checkpoints) == 2
-    checkpoints.close()
+    with open_in(workdir) as checkpoints:
+        assert restored_from(checkpoints) == 2
 
 
 def test_where_all_are_damaged_it_stops_and_deletes_nothing(workdir):
     for step in ("2", "4", "6"):
         truncate(workdir / "checkpoints" / step, "params")
     before = sorted(workdir.rglob("*"))
-    checkpoints = open_in(workdir)
-    with pytest.raises(ValueError, match="none of the checkpoints 2, 4, 6 can be read; to start"):
+    message = "none of the checkpoints 2, 4, 6 can be read; to start"
+    with open_in(workdir) as checkpoints, pytest.raises(ValueError, match=message):
         checkpoints.restore(shapes())
-    checkpoints.close()
     assert sorted(workdir.rglob("*")) == before
 
 
 def test_one_of_another_model_is_an_error_and_not_damage(workdir):
-    checkpoints = open_in(workdir)
-    with pytest.raises(ValueError, match=r"a/kernel is \(8, 512\) there, \(9, 512\) here.*workdir"):
-        checkpoints.restore(shapes(width=9))
-    assert checkpoints.steps() == [2, 4, 6]
-    other = shapes()
-    other.params["c"] = other.params["b"]
-    with pytest.raises(ValueError, match=r"c/bias is missing there, \(5,\) here"):
-        checkpoints.restore(other)
-    checkpoints.close()
+    with open_in(workdir) as checkpoints:
+        with pytest.raises(ValueError, match=r"a/kernel is \(8, 512\) there, \(9, 512\) here.*wo"):
+            checkpoints.restore(shapes(width=9))
+        assert checkpoints.steps() == [2, 4, 6]
+        other = shapes()
+        other.params["c"] = other.params["b"]
+        with pytest.raises(ValueError, match=r"c/bias is missing there, \(5,\) here"):
+            checkpoints.restore(other)
     assert not list((workdir / "checkpoints").glob("damaged*"))
 
 
@@ -183,47 +184,43 @@ def test_weights_load_without_the_optimizer_of_the_newest_or_of_a_step(workdir):
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
-    checkpoints = open_in(tmp_path, keep_last=2, keep_best=1)
-    for step, accuracy in enumerate([0.1, 0.9, 0.3, None, 0.5, None], start=1):
-        metrics = None if accuracy is None else {"accuracy": accuracy}
-        checkpoints.save(state_at(step), step, {}, metrics)
-    checkpoints.wait()
-    assert checkpoints.steps() == [2, 5, 6]
-    checkpoints.close()
-    checkpoints = open_in(tmp_path, keep_last=2, keep_best=1)  # the best is known after a restart
-    checkpoints.save(state_at(7), 7, {}, {"accuracy": 0.8})
-    checkpoints.close()
+    with open_in(tmp_path, keep_last=2, keep_best=1) as checkpoints:
+        for step, accuracy in enumerate([0.1, 0.9, 0.3, None, 0.5, None], start=1):
+            metrics = None if accuracy is None else {"accuracy": accuracy}
+            checkpoints.save(state_at(step), step, {}, metrics)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 5, 6]
+    with open_in(tmp_path, keep_last=2, keep_best=1) as checkpoints:  # the best is known again
+        checkpoints.save(state_at(7), 7, {}, {"accuracy": 0.8})
     assert Checkpoints(tmp_path).steps() == [2, 6, 7]
 
 
 def test_what_is_saved_is_what_was_there_when_it_was_first_asked(tmp_path):
     """The state's memory is handed to the next step while it is still being written."""
-    checkpoints = open_in(tmp_path)
-    assert checkpoints.restore(shapes()) is None
-    state = state_at(3)
-    checkpoints.save(state, 3, {"position": 3}, None)
-    reuse = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
-    jax.block_until_ready(reuse(state))
-    checkpoints.wait()
-    checkpoints.save(state_at(4), 3, {"position": 4}, None)
-    checkpoints.wait()
-    assert restored_from(checkpoints) == 3
-    checkpoints.close()
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.restore(shapes()) is None
+        state = state_at(3)
+        checkpoints.save(state, 3, {"position": 3}, None)
+        reuse = jax.jit(lambda s: jax.tree.map(jnp.zeros_like, s), donate_argnums=0)
+        jax.block_until_ready(reuse(state))
+        checkpoints.wait()
+        checkpoints.save(state_at(4), 3, {"position": 4}, None)
+        checkpoints.wait()
+        assert restored_from(checkpoints) == 3
 
 
 def test_memory_is_an_item_that_is_checked_as_the_others_where_there_is_any(
     saved, tmp_path, caplog
 ):
-    checkpoints = open_in(tmp_path, keep_last=3)
-    for step in (2, 4):
-        checkpoints.save(with_memory(step), step, {}, None)
-    checkpoints.wait()
-    wanted = shapes_of(with_memory(0))
-    assert_same(checkpoints.restore(wanted).state, with_memory(4))
-    flip(tmp_path / "checkpoints" / "4", "memory")
-    assert_same(checkpoints.restore(wanted).state, with_memory(2))
-    assert "is damaged and passed over" in caplog.text
-    checkpoints.close()
+    with open_in(tmp_path, keep_last=3) as checkpoints:
+        for step in (2, 4):
+            checkpoints.save(with_memory(step), step, {}, None)
+        checkpoints.wait()
+        wanted = shapes_of(with_memory(0))
+        assert_same(checkpoints.restore(wanted).state, with_memory(4))
+        flip(tmp_path / "checkpoints" / "4", "memory")
+        assert_same(checkpoints.restore(wanted).state, with_memory(2))
+        assert "is damaged and passed over" in caplog.text
     assert not (saved / "checkpoints" / "2" / "memory").exists()
 
 
