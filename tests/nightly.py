@@ -46,6 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "counts": (
         *(f"{PACKAGE}/models/*.py", f"{PACKAGE}/tasks/*.py", f"{PACKAGE}/evaluate/flops.py"),
         *("tests/tasks/test_costs.py", "tests/models/test_properties.py"),
+        *(f"{PACKAGE}/train/step.py", "tests/experiments/test_readout_cost.py"),
     ),
     "experiments": ("experiments/**/*.py", "tests/experiments/*.py"),
     "tools": (
