@@ -119,12 +119,10 @@ def test_ctrl_c_reaches_the_program_alone_and_a_loader_that_was_killed_is_said(t
     assert gone(pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "end"),
-    [
-        (signal.SIGINT, "batches.close()"),
-        pytest.param(signal.SIGTERM, "pass", marks=pytest.mark.slow),  # Python's end closes them
-    ],
+    [(signal.SIGINT, "batches.close()"), (signal.SIGTERM, "pass")],  # Python's end closes them
 )
 def test_loaders_that_are_starting_are_left_alone_by_what_asks_a_run_to_stop(tmp_path, number, end):
     then = f"""

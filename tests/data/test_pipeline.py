@@ -13,6 +13,7 @@ from adaperceiver_jax.data.pipeline import (
     Cached,
     TrainOrder,
     evaluation_batches,
+    own_places,
     to_devices,
     train_batches,
 )
@@ -71,6 +72,15 @@ def test_the_parts_of_all_processes_are_the_batch():
         places = range(index, 12, 4)
         together[:, index::4] = labels(train_batches(order, 12, 0, 5, places=places))
     np.testing.assert_array_equal(together, whole)
+
+
+def test_a_process_makes_the_places_of_its_devices_also_where_they_are_no_neighbours():
+    class Torus:
+        def addressable_devices_indices_map(self, shape):
+            assert shape == (12,)
+            return {"one": (slice(6, 9),), "two": (slice(0, 3),)}
+
+    assert own_places(Torus(), 12) == [0, 1, 2, 6, 7, 8]
 
 
 def test_places_are_needed_where_processes_share_a_batch(monkeypatch):

@@ -290,11 +290,11 @@ def test_attention_that_is_normalised_last_gives_the_same():
         assert ours < 1.05 * usual
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_its_gradients_are_those_of_the_usual_order(dtype):
+def test_its_gradients_are_those_of_the_usual_order():
     def gradients(attention):
-        return jax.jit(jax.grad(lambda x: attention(*x).astype(jnp.float32).var()))(qkv(dtype))
+        loss = jax.grad(lambda x: attention(*x).astype(jnp.float32).var())
+        return jax.jit(loss)(qkv(jnp.bfloat16))
 
     for ours, want in zip(gradients(attend_to_all), gradients(attend), strict=True):
-        assert ours.dtype == dtype
+        assert ours.dtype == jnp.bfloat16
         np.testing.assert_array_equal(ours, want)
