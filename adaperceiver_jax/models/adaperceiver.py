@@ -146,9 +146,9 @@ class AdaPerceiver(nn.Module):
         c = self.config
         keep = readout_tokens is not None
         granularities = self._granularities(token_granularities)
-        encoded = self.encode(images, widths, granularities, train, keep)
-        num_tokens = granularities[-1]
+        num_tokens = max(granularities, default=0)
         _check_array("readout_tokens", readout_tokens, (c.depth,), num_tokens)
+        encoded = self.encode(images, widths, granularities, train, keep)
         z, rope, patches = encoded.z, encoded.rope, encoded.patches
         latents: Any = encoded.latents
         positions = jnp.arange(num_tokens)

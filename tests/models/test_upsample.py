@@ -44,6 +44,7 @@ def test_beyond_the_size_the_edge_is_repeated():
 def test_bands_are_the_whole_and_have_its_gradient(size):
     others = np.random.default_rng(1).standard_normal((2, *size)).astype(np.float32)
 
+    @jax.jit
     def banded(maps):
         return from_bands(by_bands(lambda m, o: jnp.tanh(m) * o[..., None], maps, *size, others))
 
