@@ -19,9 +19,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +38,13 @@ from adaperceiver_jax.data.decode import decode, read_image
 from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.data.sources import SCENES
 from adaperceiver_jax.data.transforms import resize
-from adaperceiver_jax.evaluate import pictures
 from adaperceiver_jax.evaluate.points import AXES
 from adaperceiver_jax.tasks.command_line import make_parser, refusals
 from adaperceiver_jax.tasks.make import RunConfig, run_config
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
 from adaperceiver_jax.train.checkpoints import FOLDER
 from adaperceiver_jax.train.workdir import CONFIG, MODEL
+from tools import pictures
 
 TASKS: dict[str, tuple[type, ...]] = {
     "classify": (ap.AdaPerceiver, ap.ViT),

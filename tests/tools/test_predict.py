@@ -15,12 +15,12 @@ from PIL import Image
 import adaperceiver_jax as ap
 from adaperceiver_jax.data.scenes import CLASSES
 from adaperceiver_jax.data.transforms import resize
-from adaperceiver_jax.evaluate import pictures
 from tests.convert.test_names import MODELS
 from tests.models.test_dense import bilinear
 from tests.small_models import random_params, run
 from tests.tools.conftest import photo, write_run
 from tests.train import small
+from tools import pictures
 from tools import predict as tool
 
 ROW = re.compile(r"^(\S+) +(\d+|-) +(\d+|-) +(\d+|-)  +(.*)$", re.MULTILINE)
