@@ -177,7 +177,6 @@ def test_mistakes_are_one_line_and_come_before_any_work(tmp_path, refused, argum
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.nightly(group="tools")
 def test_the_tfds_builder_of_imagenet12k(tmp_path):
     import tensorflow_datasets as tfds
 
