@@ -35,7 +35,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         *(f"{PACKAGE}/models/*.py", f"{PACKAGE}/optim/*.py"),
     ),
     "processes": (
-        *("tests/train/*.py", "tests/tasks/test_processes.py", "tests/processes.py"),
+        *("tests/train/*.py", "tests/optim/*.py", "tests/tasks/test_processes.py"),
+        *("tests/processes.py", "tests/data/test_processes.py"),
         *(f"{PACKAGE}/{name}.py" for name in ("data/pipeline", "tasks/dense_sweep")),
         *(f"{PACKAGE}/train/*.py", f"{PACKAGE}/optim/*.py", f"{PACKAGE}/tasks/segment.py"),
     ),

@@ -25,6 +25,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import jax
 import numpy as np
 
@@ -37,8 +39,8 @@ from adaperceiver_jax.policies.compare import Row, compare, csv_text, markdown, 
 from adaperceiver_jax.policies.figure import plot
 from adaperceiver_jax.policies.learned import Learned
 from adaperceiver_jax.tasks.command_line import counts, make_parser, refusals
-from adaperceiver_jax.tasks.labelled import Labelled, add_labelled_arguments, find_labelled
 from adaperceiver_jax.tasks.weights import find_policy
+from tools.labelled import Labelled, add_labelled_arguments, find_labelled
 
 OWN_ROWS = ("Baseline", "EE", "Best fixed", "Optimal")
 SAMPLE = 4096

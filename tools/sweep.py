@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 from tqdm import tqdm
@@ -29,12 +32,7 @@ from adaperceiver_jax.evaluate.outcomes import make_grid
 from adaperceiver_jax.evaluate.points import Point, csv_text, frontier
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, weights_digest
 from adaperceiver_jax.tasks.command_line import add_sub_networks, make_parser, markdown, refusals
-from adaperceiver_jax.tasks.labelled import (
-    Labelled,
-    add_labelled_arguments,
-    find_labelled,
-    on_all_devices,
-)
+from tools.labelled import Labelled, add_labelled_arguments, find_labelled, on_all_devices
 
 
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
