@@ -36,7 +36,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "processes": (
         *("tests/train/*.py", "tests/optim/*.py", "tests/tasks/test_processes.py"),
-        *("tests/processes.py", "tests/data/test_processes.py"),
+        "tests/processes.py",
         *(f"{PACKAGE}/{name}.py" for name in ("data/pipeline", "tasks/dense_sweep")),
         *(f"{PACKAGE}/train/*.py", f"{PACKAGE}/optim/*.py", f"{PACKAGE}/tasks/segment.py"),
     ),
