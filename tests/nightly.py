@@ -32,7 +32,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         *("tests/tools/pod_report/*.py", "tests/tools/test_pods_page.py"),
         "tests/tools/test_compile_for_tpu.py",
         *(f"{PACKAGE}/train/{name}.py" for name in ("chips", "step", "sharding")),
-        *(f"{PACKAGE}/models/*.py", f"{PACKAGE}/optim/*.py"),
+        *(f"{PACKAGE}/{room}/*.py" for room in ("models", "optim", "tasks")),
+        "tools/shapes.py",
     ),
     "processes": (
         *("tests/train/*.py", "tests/optim/*.py", "tests/tasks/test_processes.py"),
@@ -51,8 +52,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "experiments": ("experiments/**/*.py", "tests/experiments/*.py"),
     "tools": (
-        *("tools/*.py", "configs/*.py", f"{PACKAGE}/evaluate/*.py", f"{PACKAGE}/convert/*.py"),
-        *("tests/tools/test_*.py", "tests/test_package.py", "setup.py", "pyproject.toml"),
+        *("tools/*.py", "configs/*.py", "setup.py", "pyproject.toml", "experiments/colab/*.py"),
+        *(f"{PACKAGE}/{room}/*.py" for room in ("evaluate", "convert", "policies", "tasks")),
+        *("tests/tools/*.py", "tests/test_package.py", "tests/test_notebooks.py"),
     ),
     "contributing": (
         *("docs/contributing.md", "tests/test_contributing.py", "configs/*.py", "main.py"),
