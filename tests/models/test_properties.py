@@ -113,6 +113,23 @@ def test_remat_is_there_at_every_depth(model, depth):
         assert ("remat" in str(jax.make_jaxpr(apply)({"params": shapes}))) is remat
 
 
+@pytest.mark.slow
+def test_remat_changes_no_gradient_where_channels_and_samples_are_dropped():
+    config = ap.AdaPerceiverConfig(**TINY, drop_path=0.2, proj_drop=0.1)
+    model = ap.AdaPerceiver(config)
+    params, images = random_params(model), random_images(config)
+
+    def loss(params, remat):
+        noise = dict(train=True, rngs={"dropout": jax.random.key(0)})
+        out = model.clone(remat=remat).apply({"params": params}, images, **noise)
+        return jnp.square(out.logits).mean()
+
+    compute = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    plain, again = (jax.tree.leaves(compute(params, remat)) for remat in (False, True))
+    for ours, want in zip(again, plain, strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.nightly(group="counts")
 def test_remat_keeps_products_and_little_else():
     """By XLA's count of temporary bytes, and of FLOPs, of which it takes a round of each loop."""
