@@ -24,7 +24,7 @@ quick: .venv/installed-dev
 	$(PYTEST) -m quick
 
 test: .venv/installed-dev
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m "quick or not (slow or nightly)"
 
 test-all: .venv/installed-others
 	$(PYTEST) -m "not nightly"
