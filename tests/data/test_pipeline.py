@@ -207,6 +207,8 @@ def test_another_image_takes_the_place_of_one_that_is_bad(caplog):
     assert "number 4: cannot be decoded; another image takes its place" in caplog.text
     assert "photos/7.jpg'; another image takes its place" in caplog.text
     assert sum(int(bad[n]["bad"]) for n in range(20)) >= 2
+    taken = {int(bad[n]["label"]) for n in range(60) if int(good[n]["label"]) in (4, 7)}
+    assert len(taken) > 2  # each place draws its own
     again = TrainOrder(Damaged(20, {4, 7}), 3, tolerant=True)
     assert [int(again[n]["label"]) for n in range(60)] == [int(bad[n]["label"]) for n in range(60)]
 
