@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # make TORCH='torch --index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
 
-.PHONY: demo quick test test-all nightly notebooks lint format clean
+.PHONY: demo quick test test-all nightly nightly-all notebooks lint format clean
 
 # Tests of one file run in one worker, which builds what they share once; tests/conftest.py orders
 # the files.
@@ -29,9 +29,12 @@ test: .venv/installed-dev
 test-all: .venv/installed-others
 	$(PYTEST) -m "not nightly"
 
-# Expensive tests and notebooks whose files changed since they last passed.
+# Expensive tests and notebooks whose files changed since they last passed; nightly-all: all of them.
 nightly: .venv/installed-others
 	$(BIN)/python -m tests.nightly
+
+nightly-all: .venv/installed-others
+	$(BIN)/python -m tests.nightly --all
 
 # With PyTorch, which one of them is about.
 notebooks: .venv/installed-others

@@ -61,8 +61,8 @@ def main(argv: list[str]) -> None:
         workdir = find_workdir(_WORKDIR.value)
         processes.join(config, _WORKDIR.value, _DISTRIBUTED.value)
         keep_programs(config.compilation_cache, workdir)
-        data = check(config)
-        train(config, make_task(config), workdir, data)
+        checked = check(config)
+        train(config, make_task(config), workdir, checked)
         processes.leave()
     except ends as error:
         refused = isinstance(error, ValueError)

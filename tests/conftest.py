@@ -58,7 +58,7 @@ def pytest_sessionstart(session):
 
 def pytest_collection_modifyitems(items):
     """Files with most slow tests come first, so that no worker is left alone with one of them at
-    the end; UsageError for a `nightly` mark that no group would run."""
+    the end; UsageError for a mark that would have no effect."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
     for item in items:
@@ -66,6 +66,8 @@ def pytest_collection_modifyitems(items):
             if mark.args or mark.kwargs.get("group") not in nightly.TESTS:
                 groups = ", ".join(nightly.TESTS)
                 raise pytest.UsageError(f"{item.nodeid}: nightly(group=...) must name {groups}")
+        if any(mark.name == "optimised" for mark in item.own_markers):
+            raise pytest.UsageError(f"{item.nodeid}: only a module's pytestmark can be `optimised`")
 
 
 @pytest.fixture(scope="module", autouse=True)

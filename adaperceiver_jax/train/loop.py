@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -75,20 +75,26 @@ class Result:
     """Metrics of the last evaluation."""
 
 
+class Checked(NamedTuple):
+    """What a run needs whatever its task, found to be right."""
+
+    mesh: Mesh
+    plan: Plan
+    opened: Opened
+
+
 def train(
-    settings: Settings, task: Task, workdir: str | os.PathLike, opened: Opened | None = None
+    settings: Settings, task: Task, workdir: str | os.PathLike, checked: Checked | None = None
 ) -> Result:
     """Trains in `workdir`, from where an earlier call there stopped.
 
     Everything that can be wrong with the settings is a ValueError before anything is compiled.
-    `opened` is the result of `check`, if that was called before.
+    `checked` is the result of `check`, if that was called before.
     """
     workdir = find_workdir(workdir)
-    opened = opened or check(settings)
-    mesh = make_mesh(settings.mesh)
+    mesh, plan, opened = checked or check(settings)
     place = batch_sharding(mesh)
     feed = Feed(settings, task, opened, place)
-    plan = make_plan(settings, feed.images)
     schedule, programs = programs_of(settings, task, mesh, plan)
     constants = task.constants()
     shardings = constant_shardings(constants, mesh, settings.mesh.rules)
@@ -173,13 +179,13 @@ def train(
         return Result(step, True, notes.evaluated)
 
 
-def check(settings: Settings) -> Opened:
-    """The run's data; ValueError for what is wrong with a run whatever its task: before a teacher
-    is loaded."""
-    check_batches(settings, make_mesh(settings.mesh))
+def check(settings: Settings) -> Checked:
+    """The run's devices, steps and data; ValueError for what is wrong with a run whatever its task:
+    before a teacher is loaded."""
+    mesh = make_mesh(settings.mesh)
+    check_batches(settings, mesh)
     opened = open_data(settings.data)
-    make_plan(settings, len(opened.train.source))
-    return opened
+    return Checked(mesh, make_plan(settings, len(opened.train.source)), opened)
 
 
 def check_batches(settings: Settings, mesh: Mesh) -> None:

@@ -152,7 +152,7 @@ class Host:
         return problem or self._difference()
 
     def _greet(self, line: Line) -> None:
-        """In a thread of its own, so that whoever says nothing keeps nobody waiting."""
+        """Reads who came, in a thread of its own: whoever is silent holds up nobody."""
         hello = line.read(_HELLO)
         if hello is None or not {"index", "host", "count", "values"} <= hello.keys():
             line.close()

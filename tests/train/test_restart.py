@@ -1,8 +1,11 @@
 """Runs of main.py that are killed, or asked to stop, and started again: as if nothing had been.
 
 Every comparison is bit for bit: parameters, their mean, optimizer, metrics.csv, the model's folder.
+The programs are compiled as users' are, and kept apart from those of other tests, as a killed run
+may leave one half written.
 """
 
+import os
 import signal
 import time
 
@@ -22,6 +25,16 @@ CHANGES = {
 }
 """Refreshes of SOAP at 5, 10, 15 and 20; an epoch is 5 steps."""
 CONFIG = "configs/scratch.py:runlocal," + ",".join(f"{k}={v}" for k, v in CHANGES.items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_as_users_are(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        flags = os.environ["XLA_FLAGS"].replace("--xla_cpu_use_fusion_emitters=false", "")
+        patch.setenv("XLA_FLAGS", flags)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        yield
 
 
 def start(workdir, moment=None, step=0):
