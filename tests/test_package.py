@@ -17,20 +17,6 @@ from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaperceiver_jax"
-ROOMS = {  # what each room may import
-    "models": {"models"},
-    "losses": {"losses"},
-    "convert": {"convert", "models", "data"},
-    "evaluate": {"evaluate", "models", "data", "losses"},
-    "policies": {"policies", "evaluate", "models", "losses", "data"},
-    "optim": {"optim"},
-    "data": {"data"},
-    "train": {"train", "evaluate", "models", "losses", "optim", "data", "convert"},
-    "tasks": {
-        *("tasks", "policies", "train", "evaluate"),
-        *("models", "losses", "optim", "data", "convert"),
-    },
-}
 
 
 def python(*arguments, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
@@ -65,21 +51,30 @@ def test_importing_it_says_nothing_and_loads_neither():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def imports(file: Path) -> set[str]:
-    """The rooms of the package that a file imports."""
+def imports(folder: Path) -> set[str]:
+    """Dotted names of all that the files of a folder import."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("adaperceiver_jax.")}
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{file}: a relative import"
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+    return names
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
-def test_imports_point_one_way(room):
-    for file in (PACKAGE / room).rglob("*.py"):
-        assert imports(file) <= ROOMS[room], file
+def test_rooms_import_what_the_page_says(room):
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (said,) = re.findall(rf"^\| `{room}/` \| .* \| (.*) \|$", page, re.MULTILINE)
+    ours = [name for name in imports(PACKAGE / room) if name.startswith("adaperceiver_jax.")]
+    assert {name.split(".")[1] for name in ours} - {room} == set(re.findall(r"\w+", said))
+
+
+def test_the_package_imports_nothing_around_it():
+    found = {name.partition(".")[0] for name in imports(PACKAGE)}
+    assert not found & {"configs", "experiments", "main", "tests", "tools"}
 
 
 @pytest.mark.nightly(group="tools")
