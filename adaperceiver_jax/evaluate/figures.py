@@ -48,6 +48,19 @@ def value_of(point: Any, name: str) -> float:
     return 100 * value if name in PERCENT else value
 
 
+def check_points(points: Sequence[Any], x: str, by: str | None = None) -> int | None:
+    """ValueError if the points have no x to compare, or only one value of `by`.
+
+    Returns the batch size of their latencies if x is 'latency_ms', else None.
+    """
+    known = [name for name in (*COSTS, "encoder_gflops") if hasattr(points[0], name)]
+    if x not in known:
+        raise ValueError(f"x={x!r}: must be one of {', '.join(known)}")
+    if by is not None and len(values := {getattr(p, by) for p in points}) < 2:
+        raise ValueError(f"{by}: the sweep holds only {values.pop()}; sweep several")
+    return _batch(points) if x == "latency_ms" else None
+
+
 def plot_tradeoff(
     points: Sequence[Any], by: str, x: str, y: str, path: Path, title: str = ""
 ) -> None:
@@ -171,7 +184,8 @@ def draw_throughput(axes: Any, points: Sequence[Point]) -> None:
 
     The line is over token counts at full width and depth; grey points are all other sub-networks.
     """
-    axes.set(xlabel=f"images a second, batch {_batch(points)}")
+    batch = check_points(points, "latency_ms")
+    axes.set(xlabel=f"images a second, batch {batch}")
     xs, ys = _places(points, "throughput", "accuracy")
     axes.scatter(xs, ys, s=8, color="silver", label="another width or depth")
     draw_front(axes, *_places(frontier(points, "latency_ms"), "throughput", "accuracy"))
@@ -229,13 +243,7 @@ def draw_front(axes: Any, xs: Sequence[float], ys: Sequence[float]) -> None:
 
 def _start_tradeoff(points: Sequence[Any], by: str, x: str, y: str, title: str) -> tuple[Any, Any]:
     """A figure and its axes with the Pareto front; ValueError where nothing can be compared."""
-    known = [name for name in (*COSTS, "encoder_gflops") if hasattr(points[0], name)]
-    if x not in known:
-        raise ValueError(f"x={x!r}: must be one of {', '.join(known)}")
-    batch = _batch(points) if x == "latency_ms" else None
-    values = sorted({getattr(p, by) for p in points})
-    if len(values) < 2:
-        raise ValueError(f"{by}: the sweep holds only {values[0]}; sweep several")
+    batch = check_points(points, x, by)
     figure, (axes,) = start(LABELS[x].format(batch=batch), LABELS.get(y, y), title)
     xs, ys = _places(points, x, y)
     best = pareto(xs, ys, lower=y not in PERCENT)

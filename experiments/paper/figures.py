@@ -60,6 +60,8 @@ FIGURES = {
     "14": Figure(DEPTH, "num_tokens"),
 }
 MODELS = "2_8"
+WITH_X = [name for name, figure in FIGURES.items() if not figure.metrics]
+"""Figures whose x axis can be chosen."""
 ADAPTIVE = {
     "AdaPerceiver": ("crimson", "o"),
     "AdaPerceiver, bidirectional": ("tab:purple", "s"),
@@ -84,23 +86,28 @@ SPELLED = {
 """Beginnings of models in the table that are not their family's name."""
 
 
-def draw(figure: Figure, sweep: Path, x: str | None, out: Path) -> None:
-    """Draws a figure of one sweep."""
-    over_tokens = figure.vary == "num_tokens"
+def read(figure: Figure, sweep: Path, x: str | None) -> tuple[Sequence[Any], str, str]:
+    """Points of a figure and the names of its x and y; ValueError if the sweep lacks them."""
     points: Sequence[Any]
     if not figure.metrics:
         points, y = read_points(sweep), "accuracy"
-        x = x or ("gflops" if over_tokens else "latency_ms")
+        x = x or ("gflops" if figure.vary == "num_tokens" else "latency_ms")
     else:
         points, x = read_dense(sweep), "encoder_gflops"
         y = next((name for name in figure.metrics if name in points[0].scores), "")
         if not y:
             name = figure.metrics[0]
             raise ValueError(f"has no column {name}; must be a sweep of the figure's task")
-    if over_tokens:
-        figures.plot_tokens(points, x, y, out)
-    else:
-        figures.plot_tradeoff(points, figure.vary, x, y, out)
+    points = figures.along(points, "num_tokens", figure.vary)
+    figures.check_points(points, x, figure.vary)
+    return points, x, y
+
+
+def read_measured(sweep: Path) -> list[Point]:
+    """A classifier's points; ValueError if their latencies cannot be compared."""
+    points = read_points(sweep)
+    figures.check_points(points, "latency_ms")
+    return points
 
 
 def read_dense(path: Path) -> list[DensePoint]:
@@ -163,18 +170,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("figure", choices=[MODELS, *FIGURES], help="its number in the paper")
     parser.add_argument("sweep", metavar="SWEEP.csv", type=Path, nargs="?", help="all but 2_8 need")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture (figure_N.png)")
-    x = "of 3, 9 and 10, the x axis (latency_ms; 10: gflops)"
-    parser.add_argument("--x", choices=figures.COSTS, help=x)
+    x_help = f"x axis of {', '.join(WITH_X)} (latency_ms; 10: gflops)"
+    parser.add_argument("--x", choices=figures.COSTS, help=x_help)
     options = parser.parse_args(arguments)
     out = options.out or Path(f"figure_{options.figure}.png")
     if options.sweep is None and options.figure != MODELS:
         parser.error(f"figure {options.figure} is drawn from a sweep: give SWEEP.csv")
-    with refusals(options.sweep):
-        if options.figure == MODELS:
-            points = read_points(options.sweep) if options.sweep else []
-            draw_throughput(points, out)
+    if options.x is not None and options.figure not in WITH_X:
+        parser.error(f"figure {options.figure} takes no --x; figures {', '.join(WITH_X)} do")
+    if options.figure == MODELS:
+        with refusals(options.sweep):
+            measured = read_measured(options.sweep) if options.sweep else []
+        draw_throughput(measured, out)
+    else:
+        figure = FIGURES[options.figure]
+        with refusals(options.sweep):
+            points, x, y = read(figure, options.sweep, options.x)
+        if figure.vary == "num_tokens":
+            figures.plot_tokens(points, x, y, out)
         else:
-            draw(FIGURES[options.figure], options.sweep, options.x, out)
+            figures.plot_tradeoff(points, figure.vary, x, y, out)
     print(out)
 
 

@@ -90,9 +90,28 @@ def test_flops_need_no_latency_and_latency_must_be_there(sweeps, tmp_path):
     assert f"{sweeps['unmeasured']}: " in said
     assert "not measured at 2 tokens, width 12, depth 3" in said
     assert "--no-latency" in said
+    assert "not measured" in refusal(figures, "2_8", sweeps["unmeasured"], "--out", out)
     assert not out.exists()
     figures.main(["3", str(sweeps["unmeasured"]), "--x", "gflops", "--out", str(out)])
     assert colours(out) > 5
+
+
+def test_an_x_axis_is_refused_where_there_is_no_choice(sweeps, capsys):
+    for name in ("2_8", "4", "14"):
+        with pytest.raises(SystemExit):
+            figures.main([name, str(sweeps["classify"]), "--x", "gflops"])
+        assert f"figure {name} takes no --x; figures 3, 9, 10 do" in capsys.readouterr().err
+
+
+def test_a_mistake_in_drawing_is_no_refusal_of_the_sweep(sweeps, tmp_path, monkeypatch):
+    def mistaken(*_):
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(figures.figures, "plot_tokens", mistaken)
+    monkeypatch.setattr(figures, "draw_throughput", mistaken)
+    for name in ("10", "2_8"):
+        with pytest.raises(ValueError, match="a mistake"):
+            figures.main([name, str(sweeps["classify"]), "--out", str(tmp_path / "a.png")])
 
 
 @pytest.mark.parametrize(("name", "task"), [("2_8", "classify"), ("4", "segment")])
