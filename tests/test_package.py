@@ -77,6 +77,17 @@ def test_the_package_imports_nothing_around_it():
     assert not found & {"configs", "experiments", "main", "tests", "tools"}
 
 
+def test_tools_import_from_the_checkout_that_they_lie_in():
+    """An installed adaperceiver_jax may be another checkout's."""
+    own = "\nsys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
+    for tool in (ROOT / "tools").glob("*.py"):
+        text = tool.read_text()
+        if 'if __name__ == "__main__":' in text:
+            before, found, _ = text.partition(own)
+            assert found, tool
+            assert not re.search(r"^(from|import) (adaperceiver_jax|tools)\b", before, re.MULTILINE)
+
+
 @pytest.mark.nightly(group="tools")
 def test_the_benchmark_measures_the_papers_model():
     done = python("tools/benchmark.py", "--sub-networks", "8,416,1", "--repeats", "1")

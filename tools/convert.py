@@ -13,10 +13,13 @@ every tensor read back and compared, and, where PyTorch is installed, both sides
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import flax.linen as nn
 import numpy as np
