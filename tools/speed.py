@@ -86,10 +86,10 @@ def measure_ceiling(
     best = most_flops(squares, sides, tries)
     # The result takes the place of the argument: fresh memory would first be made ready.
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    held = [jnp.zeros(size // 4, jnp.float32)]
+    array = [jnp.zeros(size // 4, jnp.float32)]
 
     def pass_over() -> None:
-        held[0] = jax.block_until_ready(step(held[0]))
+        array[0] = jax.block_until_ready(step(array[0]))
 
     return Ceiling(best, 2 * size / _least(pass_over, tries))
 
