@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from adaperceiver_jax.convert.whole import write_bytes
 from adaperceiver_jax.optim.stacks import STACK_ROWS
 from adaperceiver_jax.train.fingerprint import fingerprints
 from adaperceiver_jax.train.processes import wait_for_all
@@ -32,6 +34,8 @@ FOLDER = "checkpoints"
 PARAMS, EMA, OPTIMIZER, MEMORY, DATA = "params", "ema", "optimizer", "memory", "data"
 UPCOMING = "upcoming"
 _PRINTS = "fingerprints"
+_METRICS = "metrics"
+"""Orbax's name of a checkpoint's metrics, of the folder and of the JSON file in it."""
 _LOOK = 0.02
 """Seconds between two looks at whether a checkpoint is written."""
 
@@ -125,6 +129,14 @@ class Checkpoints:
                 metrics=dict(metrics or {}),  # None would be warned about
                 force=True,
             )
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes how good a step is that was saved before it was evaluated."""
+        file = self._at(step) / _METRICS / _METRICS
+        if jax.process_index() == 0 and file.exists():  # absent where no best are kept
+            write_bytes(file, json.dumps(dict(metrics)).encode())
+        wait_for_all("metrics added")
+        self._manager.reload()
 
     def restore(self, shapes: TrainState) -> Restored | None:
         """The newest checkpoint that holds what was saved, onto the shardings of `shapes`.

@@ -142,6 +142,7 @@ def train(
                 if found is None:
                     return stopped()
                 writer.write(step, {**notes.owed["row"], **found}, notes.owed["speed"])
+                checkpoints.add_metrics(step, found)
                 notes.owed = {}
 
             for step in range(first + 1, plan.last + 1):

@@ -195,6 +195,16 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert Checkpoints(tmp_path).steps() == [2, 6, 7]
 
 
+def test_a_step_that_is_evaluated_after_it_was_saved_may_be_the_best(tmp_path):
+    with open_in(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+        checkpoints.save(state_at(1), 1, {}, None)
+    with open_in(tmp_path, keep_last=1, keep_best=1) as checkpoints:
+        checkpoints.add_metrics(1, {"accuracy": 0.9})
+        for step in (2, 3):
+            checkpoints.save(state_at(step), step, {}, {"accuracy": 0.1 * step})
+    assert Checkpoints(tmp_path).steps() == [1, 3]
+
+
 def test_what_is_saved_is_what_was_there_when_it_was_first_asked(tmp_path):
     """The state's memory is handed to the next step while it is still being written."""
     with open_in(tmp_path) as checkpoints:

@@ -131,3 +131,5 @@ def test_a_run_asked_to_stop_as_it_evaluates_owes_that_evaluation(reference, tmp
     code, out, err = finish(start(tmp_path))
     assert code == 0, err
     assert_same_run(tmp_path, reference)
+    metrics = "checkpoints/24/metrics/metrics"  # by which the best are kept
+    assert (tmp_path / metrics).read_bytes() == (reference / metrics).read_bytes() != b"{}"
