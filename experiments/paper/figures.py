@@ -176,8 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or Path(f"figure_{options.figure}.png")
     if options.sweep is None and options.figure != MODELS:
         parser.error(f"figure {options.figure} is drawn from a sweep: give SWEEP.csv")
-    if not out.parent.is_dir():
-        parser.error(f"--out={out}: there is no folder {out.parent}")
     if options.x is not None and options.figure not in WITH_X:
         parser.error(f"figure {options.figure} takes no --x; figures {', '.join(WITH_X)} do")
     if options.figure == MODELS:
