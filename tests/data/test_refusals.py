@@ -45,31 +45,13 @@ def test_scenes(arguments, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: shutil.rmtree(root), "there is no such folder"),
-        (
-            lambda root: (shutil.rmtree(root), root.mkdir()),
-            "holds no folders; make one a class, with",
-        ),
-        (
-            lambda root: (root / "train/empty").mkdir(),
-            r"train/empty: holds no images \(.jpg, .*take",
-        ),
-        (
-            lambda root: shutil.rmtree(root / "val"),
-            r"says of no images that they are for validation.*config.data.validation='10%'",
-        ),
-        (
-            lambda root: shutil.rmtree(root / "train"),
-            "val: is there, but no folder of training images beside it",
-        ),
-        (
-            lambda root: (root / "train/cat/again").symlink_to(root / "train"),
-            "cat/again: is a link to a folder that it is in; take it away",
-        ),
-        (
-            lambda root: shutil.copytree(root / "val/cat", root / "val/cow"),
-            "has the class 'cow', whi",
-        ),
+        (shutil.rmtree, "there is no such folder"),
+        (lambda x: (shutil.rmtree(x), x.mkdir()), "holds no folders; make one a class, with"),
+        (lambda x: (x / "train/no").mkdir(), r"train/no: holds no images \(.jpg, .*take"),
+        (lambda x: shutil.rmtree(x / "val"), r"for validation.*config.data.validation='10%'"),
+        (lambda x: shutil.rmtree(x / "train"), "val: is there, but no folder of training images"),
+        (lambda x: (x / "train/cat/up").symlink_to(x / "train"), "cat/up: is a link to a folder"),
+        (lambda x: shutil.copytree(x / "val/cat", x / "val/cow"), "has the class 'cow', whi"),
     ],
 )
 def test_folders_of_classes(tmp_path, change, message):
