@@ -9,6 +9,7 @@ import pytest
 from adaperceiver_jax.data.rendering import SHAPES, TEXTURES, Scene, render
 from adaperceiver_jax.data.scenes import CLASSES, MAX_DISTRACTORS, Scenes
 
+
 def equal(a: dict, b: dict) -> bool:
     return all(np.array_equal(a[key], b[key]) for key in a)
 

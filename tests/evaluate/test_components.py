@@ -75,17 +75,14 @@ def test_a_dense_models_features_are_those_its_head_is_given():
     np.testing.assert_allclose(found[0], want, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_a_model_without_patch_features_is_refused():
+    for name, message in (
         ("classification", "a classifier .output_feat_dim=None., which has no patch features"),
         ("vit", "model=ViT: must be an AdaPerceiver"),
         ("vit segmentation", "model=SegmentationModel: must be an AdaPerceiver, or .* on one"),
-    ],
-)
-def test_a_model_without_patch_features_is_refused(name, message):
-    with pytest.raises(ValueError, match=message):
-        feature_model(MODELS[name])
+    ):
+        with pytest.raises(ValueError, match=message):
+            feature_model(MODELS[name])
 
 
 def test_components_are_the_covariances_eigenvectors():
@@ -107,8 +104,8 @@ def test_components_are_the_covariances_eigenvectors():
 
 
 def test_a_component_that_does_not_vary_is_grey_and_too_few_are_refused():
-    line = np.linspace(0, 1, 20)[:, None] * np.array([1.0, 2.0, 3.0, 4.0]) + 5
-    found = principal_components(line.astype(np.float32), line.astype(np.float32))
+    line = np.linspace(0, 1, 20, dtype=np.float32)[:, None] * np.arange(1, 5, dtype=np.float32) + 5
+    found = principal_components(line, line)
     assert np.ptp(found[:, 0]) == 1
     np.testing.assert_array_equal(found[:, 1:], 0.5)
     for shape in ((3, 8), (16, 2)):
@@ -126,8 +123,9 @@ def test_panels_stand_by_image_and_none_changes_another():
     assert one.colours.shape == (3, 5, 3)
     np.testing.assert_allclose(one.colours, panels[3].colours, atol=1e-3)
     whole = np.asarray(alone(model, params, images, SubNetwork(16, 24, 2)))[0]
-    want = principal_components(whole, whole).reshape(3, 5, 3)
-    np.testing.assert_allclose(panels[0].colours, want, atol=1e-3)
+    np.testing.assert_allclose(
+        panels[0].colours.reshape(15, 3), principal_components(whole, whole), atol=1e-3
+    )
 
 
 def some_panels():
@@ -139,30 +137,22 @@ def some_panels():
     ]
 
 
-def test_panels_come_back_from_their_csv(tmp_path):
+def test_panels_come_back_from_their_csv_and_a_broken_one_says_where(tmp_path):
     panels, path = some_panels(), tmp_path / "panels.csv"
-    path.write_text(csv_text(panels))
-    lines = path.read_text().splitlines()
-    assert lines[0] == "image,num_tokens,width,depth,row,column,red,green,blue"
-    assert lines[1].startswith('"a, b.png",,,,0,0,0.')
+    text = csv_text(panels)
+    path.write_text(text)
+    assert text.startswith("image,num_tokens,width,depth,row,column,red,green,blue\n")
     again = read_panels(path)
     assert [(p.image, p.sub_network) for p in again] == [(p.image, p.sub_network) for p in panels]
     for ours, want in zip(again, panels, strict=True):
         np.testing.assert_allclose(ours.colours, want.colours, atol=5.1e-5)  # four decimals
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: "", "must begin with the columns image,"),
-        (lambda text: text.splitlines()[0], "holds no panel"),
-        (lambda text: text.replace(",4,8,2,0,1,", ",4,8,x,0,1,", 1), "line 27: .*'x'"),
-        (lambda text: text[: text.rindex(",")], "line 37: "),
-        (lambda text: text[: text.rstrip().rindex("\n")], "has 5 cells of 2 x 3; write"),
-    ],
-)
-def test_a_broken_csv_says_where(tmp_path, change, message):
-    path = tmp_path / "panels.csv"
-    path.write_text(change(csv_text(some_panels())))
-    with pytest.raises(ValueError, match=message):
-        read_panels(path)
+    for broken, message in (
+        ("", "must begin with the columns image,"),
+        (text.splitlines()[0], "holds no panel"),
+        (text.replace(",4,8,2,0,1,", ",4,8,x,0,1,", 1), "line 27: .*'x'"),
+        (text[: text.rindex(",")], "line 37: "),
+        (text[: text.rstrip().rindex("\n")], "has 5 cells of 2 x 3; write"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=message):
+            read_panels(path)
