@@ -31,25 +31,24 @@ CLASSES = 5
 PLAIN = DenseSettings()
 
 
-def segment(settings=PLAIN, evaluated=()):
-    config = ap.SegmentationConfig(backbone=BACKBONE, num_classes=CLASSES)
-    sizes = dict(model=ap.SegmentationModel(config), image_size=(16, 16))
-    return Segment(**sizes, settings=settings, evaluated=evaluated)
+def segment(settings=PLAIN, backbone=BACKBONE, **fields):
+    config = ap.SegmentationConfig(backbone=backbone, num_classes=CLASSES, **fields)
+    model = ap.SegmentationModel(config)
+    return Segment(model=model, image_size=(16, 16), settings=settings)
 
 
-def depth(settings=PLAIN):
-    model = ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=8))
+def depth(settings=PLAIN, **fields):
+    model = ap.DepthModel(ap.DepthConfig(backbone=BACKBONE, bins=8, **fields))
     return Depth(model=model, image_size=(16, 16), settings=settings)
 
 
-def make_batch(count=4, seed=0, ignored=0.3):
-    rng = np.random.default_rng(seed)
+def make_batch(count=4):
+    rng = np.random.default_rng(0)
     shape = (count, 16, 16)
     labels = rng.integers(0, CLASSES, shape)
-    # Of very different numbers of labelled pixels.
-    share = np.linspace(0, 2 * ignored, count)[:, None, None]
     true = rng.uniform(0.5, 9.0, shape).astype(np.float32)
-    valid = rng.random(shape) >= share
+    # Of very different numbers of labelled pixels.
+    valid = rng.random(shape) >= np.linspace(0, 0.6, count)[:, None, None]
     return {
         "image": rng.integers(0, 256, (*shape, 3), np.uint8),
         "segmentation": np.where(valid, labels, 255).astype(np.uint8),
@@ -89,12 +88,11 @@ def _losses(task, params, batch, number):
 def test_the_loss_by_bands_is_the_whole_maps_cross_entropy_over_all_granularities():
     task, batch = segment(DenseSettings(token_granularities=(2, 5, 32))), make_batch()
     params = random_params(task.model)
-    metrics = losses(task, params, batch)
     images = task.images.normalise(jnp.asarray(batch["image"]))
     out = run(task.model, params, images, "readouts", token_granularities=(2, 5, 32))
     each = cross_entropy(out.logits, batch)
     assert np.ptp(each) > 1e-3
-    np.testing.assert_allclose(metrics["loss"], each.mean(), rtol=1e-5)
+    np.testing.assert_allclose(losses(task, params, batch)["loss"], each.mean(), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -136,15 +134,13 @@ def test_losses_are_weighted_as_the_settings_say_and_the_warm_up_is_counted_in_s
 
 @pytest.mark.slow
 def test_dropout_before_the_head_is_drawn_from_the_steps_key():
-    plain, batch = segment(), make_batch()
-    config = dataclasses.replace(plain.model.config, head_drop=0.5)
-    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    task, batch = segment(head_drop=0.5), make_batch()
     params = random_params(task.model)
     samples, shared = task.draw(batch, jax.random.key(0), 0)
     loss = jax.jit(lambda key: task.loss(params, {}, samples, shared, key)[0])
     found = [float(loss(jax.random.key(k))) for k in (0, 1, 0)]
     assert found[0] == found[2] != found[1]
-    assert found[0] != pytest.approx(float(losses(plain, params, batch)["loss"]), rel=1e-4)
+    assert found[0] != pytest.approx(float(losses(segment(), params, batch)["loss"]), rel=1e-4)
 
 
 def test_sums_of_batches_are_exact_beyond_32_bits():
@@ -157,8 +153,7 @@ def test_sums_of_batches_are_exact_beyond_32_bits():
 
 
 def test_depth_beyond_the_models_most_does_not_count():
-    near = ap.DepthConfig(backbone=BACKBONE, bins=8, max_depth=5.0)
-    task = Depth(model=ap.DepthModel(near), image_size=(16, 16))
+    task = depth(max_depth=5.0)
     params, batch = random_params(task.model), make_batch()
     cut = {**batch, "depth": np.where(batch["depth"] > 5, 0, batch["depth"])}
     a, b = (losses(task, params, x)["loss"] for x in (batch, cut))
@@ -176,9 +171,9 @@ def batches_of(arrays, size):
     """As the pipeline gives them: the last is filled up."""
     count = len(arrays["image"])
     for first in range(0, count, size):
-        index = np.minimum(np.arange(first, first + size), count - 1)
-        weight = (np.arange(first, first + size) < count).astype(np.float32)
-        yield {**{name: x[index] for name, x in arrays.items()}, "weight": weight}
+        places = np.arange(first, first + size)
+        batch = {name: x[np.minimum(places, count - 1)] for name, x in arrays.items()}
+        yield {**batch, "weight": (places < count).astype(np.float32)}
 
 
 def test_the_confusion_adds_up_over_devices_and_uneven_last_batches():
@@ -216,7 +211,7 @@ def test_depth_is_evaluated_over_the_images_that_have_any(eigen):
 
 @pytest.mark.slow
 def test_sub_networks_are_evaluated_as_themselves():
-    task, batch = segment(evaluated=((4, 8, 2),)), make_batch()
+    task, batch = dataclasses.replace(segment(), evaluated=((4, 8, 2),)), make_batch()
     params = random_params(task.model)
     assert task.sub_networks() == ((16, 24, 3), (4, 8, 2))
     images = task.images.normalise(jnp.asarray(batch["image"]))

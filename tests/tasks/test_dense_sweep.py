@@ -17,7 +17,6 @@ from adaperceiver_jax.evaluate.dense_metrics import (
 )
 from adaperceiver_jax.tasks.dense import DenseSettings
 from adaperceiver_jax.tasks.dense_sweep import over_processes, own_size_batches, sweep_dense
-from adaperceiver_jax.tasks.segment import Segment
 from tests.models.test_dense import VIT, bilinear
 from tests.small_models import random_params, run
 from tests.tasks.test_dense import BACKBONE, CLASSES, batches_of, depth, make_batch, segment
@@ -49,9 +48,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
     ids=["block", "no mask", "beyond the maximum", "beyond it, never scaled"],
 )
 def test_each_sub_network_is_scored_as_if_run_alone(variant):
-    backbone = BACKBONE.replace(**variant)
-    config = ap.SegmentationConfig(backbone=backbone, num_classes=CLASSES)
-    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    task = segment(backbone=BACKBONE.replace(**variant))
     params, arrays = random_params(task.model), make_batch(11)
     tokens, widths, depths = (4, 5, 16, 20), (8, 24), (1, 3)
     points = sweep_dense(task, params, batches_of(arrays, 8), tokens, widths, depths)
@@ -61,7 +58,7 @@ def test_each_sub_network_is_scored_as_if_run_alone(variant):
         want = scores_alone(task, params, arrays, sub_network)
         assert found[sub_network].scores["accuracy"] == pytest.approx(want["accuracy"], abs=2e-3)
         assert found[sub_network].scores["miou"] == pytest.approx(want["miou"], abs=2e-3)
-        cost = ap.flops(config, *sub_network)
+        cost = ap.flops(task.model.config, *sub_network)
         assert found[sub_network].encoder_gflops == cost.encoder / 1e9
         assert found[sub_network].head_gflops == cost.head / 1e9
         assert cost.encoder + cost.head == cost.total
@@ -70,8 +67,7 @@ def test_each_sub_network_is_scored_as_if_run_alone(variant):
 
 @pytest.mark.slow
 def test_mirror_images_are_averaged_on_a_vit():
-    config = ap.SegmentationConfig(backbone=VIT, num_classes=CLASSES)
-    task = Segment(model=ap.SegmentationModel(config), image_size=(16, 16))
+    task = segment(backbone=VIT)
     params, arrays = random_params(task.model), make_batch(8)
     (point,) = sweep_dense(task, params, batches_of(arrays, 8), flip=True)
     images = task.images.normalise(jnp.asarray(arrays["image"]))

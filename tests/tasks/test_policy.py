@@ -48,6 +48,16 @@ def make(kind=Reinforce, **settings):
     )
 
 
+def constants_of(task, baseline):
+    return {**task.constants(), "baseline": jnp.float32(baseline)}
+
+
+def outputs_of(task, params, images):
+    """What the network says, seeing what the frozen model shows it."""
+    see = jax.jit(lambda p, x: task.model.apply({"params": params}, task.see(p, x)))
+    return see(FROZEN, images)
+
+
 def log_softmax(x):
     x = np.asarray(x, np.float64)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
@@ -73,10 +83,8 @@ def test_the_reinforced_loss_by_hand(grid_losses):
     task = make(axes=SOME, looks_at="peek", **weights)
     params = random_params(task.model)
     samples, shared = jax.jit(task.draw)(BATCH, KEY, 3)
-    constants = {**task.constants(), "baseline": jnp.float32(-4.5)}
-    total, metrics = jax.jit(task.loss)(params, constants, samples, shared, KEY)
-    see = jax.jit(lambda p, x: task.model.apply({"params": params}, task.see(p, x)))
-    out = see(FROZEN, samples["images"])
+    total, metrics = jax.jit(task.loss)(params, constants_of(task, -4.5), samples, shared, KEY)
+    out = outputs_of(task, params, samples["images"])
     logits = [out.token_logits, out.width_logits, out.depth_logits]
     assert [x.shape[1] for x in logits] == [4, 1, 3]
     actions = [
@@ -114,30 +122,17 @@ def test_noise_draws_from_the_softmax():
     assert (np.abs(share - want) < 5 * np.sqrt(want * (1 - want) / 20_000)).all()
 
 
-@pytest.mark.slow
-def test_a_batch_in_parts_has_the_same_loss_and_gradient():
-    task = make(axes=SOME)
-    params = random_params(task.model)
-    samples, shared = jax.jit(task.draw)(BATCH, KEY, 3)
-    constants = {**task.constants(), "baseline": jnp.float32(-4.5)}
-
-    @jax.jit
-    def both(params, constants, samples, shared):
-        arguments = (task, params, {}, constants, samples, shared, KEY)
-        return loss_and_gradients(*arguments), loss_and_gradients(*arguments, parts=3)
-
-    once, parts = both(params, constants, samples, shared)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), once, parts)
-
-
-def test_no_gradient_reaches_the_frozen_model():
+def test_no_gradient_reaches_the_frozen_model_and_parts_of_a_batch_add_up():
     task = make(looks_at="peek")
-    samples, shared = jax.jit(task.draw)(BATCH, KEY, 0)
-    constants = {**task.constants(), "baseline": jnp.zeros(())}
+    params, constants = random_params(task.model), constants_of(task, -4.5)
+    samples, shared = jax.jit(task.draw)(BATCH, KEY, 3)
     gradient = jax.jit(jax.grad(lambda *a: task.loss(*a)[0], argnums=(0, 1)))
-    ours, theirs = gradient(random_params(task.model), constants, samples, shared, KEY)
+    ours, theirs = gradient(params, constants, samples, shared, KEY)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(theirs["frozen"]))
     assert all((leaf != 0).any() for leaf in jax.tree.leaves(ours["head_tokens"]))
+    split = jax.jit(lambda *a: loss_and_gradients(task, params, {}, *a, KEY, parts=3)[1])
+    sums = split(constants, samples, shared)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sums, ours)
 
 
 def test_the_baseline_is_the_running_mean_of_the_rewards_before(monkeypatch):
@@ -167,41 +162,34 @@ def test_the_baseline_is_the_running_mean_of_the_rewards_before(monkeypatch):
 def test_the_peek_is_the_smallest_sub_networks_log_probabilities():
     task = make(looks_at="peek", peek_depth=2)
     images = np.asarray(task.images.normalise(BATCH["image"]))
-    got = jax.jit(task.see)(FROZEN, images)
     want = log_softmax(run(MODEL, FROZEN, images, num_tokens=2, depth=2).logits)
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(task.see)(FROZEN, images), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_regression_learns_how_good_the_budgets_are(grid_losses):
     task = make(Regress, axes=SOME)
     samples, shared = jax.jit(task.draw)(BATCH, KEY, 0)
-    optimizer = optax.adam(1e-2)
+    constants, optimizer = task.constants(), optax.adam(1e-2)
 
     @jax.jit
-    def learn(params, constants, samples):
-        def step(carry, _):
-            params, state = carry
-            loss, grads = jax.value_and_grad(
-                lambda p: task.loss(p, constants, samples, shared, KEY)[0]
-            )(params)
-            updates, state = optimizer.update(grads, state)
-            return (optax.apply_updates(params, updates), state), loss
+    def step(params, state, constants, samples):
+        compute = jax.value_and_grad(lambda p: task.loss(p, constants, samples, shared, KEY)[0])
+        loss, grads = compute(params)
+        updates, state = optimizer.update(grads, state)
+        return loss, optax.apply_updates(params, updates), state
 
-        carry = (params, optimizer.init(params))
-        (params, _), losses = jax.lax.scan(step, carry, None, length=60)
-        out = task.model.apply({"params": params}, task.see(constants["frozen"], samples["images"]))
-        return predicted(out), losses
-
-    guess, losses = learn(task.init_params(KEY), task.constants(), samples)
+    params, losses = task.init_params(KEY), []
+    state = optimizer.init(params)
+    for _ in range(60):
+        loss, params, state = step(params, state, constants, samples)
+        losses.append(float(loss))
+    guess = predicted(outputs_of(task, params, samples["images"]))
     true = -np.minimum(grid_losses(task), 10)  # 4 token counts x 3 depths
     assert losses[-1] < 0.2 * losses[0]
     assert losses[-1] < true.var(axis=-1).mean()  # better than one guess a budget
     ours, theirs = (np.asarray(x).mean(axis=(1, 3)) for x in (guess, true))  # (T, L)
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.9
-    for axis in (0, 1):
-        order, want = (x.mean(axis=axis).argsort().tolist() for x in (ours, theirs))
-        assert order == want
 
 
 def test_evaluation_scores_the_budget_of_the_largest_logits(grid_losses):
@@ -210,7 +198,7 @@ def test_evaluation_scores_the_budget_of_the_largest_logits(grid_losses):
     params = random_params(task.model)
     got = jax.jit(lambda *a: task.evaluate(*a, None))(params, task.constants(), BATCH)
     images = np.asarray(task.images.normalise(BATCH["image"]))
-    out = jax.jit(lambda p, x: task.model.apply({"params": params}, task.see(p, x)))(FROZEN, images)
+    out = outputs_of(task, params, images)
     chosen = np.asarray(out.token_logits).argmax(-1)
     assert len(set(chosen.tolist())) > 1
     counts = MODEL.config.token_granularities
@@ -274,16 +262,16 @@ def test_the_model_that_is_chosen_for_is_a_classifier_from_a_folder_or_a_finishe
 
     vit = ap.ViT(ap.ViTConfig(embed_dim=6, depth=1, num_heads=1, image_size=16, patch_size=8))
     bare = ap.AdaPerceiver(MODEL.config.replace(num_classes=None, output_feat_dim=4))
-    for name, model in (("vit", vit), ("bare", bare)):
-        ap.save_pretrained(model, random_params(model), tmp_path / name)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for name, message in (
-        ("vit", "holds no AdaPerceiver but: ViT"),
-        ("bare", "the model has no classes"),
-        ("run", "has not left its model/ yet. .*tools/convert.py"),
+    for name, model, message in (
+        ("vit", vit, "holds no AdaPerceiver but: ViT"),
+        ("bare", bare, "the model has no classes"),
     ):
+        ap.save_pretrained(model, random_params(model), tmp_path / name)
         with pytest.raises(ValueError, match=message):
             task_for(name)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"has not left its model/ yet. .*tools/convert.py"):
+        task_for("run")
     for place in ("weights", "run/model"):
         ap.save_pretrained(MODEL, FROZEN, tmp_path / place)
         task = task_for(place.partition("/")[0])
