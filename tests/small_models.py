@@ -82,6 +82,12 @@ def random_images(config, batch: int = 2, seed: int = 0, size=None) -> np.ndarra
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+def tiny(batch: int = 2, seed: int = 0, size=None, **fields):
+    """(model, parameters, images) of TINY's sizes and the fields given."""
+    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, **fields}))
+    return model, random_params(model, seed), random_images(model.config, batch, size=size)
+
+
 def seeds(count: int) -> list:
     """Seeds of random configurations: 0 is quick, the others are slow."""
     first = pytest.param(0, marks=pytest.mark.quick)

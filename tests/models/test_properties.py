@@ -12,7 +12,7 @@ from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.models.latent_stream import run_blocks
 from adaperceiver_jax.models.rope import make_rope
 from adaperceiver_jax.models.write_head import WriteHead
-from tests.small_models import TINY, model_and_params, random_images, random_params, run
+from tests.small_models import TINY, model_and_params, random_images, run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
@@ -115,9 +115,7 @@ def test_remat_is_there_at_every_depth(model, depth):
 
 @pytest.mark.slow
 def test_remat_changes_no_gradient_where_channels_and_samples_are_dropped():
-    config = ap.AdaPerceiverConfig(**TINY, drop_path=0.2, proj_drop=0.1)
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model), random_images(config)
+    model, params, images = tiny(drop_path=0.2, proj_drop=0.1)
 
     def loss(params, remat):
         noise = dict(train=True, rngs={"dropout": jax.random.key(0)})
@@ -130,34 +128,9 @@ def test_remat_changes_no_gradient_where_channels_and_samples_are_dropped():
         np.testing.assert_allclose(ours, want, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.nightly(group="counts")
-def test_remat_keeps_products_and_little_else():
-    """By XLA's count of temporary bytes, and of FLOPs, of which it takes a round of each loop."""
-    config = ap.AdaPerceiverConfig(**TINY).replace(
-        embed_dim=96, num_heads=3, depth=6, max_latent_tokens=64, token_granularities=(64,)
-    )
-    config = config.replace(widths=(), use_embed_ffn=False, image_size=32)
-    images = jnp.zeros((8, 32, 32, 3))
-
-    def compiled(remat):
-        model = ap.AdaPerceiver(config, remat=remat)
-
-        def loss(params):
-            return jnp.square(model.apply({"params": params}, images).logits).mean()
-
-        gradients = jax.jit(jax.grad(loss)).lower(ap.param_shapes(model)).compile()
-        return gradients.cost_analysis()["flops"], gradients.memory_analysis().temp_size_in_bytes
-
-    (flops, kept), (again, left) = compiled(False), compiled(True)
-    assert flops < again < 1.1 * flops
-    assert left < 0.6 * kept
-
-
 @pytest.mark.slow
 def test_gradients_through_a_smaller_depth_are_those_of_the_extracted_model():
-    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None)
-    model, images = ap.AdaPerceiver(config), random_images(config)
-    params = random_params(model)
+    model, params, images = tiny(layer_scale=None)
     small, small_params = ap.extract(model, params, depth=2)
 
     def loss(params, model, depth):
@@ -173,30 +146,15 @@ def test_gradients_through_a_smaller_depth_are_those_of_the_extracted_model():
 
 
 def test_many_granularities_do_not_make_many_attentions():
-    config = ap.AdaPerceiverConfig(**{**TINY, "token_granularities": tuple(range(1, 18))})
-    model = ap.AdaPerceiver(config.replace(max_latent_tokens=17))
-    params, images = random_params(model), random_images(config)
+    model, params, images = tiny(token_granularities=tuple(range(1, 18)), max_latent_tokens=17)
     cut = run(model, params, images).logits
     masked = run(model.clone(attention="masked"), params, images).logits
     np.testing.assert_array_equal(cut, masked)  # the very same program
 
 
-def test_any_number_of_tokens_and_any_image_size_runs():
-    config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
-    model = ap.AdaPerceiver(config)
-    params = random_params(model)
-    for num_tokens in (1, 40):
-        out = run(model, params, random_images(config, size=(8, 20)), num_tokens=num_tokens)
-        assert out.logits.shape == (2, 5)
-        assert out.features.shape == (2, 10, 6)
-        assert np.isfinite(out.features).all()
-
-
 def test_token_granularities_of_one_call_replace_the_configs():
-    config = ap.AdaPerceiverConfig(**TINY)
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model), random_images(config)
-    other = model.clone(config=config.replace(token_granularities=(5, 16)))
+    model, params, images = tiny()
+    other = model.clone(config=model.config.replace(token_granularities=(5, 16)))
     ours = run(model, params, images, token_granularities=(5, 16)).logits
     np.testing.assert_allclose(ours, run(other, params, images).logits, **CLOSE)
     assert np.abs(ours - run(model, params, images).logits).max() > 1e-3
@@ -207,10 +165,8 @@ def test_token_granularities_of_one_call_replace_the_configs():
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_outputs_and_stays_near():
-    config = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
-    model = ap.AdaPerceiver(config)
-    images = random_images(config)
-    half, params = model.clone(dtype=jnp.bfloat16), random_params(model)
+    model, params, images = tiny(output_feat_dim=6)
+    half = model.clone(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(ap.param_shapes(half))} == {np.dtype("float32")}
     read = np.array([2, 16, 4])
     exact = run(model, params, images, "readouts", readout_tokens=read)
@@ -224,10 +180,9 @@ def test_bfloat16_compute_keeps_float32_parameters_and_outputs_and_stays_near():
 
 
 def test_layer_scale_of_1e_5_survives_bfloat16():
-    config = ap.AdaPerceiverConfig(**TINY)
-    assert config.layer_scale == 1e-5
-    model = ap.AdaPerceiver(config, dtype=jnp.bfloat16)
-    params, images = random_params(model), random_images(config)
+    model, params, images = tiny()
+    assert model.config.layer_scale == 1e-5
+    model = model.clone(dtype=jnp.bfloat16)
     initial = {"gamma": np.full((3, 24), 1e-5, np.float32)}
     params["blocks"] |= {"ls1": initial, "ls2": initial}
     before = latents(model, params, images, 16, 1)

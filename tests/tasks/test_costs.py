@@ -1,4 +1,4 @@
-"""FLOPs of a step by XLA's count, which is what the tasks say of it."""
+"""Costs by XLA's count: FLOPs of a step, which is what the tasks say of it, and remat's bytes."""
 
 import jax
 import jax.numpy as jnp
@@ -83,3 +83,26 @@ def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
     assert task.train_flops({"backbone": {"blocks": {}}}) == 3 * (encoder + heads)
     # the trained parts need no gradient of the patches and latents that they read
     assert encoder + 2 * heads < frozen < 1.05 * task.train_flops(trained)
+
+
+@pytest.mark.nightly(group="counts")
+def test_remat_keeps_products_and_little_else():
+    """By XLA's count of temporary bytes, and of FLOPs, of which it takes a round of each loop."""
+    config = CONFIG.replace(
+        embed_dim=96, depth=6, max_latent_tokens=64, token_granularities=(64,), widths=()
+    )
+    config = config.replace(use_embed_ffn=False, image_size=32)
+    images = jnp.zeros((8, 32, 32, 3))
+
+    def compiled(remat):
+        model = ap.AdaPerceiver(config, remat=remat)
+
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, images).logits).mean()
+
+        gradients = jax.jit(jax.grad(loss)).lower(ap.param_shapes(model)).compile()
+        return gradients.cost_analysis()["flops"], gradients.memory_analysis().temp_size_in_bytes
+
+    (flops, kept), (again, left) = compiled(False), compiled(True)
+    assert flops < again < 1.1 * flops
+    assert left < 0.6 * kept
