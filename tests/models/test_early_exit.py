@@ -9,17 +9,15 @@ import pytest
 import adaperceiver_jax as ap
 from adaperceiver_jax.models import early_exit as module
 from adaperceiver_jax.models import stepper
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def setup():
-    config = ap.AdaPerceiverConfig(**{**TINY, "depth": 5}, layer_scale=None)
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model, seed=2), random_images(config, batch=8)
-    read = np.full(5, config.max_latent_tokens)
+    model, params, images = tiny(batch=8, seed=2, depth=5, layer_scale=None)
+    read = np.full(5, model.config.max_latent_tokens)
     logits = np.asarray(run(model, params, images, "readouts", readout_tokens=read).depth_logits)
     confidence = np.exp(logits - logits.max(-1, keepdims=True))
     confidence = (confidence / confidence.sum(-1, keepdims=True)).max(-1)  # (L, B)

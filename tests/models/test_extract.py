@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from tests.small_models import TINY, model_and_params, random_images, random_params, run
+from tests.small_models import TINY, model_and_params, random_images, random_params, run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 
@@ -26,9 +26,7 @@ def test_it_computes_what_the_original_does_and_converts_like_any_other(tmp_path
 
 
 def test_it_still_has_its_own_smaller_sub_networks_and_no_larger_ones():
-    config = ap.AdaPerceiverConfig(**TINY)
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model), random_images(config)
+    model, params, images = tiny()
     small, small_params = ap.extract(model, params, width=16)
     assert small.config.widths == (8, 16)
     ours = run(small, small_params, images, width=8, depth=1).logits

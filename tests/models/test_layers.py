@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import adaperceiver_jax as ap
 from adaperceiver_jax.models import adapters, layers, masks, rope
 from adaperceiver_jax.models.attention import LatentAttention, attend, attend_to_all
 from adaperceiver_jax.models.ffn import FFN
 from tests import reference
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import run, tiny
 
 pytestmark = pytest.mark.quick
 CLOSE = dict(rtol=2e-5, atol=2e-5)
@@ -51,10 +50,10 @@ def test_layer_norm(mean):
 
 def test_layer_norm_computes_in_float32_whatever_comes_in():
     x = jnp.asarray(normal(4, 64), jnp.bfloat16)
-    params = {"scale": np.ones(64, np.float32), "bias": np.zeros(64, np.float32)}
-    y = layers.LayerNorm(64, dtype=jnp.bfloat16).apply({"params": params}, x)
+    variables = {"params": filled(layers.LayerNorm(64), x)}
+    y = layers.LayerNorm(64, dtype=jnp.bfloat16).apply(variables, x)
     assert y.dtype == jnp.bfloat16
-    want = layers.LayerNorm(64).apply({"params": params}, x.astype(jnp.float32))
+    want = layers.LayerNorm(64).apply(variables, x.astype(jnp.float32))
     np.testing.assert_array_equal(y, want.astype(jnp.bfloat16))
 
 
@@ -111,9 +110,7 @@ def test_rope_turns_interleaved_pairs(scale):
         for head in range(2):
             want = reference.rotate(x[position, head].astype(np.float64), position, 100, scale)
             np.testing.assert_allclose(y[position, head], want, **CLOSE)
-
-
-def test_rope_is_squeezed_only_beyond_the_trained_maximum():
+    # It is squeezed only beyond the trained maximum.
     assert [rope.rope_scale(n, 256) for n in (32, 256, 512)] == [1, 1, 2]
 
 
@@ -133,9 +130,8 @@ def test_block_mask_drops_and_appends_granularities(num_tokens, blocks):
 
 def test_causal_and_no_mask():
     assert masks.make_mask("none", 5, (2, 4)).array() is None
-    np.testing.assert_array_equal(
-        masks.make_mask("causal", 5, (2, 4)).array(), np.tril(np.ones((5, 5), bool))
-    )
+    causal = masks.make_mask("causal", 5, (2, 4)).array()
+    np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), bool)))
 
 
 def test_attend_with_and_without_a_mask():
@@ -211,10 +207,8 @@ def test_fourier_maps():
 
 
 def test_fourier_maps_do_not_take_the_images_precision():
-    config = ap.AdaPerceiverConfig(**TINY, fourier_bands=4)
-    model = ap.AdaPerceiver(config)
-    params = random_params(model)
-    half = jnp.asarray(random_images(config), jnp.bfloat16)
+    model, params, images = tiny(fourier_bands=4)
+    half = jnp.asarray(images, jnp.bfloat16)
     ours = run(model, params, half).logits
     np.testing.assert_array_equal(ours, run(model, params, half.astype(jnp.float32)).logits)
 
@@ -239,26 +233,17 @@ def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean():
 def test_affine_is_differentiated_as_a_product_and_a_sum(shape, dtype, kept):
     """Against NumPy in float64; to bfloat16's 8 bits where anything is rounded to it."""
     rng = np.random.default_rng(0)
-    x, kernel, bias, grad = (
-        rng.standard_normal(s).astype(np.float32) for s in (shape, (5, 7), (7,), (*shape[:-1], 7))
-    )
-    kernel, bias = jnp.asarray(kernel, kept), jnp.asarray(bias, kept)
-    y, backward = jax.vjp(
-        lambda *parts: layers.affine(*parts, dtype, dtype), jnp.asarray(x), kernel, bias
-    )
+    x, grad = (jnp.asarray(rng.standard_normal((*shape[:-1], n)), jnp.float32) for n in (5, 7))
+    kernel, bias = (jnp.asarray(rng.standard_normal(s), kept) for s in ((5, 7), (7,)))
+    y, backward = jax.vjp(lambda *parts: layers.affine(*parts, dtype, dtype), x, kernel, bias)
     assert y.dtype == dtype
-    found = backward(jnp.asarray(grad, dtype))
+    found = backward(grad.astype(dtype))
     assert [g.dtype for g in found] == [jnp.float32, kept, kept]
-    rows, wide = np.float64(x).reshape(-1, 5), np.float64(grad)
-    want = (
-        wide @ np.asarray(kernel, np.float64).T,
-        rows.T @ wide.reshape(-1, 7),
-        wide.reshape(-1, 7).sum(axis=0),
-    )
-    exact = dtype == kept == jnp.float32
+    rows, wide = np.float64(x).reshape(-1, 5), np.float64(grad).reshape(-1, 7)
+    want = (np.float64(grad) @ np.float64(kernel).T, rows.T @ wide, wide.sum(axis=0))
+    atol = 1e-5 if dtype == kept == jnp.float32 else 0.1
     for ours, theirs in zip(found, want, strict=True):
-        ours = np.asarray(ours, np.float64)
-        np.testing.assert_allclose(ours, theirs, atol=1e-5 if exact else 0.1, rtol=0)
+        np.testing.assert_allclose(np.float64(ours), theirs, atol=atol, rtol=0)
 
 
 def test_a_float32_kernels_gradient_is_not_rounded_to_bfloat16():
@@ -270,31 +255,25 @@ def test_a_float32_kernels_gradient_is_not_rounded_to_bfloat16():
     assert [float(g.sum()) for g in grads] == [1001.0, 1001.0]
 
 
-def qkv(dtype, scale=1.0):
-    rng = np.random.default_rng(0)
-    return [jnp.asarray(scale * rng.standard_normal((2, 17, 3, 8)), dtype) for _ in range(3)]
-
-
-def test_attention_that_is_normalised_last_gives_the_same():
+def test_attention_that_is_normalised_last_gives_the_same_and_the_same_gradients():
     """To 1e-6 in float32; in bfloat16 no farther from the truth than the usual order."""
+    rng = np.random.default_rng(0)
+    soft = jnp.asarray(rng.standard_normal((3, 2, 17, 3, 8)), jnp.float32)
     for scale in (1.0, 30.0):  # soft, and all but one-hot
-        exact = attend(*qkv(jnp.float32, scale))
-        np.testing.assert_allclose(
-            attend_to_all(*qkv(jnp.float32, scale)), exact, rtol=1e-5, atol=1e-6 * scale
-        )
-        rounded = qkv(jnp.bfloat16, scale)
-        truth = attend(*(x.astype(jnp.float32) for x in rounded))
+        exact = attend(*(scale * soft))
+        ours = attend_to_all(*(scale * soft))
+        np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6 * scale)
+        rounded = (scale * soft).astype(jnp.bfloat16)
+        truth = attend(*rounded.astype(jnp.float32))
         ours, usual = (
             np.abs(f(*rounded).astype(jnp.float32) - truth).mean() for f in (attend_to_all, attend)
         )
         assert ours < 1.05 * usual
 
-
-def test_its_gradients_are_those_of_the_usual_order():
-    def gradients(attention):
+    def gradient(attention):
         loss = jax.grad(lambda x: attention(*x).astype(jnp.float32).var())
-        return jax.jit(loss)(qkv(jnp.bfloat16))
+        return jax.jit(loss)(soft.astype(jnp.bfloat16))
 
-    for ours, want in zip(gradients(attend_to_all), gradients(attend), strict=True):
-        assert ours.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(ours, want)
+    ours, want = gradient(attend_to_all), gradient(attend)
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours, want)

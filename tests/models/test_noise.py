@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import TINY, random_images, random_params, run, tiny
 
 RATES = ("attn_drop", "proj_drop", "drop_path", "head_drop")
 
@@ -22,12 +22,10 @@ def noisy(model, params, images, seed=0, train=True):
 @pytest.mark.slow
 @pytest.mark.parametrize("rate", RATES)
 def test_each_rate_makes_noise_in_training_alone(rate):
-    config = ap.AdaPerceiverConfig(
-        **TINY, output_feat_dim=6, use_output_ffn=True, layer_scale=None, **{rate: 0.5}
+    model, params, images = tiny(
+        batch=4, output_feat_dim=6, use_output_ffn=True, layer_scale=None, **{rate: 0.5}
     )
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model), random_images(config, batch=4)
-    plain = ap.AdaPerceiver(config.replace(**{rate: 0.0}))
+    plain = ap.AdaPerceiver(model.config.replace(**{rate: 0.0}))
     quiet = noisy(model, params, images, train=False)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, quiet, noisy(plain, params, images))
@@ -41,25 +39,21 @@ def test_each_rate_makes_noise_in_training_alone(rate):
 
 
 def test_stochastic_depth_grows_from_zero_at_the_first_block():
-    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None, drop_path=0.9)
-    model = ap.AdaPerceiver(config)
-    params, images = random_params(model), random_images(config, batch=8)
+    model, params, images = tiny(batch=8, layer_scale=None, drop_path=0.9)
     first, other = (noisy(model, params, images, seed).depth_logits for seed in (0, 1))
     np.testing.assert_allclose(first[0], other[0], rtol=1e-5, atol=1e-5)
     assert np.abs(first[1] - other[1]).max() > 1e-3
 
 
 def test_a_smaller_depth_is_as_noisy_and_needs_no_key_without_noise():
-    config = ap.AdaPerceiverConfig(**TINY, layer_scale=None, proj_drop=0.5)
-    model, images = ap.AdaPerceiver(config), random_images(config)
-    params = random_params(model)
+    model, params, images = tiny(layer_scale=None, proj_drop=0.5)
 
     def logits(seed):
         rngs = {"dropout": jax.random.key(seed)}
         return run(model, params, images, rngs=rngs, depth=2, train=True).logits
 
     assert np.abs(logits(0) - logits(1)).max() > 1e-3
-    quiet = ap.AdaPerceiver(config.replace(proj_drop=0.0))
+    quiet = ap.AdaPerceiver(model.config.replace(proj_drop=0.0))
     np.testing.assert_array_equal(
         run(quiet, params, images, depth=2, train=True).logits,
         run(quiet, params, images, depth=2).logits,
@@ -67,11 +61,8 @@ def test_a_smaller_depth_is_as_noisy_and_needs_no_key_without_noise():
 
 
 def test_attention_dropout_keeps_the_expected_readout():
-    config = ap.AdaPerceiverConfig(**TINY, attn_drop=0.3)
-    model = ap.AdaPerceiver(config.replace(depth=1))
-    params, images = random_params(model), random_images(config, batch=1)
-    zeroed = jax.tree.map(jnp.zeros_like, params["blocks"])
-    params = {**params, "blocks": zeroed}  # only the reads and writes are left
+    model, params, images = tiny(batch=1, attn_drop=0.3, depth=1)
+    params["blocks"] = jax.tree.map(jnp.zeros_like, params["blocks"])  # only reads and writes
 
     # Zeros closed over would be constants: of products with these, jaxlib 0.10.2 makes NaN on CPUs
     # where memory it has not written holds NaN.
