@@ -48,6 +48,10 @@ def series(shapes: dict, steps: int = 11) -> list:
     return [normal(shapes, seed) for seed in range(steps)]
 
 
+def assert_close(ours, want) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, want)
+
+
 def test_a_stack_of_blocks_is_separate_parameters():
     stacked = series({"net": {"blocks": {"kernel": (3, 6, 5), "bias": (3, 5), "one": (3,)}}})
 
@@ -57,8 +61,7 @@ def test_a_stack_of_blocks_is_separate_parameters():
 
     found = directions(stacked)
     want = directions([separate(tree) for tree in stacked])
-    for ours, theirs in zip(found, want, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), separate(ours), theirs)
+    assert_close([separate(tree) for tree in found], want)
     adam = directions(stacked, start_preconditioning_step=1000)
     assert np.abs(separate(found[-1])["kernel0"] - separate(adam[-1])["kernel0"]).max() > 1e-2
 
@@ -74,27 +77,23 @@ def test_kernels_are_seen_as_pytorch_has_them():
         }
 
     found, want = directions(ours), directions([to_torch(tree) for tree in ours])
-    for u, v in zip(found, want, strict=True):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), to_torch(u), v)
+    assert_close([to_torch(tree) for tree in found], want)
 
 
-@pytest.mark.parametrize(
-    ("shape", "merged"),
-    [
-        ((), (1,)),
-        ((1, 1), (1,)),
-        ((1, 7), (7,)),
-        ((4, 2), (8,)),
-        ((3, 3), (3, 3)),
-        ((2, 3, 1, 2, 2), (6, 4)),
-        ((2, 9, 2), (2, 9, 2)),
-    ],
-)
-def test_merging(shape, merged):
-    layout = layout_of((), shape, 8)
-    assert layout.merged == merged
-    x = jnp.arange(float(np.prod(shape, dtype=int))).reshape(shape)
-    np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
+def test_merging():
+    for shape, merged in {
+        (): (1,),
+        (1, 1): (1,),
+        (1, 7): (7,),
+        (4, 2): (8,),
+        (3, 3): (3, 3),
+        (2, 3, 1, 2, 2): (6, 4),
+        (2, 9, 2): (2, 9, 2),
+    }.items():
+        layout = layout_of((), shape, 8)
+        assert layout.merged == merged
+        x = jnp.arange(float(np.prod(shape, dtype=int))).reshape(shape)
+        np.testing.assert_array_equal(layout.join(layout.cut(x)), x)
 
 
 def test_large_blocks_padded_to_be_split_against_numpy():
@@ -138,26 +137,21 @@ def test_large_blocks_padded_to_be_split_against_numpy():
 
 def test_eigenvectors_change_only_when_due(monkeypatch):
     """At 6, 8 and 10 of 11 steps: two factors each, decomposed in the program or on the host."""
-    calls = {"program": 0, "host": 0}
+    calls: list[str] = []
     grads = series({"w": (6, 5)})
     on_device, on_host = jnp.linalg.eigh, np.linalg.eigh
 
-    def count(place):
-        calls[place] += 1
-
     def in_program(x):
-        jax.debug.callback(lambda: count("program"))
+        jax.debug.callback(lambda: calls.append("program"))
         return on_device(x)
 
-    def by_host(x):
-        count("host")
-        return on_host(x)
-
     monkeypatch.setattr(eigenvectors.jnp.linalg, "eigh", in_program)
-    monkeypatch.setattr(eigenvectors.np.linalg, "eigh", by_host)
+    monkeypatch.setattr(
+        eigenvectors.np.linalg, "eigh", lambda x: calls.append("host") or on_host(x)
+    )
     plain = directions(grads)
     jax.effects_barrier()
-    assert calls == {"program": 6, "host": 0}
+    assert calls == ["program"] * 6
 
     optimizer = make_optimizer("soap", -1.0, **DEFAULTS)
     observe, apply = jax.jit(optimizer.observe), jax.jit(optimizer.apply)
@@ -167,20 +161,16 @@ def test_eigenvectors_change_only_when_due(monkeypatch):
         if optimizer.due(number):
             state = optimizer.install(state, optimizer.refresh(state, grad).result())
         updates, state = apply(grad, state, grad)
-        np.testing.assert_allclose(updates["w"], want["w"], **CLOSE)
-    assert calls == {"program": 6, "host": 6}
+        assert_close(updates, want)
+    assert calls == ["program"] * 6 + ["host"] * 6
 
 
 def test_it_is_an_ordinary_optax_transformation():
     """In a chain, masked, with a schedule that counts from 0, weight decay and a scalar."""
     grads = series({"w": (6, 5), "frozen": (4,), "scale": ()}, 8)
-    options = dict(DEFAULTS, weight_decay=0.5)
-    tx = optax.chain(
-        optax.clip_by_global_norm(1e6),
-        optax.masked(
-            soap(lambda count: 1.0 + count, **options), dict(w=True, frozen=False, scale=True)
-        ),
-    )
+    inner = soap(lambda count: 1.0 + count, **DEFAULTS, weight_decay=0.5)
+    masked = optax.masked(inner, dict(w=True, frozen=False, scale=True))
+    tx = optax.chain(optax.clip_by_global_norm(1e6), masked)
     state, update = tx.init(grads[0]), jax.jit(tx.update)
     for n, (grad, want) in enumerate(zip(grads, directions(grads), strict=True)):
         updates, state = update(grad, state, grad)
@@ -196,16 +186,8 @@ def test_it_is_an_ordinary_optax_transformation():
 def test_bfloat16_gradients_are_summed_in_float32():
     grads = [{"w": jnp.asarray(tree["w"], jnp.bfloat16)} for tree in series({"w": (6, 5)})]
     found = directions(grads)
-    want = directions([{"w": tree["w"].astype(jnp.float32)} for tree in grads])
     assert found[-1]["w"].dtype == np.float32
-    np.testing.assert_allclose(found[-1]["w"], want[-1]["w"], **CLOSE)
-
-
-def programs(shapes: dict) -> list:
-    """`observe` and `precondition`, as jaxprs."""
-    parts, grads = Soap(max_preconditioner_dim=8), normal(shapes, 0)
-    state = parts.init(grads)
-    return [jax.make_jaxpr(f)(grads, state).jaxpr for f in (parts.observe, parts.precondition)]
+    assert_close(found, directions([{"w": tree["w"].astype(jnp.float32)} for tree in grads]))
 
 
 def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
@@ -220,7 +202,14 @@ def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
 
 def test_programs_do_not_grow_with_the_stack_and_multiply_in_full_precision():
     """A TPU would otherwise multiply float32 in bfloat16."""
-    few, many = (programs({"blocks": {"w": (depth, 6, 5)}}) for depth in (2, 30))
+    parts = Soap(max_preconditioner_dim=8)
+
+    def programs(depth):
+        grads = normal({"blocks": {"w": (depth, 6, 5)}}, 0)
+        state = parts.init(grads)
+        return [jax.make_jaxpr(f)(grads, state).jaxpr for f in (parts.observe, parts.precondition)]
+
+    few, many = programs(2), programs(30)
     assert [len(program.eqns) for program in few] == [len(program.eqns) for program in many]
 
     def products(jaxpr):

@@ -12,6 +12,7 @@ from adaperceiver_jax.optim import stacks as module
 from adaperceiver_jax.optim.soap import Soap
 from adaperceiver_jax.optim.stacks import Stacks, first_axis
 from adaperceiver_jax.train.sharding import tree_shardings
+from tests.optim.test_soap import normal
 
 NIGHTLY = pytest.mark.nightly(group="processes")
 SHAPES = {
@@ -25,15 +26,6 @@ SHAPES = {
     "odd": (13,),
     "number": (),
 }
-
-
-def normal(seed: int):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda shape: rng.standard_normal(shape).astype(np.float32),
-        SHAPES,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +45,7 @@ def mesh_of(shape):
 def test_what_is_dealt_out_is_collected_again(shape, heavy, held, monkeypatch):
     monkeypatch.setattr(module, "HEAVY", heavy)
     mesh = shape and mesh_of(shape)
-    params = normal(0)
+    params = normal(SHAPES, 0)
     stacks = Stacks(params, 64, mesh)
     dealt = jax.jit(stacks.deal)(params)
     for stack in stacks.all:
@@ -82,7 +74,7 @@ def soap_on(mesh):
         max_preconditioner_dim=64,
         mesh=mesh,
     )
-    params, like, texts = normal(0), None, []
+    params, like, texts = normal(SHAPES, 0), None, []
     state = parts.init(params)
     observe, precondition = jax.jit(parts.observe), jax.jit(parts.precondition)
     if mesh is not None:
@@ -96,7 +88,7 @@ def soap_on(mesh):
         texts = [f.lower(placed, state).compile().as_text() for f in (observe, precondition)]
     found = []
     for number in range(1, 5):
-        grads = jax.device_put(normal(number), like)
+        grads = jax.device_put(normal(SHAPES, number), like)
         state = observe(grads, state)
         if parts.due(number):
             state = state._replace(eigenvectors=parts.begin_refresh(state, params).result())
