@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.components import (
     Panel,
     SubNetwork,
@@ -20,18 +19,14 @@ from adaperceiver_jax.evaluate.components import (
     whole_network,
 )
 from tests.convert.test_names import MODELS
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import random_images, random_params, run, tiny
 
 CLOSE = dict(rtol=2e-5, atol=2e-5)
+WIDE = dict(size=(12, 20), output_feat_dim=6)
 FEW = dict(max_latent_tokens=12, token_granularities=(2, 8), depth=1)
 
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-
-
-def tiny(**fields):
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**{**TINY, "output_feat_dim": 6, **fields}))
-    return model, random_params(model), random_images(model.config, size=(12, 20))
 
 
 def alone(model, params, images, sub_network):
@@ -50,7 +45,7 @@ def alone(model, params, images, sub_network):
     ids=["depths", "widths", "block", "none"],
 )
 def test_features_are_those_of_a_call_for_each_sub_network(fields, sub_networks):
-    model, params, images = tiny(**fields)
+    model, params, images = tiny(**WIDE, **fields)
     sub_networks = [SubNetwork(*each) for each in sub_networks]
     found = patch_features(model, params, images, sub_networks)
     assert found.shape == (len(sub_networks), 2, 15, 6)
@@ -114,7 +109,7 @@ def test_a_component_that_does_not_vary_is_grey_and_too_few_are_refused():
 
 
 def test_panels_stand_by_image_and_none_changes_another():
-    model, params, images = tiny(depth=2)
+    model, params, images = tiny(**WIDE, depth=2)
     few, many = ([SubNetwork(16, 24, l) for l in depths] for depths in ((1,), (2, 1)))
     (one,) = component_panels(model, params, images[1:], ["b"], few)
     panels = component_panels(model, params, images, ["a", "b"], many)

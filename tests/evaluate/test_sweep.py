@@ -18,16 +18,14 @@ from adaperceiver_jax.evaluate.outcomes import (
     score,
 )
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, sweep, weights_digest
-from tests.small_models import TINY, model_and_params, random_images, random_params, run
+from tests.small_models import model_and_params, random_images, run, tiny
 
 
 @pytest.fixture(scope="module")
 def swept():
     """A model, images, the outcomes of two batches of 12, and all points; the last 3 images have
     no label."""
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
-    params = random_params(model, 1)
-    images = random_images(model.config, batch=24, seed=5)
+    model, params, images = tiny(batch=24, seed=1)
     labels = np.where(np.arange(24) < 21, np.random.default_rng(0).integers(0, 5, 24), -1)
     batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
     parts = list(collect(model, params, batches, make_grid(model.config, [4, 6, 16], [8, 24])))
@@ -109,18 +107,15 @@ def test_scores_are_their_definitions():
     assert right.tolist() == top5.tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_a_grid_that_the_model_has_not_is_refused(swept):
+    for changes, message in (
         (dict(tokens=[0, 4]), "num_tokens=0: must be at least 1"),
         (dict(widths=[99]), "width=99: must be in"),
         (dict(depths=[4]), "depth=4: must be in"),
         (dict(depths=[]), r"depths=\(\): name at least one"),
-    ],
-)
-def test_a_grid_that_the_model_has_not_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_grid(ap.AdaPerceiverConfig(**TINY), **changes)
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_grid(swept[0].config, **changes)
 
 
 def test_a_folder_gives_back_what_was_put_in(swept, tmp_path):

@@ -11,7 +11,7 @@ from adaperceiver_jax.policies import compare as compared
 from adaperceiver_jax.policies import figure
 from adaperceiver_jax.policies.budgets import Baseline, Budgets, EarlyExit, Optimal, Policy
 from adaperceiver_jax.policies.compare import Mix, Row, compare, csv_text, is_whole, markdown
-from tests.small_models import TINY, random_images, random_params
+from tests.small_models import random_images, tiny
 
 RIGHT = np.array(
     [
@@ -60,10 +60,10 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def setting():
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
-    images = np.asarray(random_images(model.config, batch=COUNT, seed=5))
+    model, params, _ = tiny(seed=1)
+    images = random_images(model.config, batch=COUNT, seed=5)
     labels = np.random.default_rng(1).integers(0, 5, COUNT)
-    found = collect(model, random_params(model, 1), [(images, labels)], make_grid(model.config))
+    found = collect(model, params, [(images, labels)], make_grid(model.config))
     return model, images, *found
 
 

@@ -11,15 +11,13 @@ from adaperceiver_jax.policies.budgets import Baseline, Budgets, EarlyExit, Opti
 from adaperceiver_jax.policies.learned import Learned, Peek, choosing_gflops, price_of
 from adaperceiver_jax.policies.replay import join_budgets, replay
 from adaperceiver_jax.policies.serve import Server
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import random_params, run, tiny
 
 
 @pytest.fixture(scope="module")
 def setting():
-    model = ap.AdaPerceiver(ap.AdaPerceiverConfig(**TINY))
-    params = random_params(model, 1)
+    model, params, images = tiny(batch=24, seed=1)
     params["output_adapter"] = jax.tree.map(lambda x: 4 * x, params["output_adapter"])
-    images = np.asarray(random_images(model.config, batch=24, seed=5))
     labels = np.random.default_rng(0).integers(0, 5, 24)
     grid = make_grid(model.config)
     (outcomes,) = collect(model, params, [(images, labels)], grid)

@@ -10,7 +10,7 @@ from adaperceiver_jax.evaluate.flops import exit_flops
 from adaperceiver_jax.policies import serve
 from adaperceiver_jax.policies.budgets import Budgets, Policy
 from adaperceiver_jax.policies.serve import Queue, Server
-from tests.small_models import TINY, random_images, random_params, run
+from tests.small_models import TINY, run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
 DEPTH = 5
@@ -40,10 +40,7 @@ class Drawn(Policy):
 
 @pytest.fixture(scope="module")
 def setup():
-    config = ap.AdaPerceiverConfig(**{**TINY, "depth": DEPTH}, layer_scale=None)
-    model = ap.AdaPerceiver(config)
-    params = random_params(model, seed=2)
-    return model, params, random_images(config, batch=COUNT)
+    return tiny(batch=COUNT, seed=2, depth=DEPTH, layer_scale=None)
 
 
 @pytest.fixture(scope="module")
