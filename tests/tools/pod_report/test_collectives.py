@@ -33,12 +33,10 @@ def gathered(groups: str) -> Collective:
         ("{{0,1},{2,3},{4,5},{6,7}}", ROWS, "fsdp"),
         ("[4,2]<=[8]", ROWS, "fsdp"),
         ("[2,4]<=[4,2]T(1,0)", COLUMNS, "data"),
-        ("[1,8]<=[8]", ALL, "data+fsdp"),
         ("{}", ALL, "data+fsdp"),
         ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_0','axis_2'}", COLUMNS, "data"),
         ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", COLUMNS, "data"),
         ("mesh['a'=4,'b'=2] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7)), "part of data"),
-        ("[8,1]<=[8]", tuple((i,) for i in range(8)), "none"),
     ],
 )
 def test_groups_are_read_however_they_are_written(text, groups, axes):

@@ -1,11 +1,12 @@
 """A compiled program, counted: work, time, donated memory."""
 
 import itertools
+import math
 
 import pytest
 
 from tests.tools.pod_report.texts import LOOP, entry
-from tools.pod_report.chips import CHIPS
+from tools.pod_report.chips import CHIPS, Chip
 from tools.pod_report.collectives import Collective
 from tools.pod_report.program import Memory, Program, read_program
 from tools.pod_report.topology import Layout
@@ -18,8 +19,8 @@ MESH = Layout((("data", 4), ("fsdp", 4)), tuple((x, y, 0) for x in range(4) for 
 WAITS = ("%next = s32[]{:T(128)} add", "%next = s32[] negate")
 
 
-def read(text: str, layout: Layout = MESH) -> Program:
-    return read_program("gradients", text, Memory(1, 2, 3, 4), "state", layout, V5E)
+def read(text: str, layout: Layout = MESH, chip: Chip = V5E) -> Program:
+    return read_program("gradients", text, Memory(1, 2, 3, 4), "state", layout, chip)
 
 
 def matmul(size: int, kind: str = "bf16", attributes: str = "") -> str:
@@ -83,81 +84,65 @@ def test_kernels_that_nobody_counts_are_named():
     assert read(LOOP).opaque == ()
 
 
-def torus(*sides: int) -> Layout:
-    """A mesh of one axis over it."""
-    places = tuple((*place, 0) for place in itertools.product(*map(range, sides)))
-    return Layout((("data", len(places)),), places)
-
-
-def sent(kind: str, attributes: str, layout: Layout = MESH) -> Collective:
-    """A collective of parameters, a MiB on each chip."""
+def sent(kind: str, attributes: str, sides: tuple[int, ...], chip: str = "v5e") -> Collective:
+    """A collective of parameters, a MiB on each chip of a torus with a mesh of one axis."""
+    places = tuple(itertools.product(*map(range, sides)))
     text = entry(
         "%x = f32[512,512]{1,0} parameter(0), metadata={op_name=\"params['w']\"}",
         f"%g = f32[512,512]{{1,0}} {kind}(%x), {attributes}",
     )
-    (only,) = read(text, layout).sent
+    (only,) = read(text, Layout((("data", len(places)),), places), CHIPS[chip]).sent
     return only
 
 
-def test_collectives_take_the_links_of_the_torus_axes_they_span():
-    one = sent("all-gather", "replica_groups=[4,4]<=[16], dimensions={0}")
-    assert (one.axes, one.what, one.bytes) == ("fsdp", "params['w']", 2**20)
-    # Sides of four close in no ring on this chip: half of an axis' links.
-    assert one.seconds == pytest.approx(2**20 * 3 / 4 / (AXIS / 2))
+@pytest.mark.parametrize(
+    ("chip", "sides", "chips", "links"),
+    [
+        ("v5e", (16, 16, 1), 16, 1),  # a ring
+        ("v5e", (16, 16, 1), 8, 0.5),  # half of it is a row
+        ("v5e", (8, 16, 1), 128, 1.5),  # sides of eight close in no ring on this chip
+        ("v6e", (8, 8, 1), 8, 0.5),
+        ("v4", (4, 4, 4), 16, 2),
+        ("v4", (2, 2, 4), 4, 0.5),
+    ],
+)
+def test_gathers_take_the_links_of_the_axes_they_span_rings_or_rows(chip, sides, chips, links):
+    size = math.prod(sides)
+    groups = f"replica_groups=[{size // chips},{chips}]<=[{size}], dimensions={{0}}"
+    gather = sent("all-gather", groups, sides, chip)
+    assert (gather.what, gather.bytes) == ("params['w']", 2**20)
+    axis = CHIPS[chip].ici_bandwidth / CHIPS[chip].torus
+    assert gather.seconds == pytest.approx(2**20 * (1 - 1 / chips) / (axis * links))
 
 
 @pytest.mark.parametrize(
-    ("sides", "chips", "mebibytes"),
+    ("sides", "mebibytes"),
     [
-        ((16, 16), 256, 4),  # eight links, of twice as many
-        ((4, 4), 16, 2),  # rows of four: half of a ring's links, on both axes
-        ((8, 16), 128, 4),  # the ring of sixteen takes longer than the row of eight
+        ((16, 16, 1), 4),  # eight links, of twice as many
+        ((4, 4, 1), 2),  # rows of four: half of a ring's links, on both axes
+        ((8, 16, 1), 4),  # the ring of sixteen takes longer than the row of eight
     ],
 )
-def test_exchanged_parts_go_a_quarter_around_each_axis(sides, chips, mebibytes):
-    size = sides[0] * sides[1]
-    groups = f"replica_groups=[{size // chips},{chips}]<=[{size}], dimensions={{0}}"
-    seconds = sent("all-to-all", groups, torus(*sides)).seconds
+def test_exchanged_parts_go_a_quarter_around_each_axis(sides, mebibytes):
+    groups = f"replica_groups=[1,{math.prod(sides)}]<=[{math.prod(sides)}], dimensions={{0}}"
+    seconds = sent("all-to-all", groups, sides).seconds
     assert seconds == pytest.approx(mebibytes * 2**20 / AXIS)
 
 
 @pytest.mark.parametrize(
-    ("sides", "to", "most"),
+    ("side", "to", "most"),
     [
-        ((16, 16), lambda x, y: (x, (y - 3) % 16), 3),
-        ((16, 16), lambda x, y: ((x + 8) % 16, (y + 1) % 16), 8),
-        ((16, 16), lambda x, y: (15 - x, y), 4),  # two pairs in the middle, and around
-        ((4, 4), lambda x, y: (x, (y + 1) % 4), 1),  # back along the row, against the others
-        ((4, 4), lambda x, y: (x, y), 1),
+        (16, lambda x, y: ((x + 8) % 16, (y - 3) % 16), 8),
+        (16, lambda x, y: (15 - x, y), 4),  # two pairs in the middle, and around
+        (4, lambda x, y: (x, (y + 1) % 4), 1),  # back along the row, against the others
     ],
 )
-def test_a_permutation_takes_as_long_as_its_fullest_link(sides, to, most):
-    layout = torus(*sides)
-    numbers = {place[:2]: number for number, place in enumerate(layout.coordinates)}
-    pairs = ",".join(f"{{{n},{numbers[to(*place)]}}}" for place, n in numbers.items())
-    permuted = sent("collective-permute", f"source_target_pairs={{{pairs}}}", layout)
+def test_a_permutation_takes_as_long_as_its_fullest_link(side, to, most):
+    places = itertools.product(range(side), repeat=2)
+    targets = (to(*place) for place in places)
+    pairs = ",".join(f"{{{n},{side * x + y}}}" for n, (x, y) in enumerate(targets))
+    permuted = sent("collective-permute", f"source_target_pairs={{{pairs}}}", (side, side, 1))
     assert permuted.seconds == pytest.approx(most * 2**20 / (AXIS / 2))
-
-
-@pytest.mark.parametrize(
-    ("kind", "sides", "spanned", "links"),
-    [
-        ("v5e", (16, 16, 1), (0,), 1),
-        ("v5e", (8, 16, 1), (0, 1), 1.5),
-        ("v6e", (8, 8, 1), (1,), 0.5),
-        ("v4", (4, 4, 4), (0, 2), 2),
-        ("v4", (2, 2, 4), (2,), 0.5),
-        ("v4", (2, 2, 1), (0, 1), 1),
-    ],
-)
-def test_short_sides_are_rows_and_long_ones_rings(kind, sides, spanned, links):
-    places = tuple(itertools.product(*map(range, sides)))
-    mesh = Layout((("data", len(places)),), places)
-    others = set(range(3)) - set(spanned)
-    group = [n for n, place in enumerate(places) if not any(place[axis] for axis in others)]
-    assert mesh.links(group, CHIPS[kind]) == links
-    if kind == "v5e" and links == 1:  # half of a ring is a row
-        assert mesh.links(group[: len(group) // 2], CHIPS[kind]) == 0.5
 
 
 def test_donated_arguments_whose_place_no_result_takes_are_named():
