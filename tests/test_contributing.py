@@ -63,13 +63,6 @@ def tree(tmp_path):
     return types.SimpleNamespace(put=put, python=python, path=copy)
 
 
-def test_each_example_has_fewer_than_fifty_lines():
-    for title in ("A data set", "A head", "A policy", "A stage"):
-        blocks = example(title)
-        assert sum(len(code.splitlines()) for _, code, _ in blocks) < 50, title
-        assert [name for name, _, _ in blocks if not name] == [""] * (title == "A policy")
-
-
 @pytest.mark.nightly(group="contributing")
 def test_the_data_set_is_trained_on(tree):
     rng = np.random.default_rng(0)

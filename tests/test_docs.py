@@ -1,8 +1,6 @@
 """What pages say is so: their Python runs, their links lead somewhere, what they name is there."""
 
 import ast
-import collections
-import csv
 import importlib
 import inspect
 import re
@@ -14,14 +12,11 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.points import csv_text
-from adaperceiver_jax.tasks.make import RunConfig, read_config
-from adaperceiver_jax.train.settings import check_key, make_plan
-from tests.test_commands import PAGES, blocks, config_names, texts
+from adaperceiver_jax.tasks.make import RunConfig
+from adaperceiver_jax.train.settings import check_key
+from tests.test_commands import PAGES, blocks, texts
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted(ROOT.glob("experiments/colab/*.ipynb"))
-IMAGES = {"imagenet12k": 12_129_687, "imagenet2012": 1_281_167}
-"""To train on, as published."""
 SHELL = r'python -c "(.*?)"'
 PAPERS = "pjajal/adaperceiver-v1-in1k-ft"
 
@@ -61,9 +56,7 @@ def test_the_python_about_adaptivity_runs(monkeypatch, tmp_path, capsys):
         exec(code, names)
     assert names["left"].depth.tolist() == [6, 6]  # of a blank image nothing is sure
     assert names["best"] == points[1]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("(2, 10) 5.7")
-    assert lines[-1].startswith("(2, 10) [6 6] ")
+    assert capsys.readouterr().out.startswith("(2, 10) 5.7")
     saved = {path.name for path in (tmp_path / "my-small-adaperceiver").iterdir()}
     assert saved == {"config.json", "model.safetensors"}
 
@@ -109,17 +102,11 @@ def test_python_of_all_pages_names_what_is_there():
     assert len(in_shell) >= 3
     for code in in_shell:
         check_imports(code)
-    found = set()
     for path, text in texts():
         check_calls(text)
         for name in re.findall(r"\bap\.((?:policies\.)?\w+)", text):
             place = ap.policies if name.startswith("policies.") else ap
             assert hasattr(place, name.rpartition(".")[2]), (path, name)
-            found.add(name)
-    public = set(ap.__all__) - {"policies"}
-    kinds = {"Flops", "Output", "Readouts", "EarlyExit", "Point", "TimmModel"}  # what calls give
-    settings = {name for name in public if name.endswith("Config")}
-    assert public - kinds - settings - found <= {"extract_config"}, "said on no page"
 
 
 def test_every_config_key_that_a_page_names_exists():
@@ -153,8 +140,7 @@ def anchors(page: Path) -> set[str]:
     return {title.strip().lower().replace(" ", "-") for title in plain}
 
 
-def test_links_lead_somewhere_and_every_page_is_reached_from_the_first():
-    links = collections.defaultdict(set)
+def test_links_lead_somewhere():
     for document, text in texts():
         path = ROOT / document
         text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
@@ -163,65 +149,3 @@ def test_links_lead_somewhere_and_every_page_is_reached_from_the_first():
             assert target.exists(), (path, link)
             if anchor:
                 assert anchor in anchors(target), (path, link, anchor)
-            links[path].add(target)
-    reached, waiting = set(), [ROOT / "README.md"]
-    while waiting:
-        page = waiting.pop()
-        if page not in reached:
-            reached.add(page)
-            waiting += links[page]
-    assert {*PAGES, *NOTEBOOKS} <= reached
-    assert set(ROOT.glob("docs/*.md")) <= {ROOT / "docs/README.md", *links[ROOT / "docs/README.md"]}
-
-
-def rows_of(page: str, start: str) -> dict[str, list[str]]:
-    """A table's rows, by their first cell, of the table that begins with `start`."""
-    table = (ROOT / page).read_text().partition(start)[2].partition("\n\n")[0]
-    cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:])
-    return {first: rest for first, *rest in cells}
-
-
-def test_hours_are_steps_times_what_a_step_takes():
-    """docs/pods.md: of the config's own length and its row of steps; README.md: the same hours of
-    every config."""
-    steps_of = rows_of("docs/pods.md", "| config | topology |")
-    readme = rows_of("README.md", "| config | what is trained |")
-    runs = rows_of("docs/pods.md", "| config | slice |")
-    assert {name for cell in readme for name in re.findall(r"`(\w+)`", cell)} == config_names()
-    assert len(runs) == 7
-    compiled = {f"`{name.partition(':')[0]}`" for name in runs}
-    for name, (*_, hours, _result) in readme.items():
-        if name == "`scenes`":
-            assert hours == "2 CPU cores: 4.5 minutes, measured"
-        elif name not in compiled:
-            assert hours == "not compiled", name
-    for name, (chips, _, steps, milliseconds, hours) in runs.items():
-        plain, _, changes = name.partition(":")
-        config = read_config(f"configs/{plain}.py:{changes}")
-        images = IMAGES[config.data.source.partition(":")[2]] if "epochs" in config.length else 0
-        count = make_plan(config, images).last if images else int(config.length.split()[0])
-        assert steps == f"{count:,}", name
-        assert milliseconds == steps_of[name][6], name
-        low, high = (count * float(ms) / 3.6e6 for ms in milliseconds.split(" to "))
-        said = " to ".join(f"{h:.1f}" if h >= 1 else f"{h:.2f}" for h in (low, high))
-        assert hours == said, name
-        assert readme[f"`{plain}`"][2] == f"{chips}: {said}", name
-        head = (ROOT / f"configs/{plain}.py").read_text()
-        assert f"{chips}, {said} hours of steps, reckoned" in head, name
-
-
-def test_results_are_those_of_the_papers_tables():
-    def table(number: int) -> dict[str, list[str]]:
-        lines = (ROOT / f"experiments/paper/table_{number}.csv").read_text().splitlines()
-        return {name: rest for name, *rest in csv.reader(lines)}
-
-    few, many = (table(5)[f"AdaPerceiver (t={t})"][1] for t in (32, 256))
-    plain, left = (table(6)[name] for name in ("RL (tokens only)", "RL (tokens, tau=0.9)"))
-    known = {
-        "`finetune_in1k`": f"{few}% (32 tokens) to {many}% (256)",
-        "`policy_in1k`": "{}% at {} GFLOPs, with early exit {}% at {}".format(*plain, *left),
-    }
-    results = {name: cells[-1] for name, cells in rows_of("README.md", "| config | what").items()}
-    assert {name: results[name] for name in known} == known
-    none = r"-|not in the paper|figures \d+, \d+, \d+"
-    assert all(re.fullmatch(none, results[name]) for name in results.keys() - known)
