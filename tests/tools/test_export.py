@@ -115,25 +115,23 @@ def test_onnx_without_its_converter_says_what_it_needs(sources, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        (["--platforms", "cpu,gpu"], "--platforms=gpu: must be some of cpu, cuda, tpu"),
-        (["--to", "onnx", "--batch", "dynamic"], "an ONNX file is made for one size"),
-        (["--batch", "0"], "'0': must be at least 1, or 'dynamic'"),
-        (["--width", "25"], "width=25: must be in 1..24"),
+        (
+            "classification",
+            ["--platforms", "cpu,gpu"],
+            "--platforms=gpu: must be some of",
+        ),
+        ("classification", ["--to", "onnx", "--batch", "dynamic"], "is made for one size"),
+        ("classification", ["--batch", "0"], "'0': must be at least 1, or 'dynamic'"),
+        ("classification", ["--width", "25"], "width=25: must be in 1..24"),
+        ("vit", ["--depth", "1"], "depth=1: a ViT has none"),
     ],
 )
-def test_what_cannot_be_is_refused(sources, tmp_path, arguments, message, refused):
-    text = refused(tool, sources / "classification", tmp_path / "out", *arguments)
-    assert message in text
+def test_what_cannot_be_is_refused(sources, tmp_path, name, arguments, message, refused):
+    assert message in refused(tool, sources / name, tmp_path / "out", *arguments)
+    assert "is there already" in refused(tool, sources / name, sources / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_vit_has_no_sub_networks(sources, tmp_path, refused):
-    text = refused(tool, sources / "vit", tmp_path / "out", "--depth", "1")
-    assert "depth=1: a ViT has none" in text
-    text = refused(tool, sources / "vit", sources / "policy")
-    assert "is there already" in text
 
 
 def test_a_wrong_outcome_is_not_kept(sources, tmp_path, monkeypatch, refused):

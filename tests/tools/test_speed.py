@@ -36,17 +36,14 @@ def test_of_a_dense_models_backbone_only_what_is_used_counts():
     assert program.least_bytes == 4 * touched < 4 * ap.count_params(params)
 
 
-@pytest.mark.parametrize(
-    ("tunables", "said"),
-    [
+def test_a_table_says_whether_memory_is_kept(monkeypatch):
+    for tunables, said in (
         ("", ", JAX"),
         ("glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0", ", GLIBC_TUNABLES set, JAX"),
         ("glibc.malloc.arena_max=1", ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX"),
-    ],
-)
-def test_a_table_says_whether_memory_is_kept(tunables, said, monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    assert re.search(rf" cores of [^,]*{re.escape(said)} [\d.]+$", speed.described())
+    ):
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+        assert re.search(rf" cores of [^,]*{re.escape(said)} [\d.]+$", speed.described())
 
 
 def test_a_ceiling_is_the_best_measured_and_a_floor_the_larger_of_two(monkeypatch):

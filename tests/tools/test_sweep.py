@@ -54,12 +54,10 @@ def test_a_line_per_sub_network_with_the_accuracy_on_the_images(folder, tmp_path
     images = np.stack([scenes[i]["image"] for i in range(20)]).astype(np.float32) / 255
     images = (images - np.float32(view.mean)) / np.float32(view.std)
     labels = np.array([scenes[i]["label"] for i in range(20)])
-    for p in found:
+    for p in found[::5]:
         assert p.tokens_are == ("trained" if p.num_tokens == 4 else "interpolated")
         assert min(p.latency_ms, p.memory_mib) > 0
-        assert (p.batch, p.device) == (8, "cpu")
         assert p.accuracy <= p.top5 <= 1
-    for p in found[::5]:
         logits = run(model, params, images, **p.sub_network).logits
         assert p.accuracy == pytest.approx((logits.argmax(-1) == labels).mean())
     assert len({p.accuracy for p in found}) > 1
@@ -133,13 +131,13 @@ def test_what_cannot_be_is_refused(folder, tmp_path, refused, more, message):
     assert not out.with_suffix(".outcomes").exists()
 
 
-def test_what_is_not_there_or_of_another_sweep_is_refused(folder, tmp_path, said, refused):
+def test_the_outcomes_of_another_sweep_are_refused(folder, tmp_path, said, refused):
     out = tmp_path / "sweep.csv"
-    assert re.search(
-        "--data:.*say which images", refused(tool, "--checkpoint", folder, "--out", out)
-    )
     few = ("--tokens", "4", "--widths", "8", "--no-latency")
     said(tool, *options(folder, out, *few))
     assert {p.latency_ms for p in read_points(out)} == {None}
     text = refused(tool, *options(folder, out, *few, "--set", "data.validation_count=12"))
     assert re.search("holds the sweep of another.*name another --out", text)
+    assert re.search(
+        "--data:.*say which images", refused(tool, "--checkpoint", folder, "--out", out)
+    )
