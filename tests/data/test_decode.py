@@ -36,14 +36,11 @@ def test_other_formats(kind):
     assert np.abs(out.astype(int) - np.asarray(image)).mean() < (6 if kind == "GIF" else 0.01)
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "LA"])
-def test_other_colours_become_rgb(mode):
-    kind = "JPEG" if mode in ("CMYK", "L") else "PNG"
-    out = decoded(file(picture().convert(mode), kind))
-    assert (out.shape, out.dtype) == ((60, 80, 3), np.uint8)
-
-
-def test_16_bits_become_8_and_numbers_are_no_image():
+def test_other_colours_become_rgb_16_bits_8_and_numbers_are_no_image():
+    for mode in ("L", "RGBA", "P", "CMYK", "1", "LA"):
+        kind = "JPEG" if mode in ("CMYK", "L") else "PNG"
+        out = decoded(file(picture().convert(mode), kind))
+        assert (out.shape, out.dtype) == ((60, 80, 3), np.uint8)
     grey = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
     for kind in ("PNG", "TIFF"):
         out = decoded(file(Image.fromarray(grey), kind))
@@ -53,19 +50,13 @@ def test_16_bits_become_8_and_numbers_are_no_image():
             decoded(file(Image.fromarray(np.ones((4, 5), dtype)), "TIFF"))
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"not an image at all", "a/b.jpg: cannot be decoded: is no image"),
-        (file(picture())[:700], "a/b.jpg: cannot be decoded: is cut short"),
-    ],
-)
-def test_damaged_files_are_named(data, message):
-    with pytest.raises(BadImageError, match=message):
-        decoded(data, "a/b.jpg")
-
-
-def test_every_way_of_cutting_a_file_short_is_seen():
+def test_damaged_files_are_named_and_every_way_of_cutting_one_short_is_seen():
+    for data, message in (
+        (b"no image at all", "is no image"),
+        (file(picture())[:700], "cut short"),
+    ):
+        with pytest.raises(BadImageError, match=rf"a/b\.jpg: cannot be decoded: .*{message}"):
+            decoded(data, "a/b.jpg")
     for data in (file(picture()), file(picture(), "PNG")):
         for end in range(0, len(data) - 40, 97):
             with pytest.raises(BadImageError):
