@@ -67,21 +67,20 @@ def test_a_dense_config_holds_only_what_says_something():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.pop("model"), "not an AdaPerceiver's config: unknown keys"),
-        (lambda c: c.update(model="PolicyNetwork"), "not a PolicyNetwork's config: unknown keys"),
-        (lambda c: c.update(width=3), r"not a ViT's config: unknown keys \['width'\]"),
-        (lambda c: c.update(global_pool="avg"), "backbone: a ViT whose last norm comes after"),
-        (
-            lambda c: (c.clear(), c.update(describe.config_to_dict(MODELS["policy"]))),
-            "backbone: a PolicyNetwork; must be an AdaPerceiver or",
-        ),
+        (dict(model=None), "not an AdaPerceiver's config: unknown keys"),
+        (dict(model="PolicyNetwork"), "not a PolicyNetwork's config: unknown keys"),
+        (dict(width=3), r"not a ViT's config: unknown keys \['width'\]"),
+        (dict(global_pool="avg"), "backbone: a ViT whose last norm comes after"),
     ],
 )
 def test_a_backbone_that_is_none_is_refused(edit, message):
-    values = json.loads(describe.config_text(MODELS["vit depth"]))
-    edit(values["backbone"])
+    values = describe.config_to_dict(MODELS["vit depth"])
+    edited = {key: x for key, x in {**values["backbone"], **edit}.items() if x is not None}
     with pytest.raises(ValueError, match=message):
-        describe.model_from_dict(values)
+        describe.model_from_dict({**values, "backbone": edited})
+    policy = describe.config_to_dict(MODELS["policy"])
+    with pytest.raises(ValueError, match="backbone: a PolicyNetwork; must be an AdaPerceiver or"):
+        describe.model_from_dict({**values, "backbone": policy})
 
 
 # Folders.
@@ -123,64 +122,55 @@ def test_parameters_that_do_not_fit_are_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "new").exists()
 
 
-def change(**values):
-    def edit(folder):
-        config = json.loads((folder / "config.json").read_text()) | values
-        config = {key: value for key, value in config.items() if value != "gone"}
-        (folder / "config.json").write_text(json.dumps(config))
-
-    return edit
-
-
-def text(content):
-    return lambda folder: (folder / "config.json").write_text(content)
-
-
-def cut_short(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+CONFIG = describe.config_to_dict(MODEL)
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("config", "message"),
     [
-        (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
-        (shutil.rmtree, "not a checkpoint folder"),
-        (change(depth="gone"), r"config\.json: .*missing keys \['depth'\]"),
-        (change(mixture=3), r"unknown keys \['mixture'\]"),
-        (change(depth=0), r"depth=0: must be an integer, at least 1"),
-        (change(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
-        (change(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
-        (change(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
-        (text("{"), r"config\.json: "),
-        (text("[1, 2]"), r"config\.json: holds a list, not an object"),
-        (cut_short, r"model\.safetensors: "),
+        ({k: x for k, x in CONFIG.items() if k != "depth"}, r"missing keys \['depth'\]"),
+        (CONFIG | dict(mixture=3), r"unknown keys \['mixture'\]"),
+        (CONFIG | dict(depth=0), r"depth=0: must be an integer, at least 1"),
+        (CONFIG | dict(model="Swin"), r"model='Swin': must be one of SegmentationModel"),
+        (CONFIG | dict(depth=4), r"model\.safetensors: .*missing: blocks\.3\."),
+        (CONFIG | dict(num_classes=6), r"output_adapter\.ffn\.bias is \(5,\), the model's"),
+        ([1, 2], r"config\.json: holds a list, not an object"),
     ],
 )
-def test_a_folder_that_is_no_checkpoint_or_does_not_fit_itself(folder, damage, message):
-    damage(folder)
+def test_a_config_that_does_not_fit_is_refused(folder, config, message):
+    (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         ap.from_pretrained(folder)
 
 
-def test_a_hub_id_is_read_from_the_hubs_cache(folder, tmp_path, monkeypatch):
+def test_a_damaged_folder_is_refused(folder):
+    for path in (folder / "model.safetensors", folder / "config.json"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-100])
+        with pytest.raises(ValueError, match=rf"{path.name}: "):
+            ap.from_pretrained(folder)
+        path.unlink()
+        with pytest.raises(ValueError, match=f"it has no {path.name}"):
+            ap.from_pretrained(folder)
+        path.write_bytes(content)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="not a checkpoint folder"):
+        ap.from_pretrained(folder)
+
+
+def test_a_hub_id_is_read_from_the_hubs_cache(saved, tmp_path, monkeypatch):
     """The cache as huggingface_hub lays it out, with the network switched off."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--someone--adaperceiver"
-    snapshot = repository / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    for file in ("config.json", "model.safetensors"):
-        shutil.copy(folder / file, snapshot / file)
+    shutil.copytree(saved, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
-    for name in ("main", "v1"):
-        (repository / "refs" / name).write_text(commit)
+    (repository / "refs" / "v1").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     model, params = ap.from_pretrained("someone/adaperceiver", revision="v1")
     assert model == MODEL
-    assert same(params, ap.from_pretrained(folder)[1])
+    assert same(params, ap.from_pretrained(saved)[1])
     with pytest.raises(ValueError, match="someone/other: neither a folder here nor"):
         ap.from_pretrained("someone/other")
 
