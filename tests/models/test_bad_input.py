@@ -1,6 +1,7 @@
 """Bad input is refused before any work, naming the argument, the value and what is allowed."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ VIT = ap.ViTConfig(embed_dim=12, depth=2, num_heads=2, image_size=12, patch_size
 MODEL = ap.AdaPerceiver(CONFIG)
 PARAMS = random_params(MODEL)
 IMAGES = random_images(CONFIG)
-POLICY = ap.PolicyNetwork(ap.PolicyConfig(embed_dim=8, num_patches=4, token_choices=2))
+policy = functools.partial(ap.PolicyConfig, embed_dim=8, num_patches=4)
+POLICY = ap.PolicyNetwork(policy(token_choices=2))
 ON_VIT = ap.DepthModel(ap.DepthConfig(backbone=dataclasses.replace(VIT, num_classes=None)))
 
 
@@ -97,38 +99,39 @@ def test_readouts_of_what_is_not_there(arguments, message):
         call("readouts", **arguments)
 
 
+SPLASH = ap.AdaPerceiver(CONFIG, attention="splash")
+
+
 @pytest.mark.parametrize(
-    ("refused", "message"),
+    ("refused", "arguments", "message"),
     [
         *(
-            (lambda tau=tau: leave(tau=tau), r"tau=.*: must be a probability, 0 to 1")
+            (leave, dict(tau=tau), r"tau=.*: must be a probability, 0 to 1")
             for tau in (-0.1, 1.5, float("nan"), np.array([0.5, 0.6]))
         ),
-        (lambda: leave(ap.ViT(VIT)), r"model=ViT: only an AdaPerceiver"),
-        (lambda: leave(ap.AdaPerceiver(DENSE)), "num_classes=None: early exit needs"),
-        (lambda: extract(ap.ViT(VIT), width=8), "model=ViT: only an AdaPerceiver"),
-        (lambda: extract(ON_VIT, width=8), "of this DepthModel is a ViT, which has no sub-net"),
+        (leave, dict(model=ap.ViT(VIT)), "model=ViT: only an AdaPerceiver"),
+        (leave, dict(model=ap.AdaPerceiver(DENSE)), "num_classes=None: early exit needs"),
+        (extract, dict(model=ap.ViT(VIT), width=8), "model=ViT: only an AdaPerceiver"),
+        (extract, dict(model=ON_VIT, width=8), "of this DepthModel is a ViT, which has no sub-net"),
         (
-            lambda: call(model=ON_VIT, images=random_images(VIT), num_tokens=4),
+            call,
+            dict(model=ON_VIT, num_tokens=4),
             "the backbone is a ViT, which has no sub-networks",
         ),
-        (
-            lambda: ap.init_params(ap.AdaPerceiver(CONFIG, attention="splash"), jax.random.key(0)),
-            "attention='splash': must be one of cut, masked",
-        ),
-        (
-            lambda: call(model=POLICY, images=np.zeros((1, 5, 8), np.float32)),
-            r"patches of shape \(1, 5, 8\): must be \(B, 4, 8\)",
-        ),
+        (call, dict(model=SPLASH), "attention='splash': must be one of cut, masked"),
+        (call, dict(model=POLICY, images=IMAGES[0]), r"\(16, 16, 3\): must be \(B, 4, 8\)"),
     ],
 )
-def test_what_models_cannot_do(refused, message):
+def test_what_models_cannot_do(refused, arguments, message):
     with pytest.raises(ValueError, match=message):
-        refused()
+        refused(**arguments)
 
 
 def vit(**changes):
     return dataclasses.replace(VIT, **changes)
+
+
+POOLED = vit(class_token=False, global_pool="avg")
 
 
 def segmentation(backbone=DENSE, **fields):
@@ -162,11 +165,7 @@ def segmentation(backbone=DENSE, **fields):
         (segmentation, {"backbone": CONFIG}, "num_classes=None"),
         (segmentation, {"class_token": True}, "class_token=True: is for a ViT"),
         (segmentation, {"mlp": True}, "mlp=True: is for a ViT"),
-        (
-            segmentation,
-            {"backbone": vit(class_token=False, global_pool="avg"), "class_token": True},
-            "class_token=True: the backbone, a ViT, has none",
-        ),
+        (segmentation, {"backbone": POOLED, "class_token": True}, "the backbone, a ViT, has none"),
         (segmentation, {"backbone": vit(global_pool="avg")}, "last norm comes after pooling"),
         (segmentation, {"num_classes": 256}, r"num_classes=256: must be in 1\.\.255"),
         (segmentation, {"head": "dpt"}, "head='dpt': must be one of linear, segmenter"),
@@ -174,11 +173,7 @@ def segmentation(backbone=DENSE, **fields):
         (segmentation, {"decoder_depth": 0}, "decoder_depth=0: must be at least 1"),
         (segmentation, {"head_drop": 1.0}, r"head_drop=1.0: must be in \[0, 1\)"),
         (ap.DepthConfig, {"backbone": DENSE, "bins": 1}, "bins=1: must be at least 2"),
-        (
-            ap.PolicyConfig,
-            {"embed_dim": 8, "num_patches": 4, "token_choices": 0},
-            "token_choices=0: must be at least 1",
-        ),
+        (policy, {"token_choices": 0}, "token_choices=0: must be at least 1"),
     ],
 )
 def test_configs_that_make_no_model(make, fields, message):
