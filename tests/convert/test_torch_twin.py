@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from adaperceiver_jax.convert.check import (
-    BAR,
-    different_tensors,
-    not_finite,
-    relative_difference,
-    torch_difference,
-)
+from adaperceiver_jax.convert import check
 from adaperceiver_jax.convert.describe import config_to_dict, for_reference
 from tests.convert.test_names import BACKBONE, MODELS
 from tests.small_models import TINY, model_and_params, random_config, random_params, run
@@ -136,40 +130,40 @@ def test_the_check_sees_one_wrong_tensor(name):
     model = MODELS[name]
     params = random_params(model)
     state = ap.params_to_torch(model, params)
-    assert torch_difference(model, params, state) < 1e-5
+    assert check.torch_difference(model, params, state) < 1e-5
     kernels = sorted(name for name in state if state[name].ndim >= 2 and "weight" in name)
     for tensor in (kernels[0], kernels[len(kernels) // 2], kernels[-1]):
         wrong = state | {tensor: -state[tensor]}
-        assert torch_difference(model, params, wrong) > 10 * BAR, tensor
+        assert check.torch_difference(model, params, wrong) > 10 * check.BAR, tensor
 
 
 def test_different_tensors_are_named():
     a = {"x": np.zeros(2, np.float32), "y": np.ones(1), "z": np.ones(3)}
-    assert different_tensors(a, dict(a)) == []
-    assert different_tensors(a, a | {"x": -np.zeros(2, np.float32)}) == ["x"]  # -0.0
-    assert different_tensors(a, a | {"y": np.ones(1, np.float32)}) == ["y"]
-    assert different_tensors(a, {"x": a["x"], "w": a["z"]}) == ["w", "y", "z"]
+    assert check.different_tensors(a, dict(a)) == []
+    assert check.different_tensors(a, a | {"x": -np.zeros(2, np.float32)}) == ["x"]  # -0.0
+    assert check.different_tensors(a, a | {"y": np.ones(1, np.float32)}) == ["y"]
+    assert check.different_tensors(a, {"x": a["x"], "w": a["z"]}) == ["w", "y", "z"]
     nan = {"x": np.array([np.nan])}
-    assert different_tensors(nan, {"x": nan["x"].copy()}) == []
+    assert check.different_tensors(nan, {"x": nan["x"].copy()}) == []
 
 
 def test_the_check_runs_half_precision_and_sees_what_is_not_finite():
     model = MODELS["policy"]
     params = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), random_params(model))
-    assert torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4
+    assert check.torch_difference(model, params, ap.params_to_torch(model, params)) < 1e-4
     params = random_params(model)
     state = ap.params_to_torch(model, params)
     for name in ("fuse.1.weight", "head_depth.weight"):
-        assert torch_difference(model, params, state | {name: state[name] * np.nan}) == np.inf
-    assert not_finite(state) == []
-    assert not_finite(state | {"x": np.array([1, np.inf])}) == ["x"]
+        assert check.torch_difference(model, params, state | {name: state[name] * np.nan}) == np.inf
+    assert check.not_finite(state) == []
+    assert check.not_finite(state | {"x": np.array([1, np.inf])}) == ["x"]
 
 
 def test_relative_difference():
-    assert relative_difference([1, 2], [1, 4]) == 0.5
-    assert relative_difference([0, 0], [0, 0]) == 0
-    assert relative_difference([1e-3], [0]) > 1
+    assert check.relative_difference([1, 2], [1, 4]) == 0.5
+    assert check.relative_difference([0, 0], [0, 0]) == 0
+    assert check.relative_difference([1e-3], [0]) > 1
     for wrong in (np.nan, np.inf):
-        assert relative_difference([wrong], [1]) == np.inf
-        assert relative_difference([1], [wrong]) == np.inf
-        assert relative_difference([wrong], [wrong]) == np.inf
+        assert check.relative_difference([wrong], [1]) == np.inf
+        assert check.relative_difference([1], [wrong]) == np.inf
+        assert check.relative_difference([wrong], [wrong]) == np.inf

@@ -6,17 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from adaperceiver_jax.data import pipeline
 from adaperceiver_jax.data.augment import Preparation
 from adaperceiver_jax.data.decode import BadImageError
 from adaperceiver_jax.data.loading import Loading
-from adaperceiver_jax.data.pipeline import (
-    Cached,
-    TrainOrder,
-    evaluation_batches,
-    own_places,
-    to_devices,
-    train_batches,
-)
+from adaperceiver_jax.data.pipeline import TrainOrder, evaluation_batches, train_batches
 
 
 class Numbers:
@@ -80,7 +74,7 @@ def test_a_process_makes_the_places_of_its_devices_also_where_they_are_no_neighb
             assert shape == (12,)
             return {"one": (slice(6, 9),), "two": (slice(0, 3),)}
 
-    assert own_places(Torus(), 12) == [0, 1, 2, 6, 7, 8]
+    assert pipeline.own_places(Torus(), 12) == [0, 1, 2, 6, 7, 8]
 
 
 def test_places_are_needed_where_processes_share_a_batch(monkeypatch):
@@ -138,7 +132,7 @@ def test_evaluation_counts_each_sample_once(count, size, processes):
 
 def test_a_cached_source_makes_a_sample_once_and_hands_out_copies():
     source = Numbers(3)
-    cached = Cached(source, ("label",))
+    cached = pipeline.Cached(source, ("label",))
     cached[1]["more"] = 1
     assert cached[1] == {"label": 1}
     assert source.made == [1]
@@ -156,9 +150,9 @@ def test_batches_arrive_on_the_devices_in_order_and_the_loader_is_closed():
 
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     whole, part = Loader(), Loader()
-    arrived = [float(batch["x"][0, 0]) for batch in to_devices(whole, sharding)]
+    arrived = [float(batch["x"][0, 0]) for batch in pipeline.to_devices(whole, sharding)]
     assert arrived == [0, 1, 2, 3, 4]
-    batches = to_devices(part, sharding)
+    batches = pipeline.to_devices(part, sharding)
     next(batches)
     batches.close()
     assert whole.closed

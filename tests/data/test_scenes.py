@@ -85,17 +85,6 @@ def test_labels_are_uniform(many):
     assert ((counts - expected) ** 2 / expected).sum() < 27.9
 
 
-def test_the_subject_is_the_largest_and_hidden_only_by_small_things(described):
-    for scene in described:
-        *others, subject = scene.things
-        assert subject.shape == scene.label
-        assert len({thing.shape for thing in scene.things}) == len(scene.things)
-        nearer = [thing for thing in others if thing.distance < subject.distance]
-        assert len(nearer) <= 2
-        assert all(thing.scale <= 0.68 * subject.scale for thing in others)
-        assert all(thing.scale <= 0.33 * subject.scale for thing in nearer)
-
-
 def test_each_pixel_shows_the_nearest_thing(described):
     for scene in described[:30]:
         _, classes, depth = clean(scene, 48)

@@ -6,18 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from adaperceiver_jax.evaluate.components import (
-    Panel,
-    SubNetwork,
-    component_panels,
-    csv_text,
-    feature_model,
-    feature_params,
-    patch_features,
-    principal_components,
-    read_panels,
-    whole_network,
-)
+from adaperceiver_jax.evaluate import components
+from adaperceiver_jax.evaluate.components import Panel, SubNetwork
 from tests.convert.test_names import MODELS
 from tests.small_models import random_images, random_params, run, tiny
 
@@ -47,13 +37,13 @@ def alone(model, params, images, sub_network):
 def test_features_are_those_of_a_call_for_each_sub_network(fields, sub_networks):
     model, params, images = tiny(**WIDE, **fields)
     sub_networks = [SubNetwork(*each) for each in sub_networks]
-    found = patch_features(model, params, images, sub_networks)
+    found = components.patch_features(model, params, images, sub_networks)
     assert found.shape == (len(sub_networks), 2, 15, 6)
     for features, sub_network in zip(found, sub_networks, strict=True):
         np.testing.assert_allclose(features, alone(model, params, images, sub_network), **CLOSE)
     assert np.abs(found[0] - found[1]).max() > 1e-2
     with pytest.raises(ValueError, match=r"depth=4: must be in 1\.\."):
-        patch_features(model, params, images, [SubNetwork(16, 16, 4)])
+        components.patch_features(model, params, images, [SubNetwork(16, 16, 4)])
 
 
 def test_a_dense_models_features_are_those_its_head_is_given():
@@ -63,10 +53,12 @@ def test_a_dense_models_features_are_those_its_head_is_given():
     catch = dict(capture_intermediates=kept, mutable=["intermediates"])
     _, state = jax.jit(lambda p, x: model.apply({"params": p}, x, **catch))(params, images)
     want = state["intermediates"]["backbone"]["__call__"][0].features
-    inner = feature_model(model)
-    assert feature_model(MODELS["depth"]) == inner
-    whole = [whole_network(inner.config)]
-    found = patch_features(inner, feature_params(model, params), images, whole)
+    inner = components.feature_model(model)
+    assert components.feature_model(MODELS["depth"]) == inner
+    whole = [components.whole_network(inner.config)]
+    found = components.patch_features(
+        inner, components.feature_params(model, params), images, whole
+    )
     np.testing.assert_allclose(found[0], want, **CLOSE)
 
 
@@ -77,7 +69,7 @@ def test_a_model_without_patch_features_is_refused():
         ("vit segmentation", "model=SegmentationModel: must be an AdaPerceiver, or .* on one"),
     ):
         with pytest.raises(ValueError, match=message):
-            feature_model(MODELS[name])
+            components.feature_model(MODELS[name])
 
 
 def test_components_are_the_covariances_eigenvectors():
@@ -92,7 +84,7 @@ def test_components_are_the_covariances_eigenvectors():
     low = ordered[0] + 0.39 * (ordered[1] - ordered[0])
     high = ordered[-1] - 0.39 * (ordered[-1] - ordered[-2])
     want = np.clip((want - low) / (high - low), 0, 1)
-    found = principal_components(features, features[1])
+    found = components.principal_components(features, features[1])
     np.testing.assert_allclose(found, want, atol=1e-9)
     assert found[1].min() == 0
     assert found[1].max() == 1
@@ -100,26 +92,26 @@ def test_components_are_the_covariances_eigenvectors():
 
 def test_a_component_that_does_not_vary_is_grey_and_too_few_are_refused():
     line = np.linspace(0, 1, 20, dtype=np.float32)[:, None] * np.arange(1, 5, dtype=np.float32) + 5
-    found = principal_components(line, line)
+    found = components.principal_components(line, line)
     assert np.ptp(found[:, 0]) == 1
     np.testing.assert_array_equal(found[:, 1:], 0.5)
     for shape in ((3, 8), (16, 2)):
         with pytest.raises(ValueError, match="at least 4 patches of 3 features"):
-            principal_components(np.ones(shape), np.ones(shape))
+            components.principal_components(np.ones(shape), np.ones(shape))
 
 
 def test_panels_stand_by_image_and_none_changes_another():
     model, params, images = tiny(**WIDE, depth=2)
     few, many = ([SubNetwork(16, 24, l) for l in depths] for depths in ((1,), (2, 1)))
-    (one,) = component_panels(model, params, images[1:], ["b"], few)
-    panels = component_panels(model, params, images, ["a", "b"], many)
+    (one,) = components.component_panels(model, params, images[1:], ["b"], few)
+    panels = components.component_panels(model, params, images, ["a", "b"], many)
     places = [(p.image, p.sub_network.depth) for p in panels]
     assert places == [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
     assert one.colours.shape == (3, 5, 3)
     np.testing.assert_allclose(one.colours, panels[3].colours, atol=1e-3)
     whole = np.asarray(alone(model, params, images, SubNetwork(16, 24, 2)))[0]
     np.testing.assert_allclose(
-        panels[0].colours.reshape(15, 3), principal_components(whole, whole), atol=1e-3
+        panels[0].colours.reshape(15, 3), components.principal_components(whole, whole), atol=1e-3
     )
 
 
@@ -134,10 +126,10 @@ def some_panels():
 
 def test_panels_come_back_from_their_csv_and_a_broken_one_says_where(tmp_path):
     panels, path = some_panels(), tmp_path / "panels.csv"
-    text = csv_text(panels)
+    text = components.csv_text(panels)
     path.write_text(text)
     assert text.startswith("image,num_tokens,width,depth,row,column,red,green,blue\n")
-    again = read_panels(path)
+    again = components.read_panels(path)
     assert [(p.image, p.sub_network) for p in again] == [(p.image, p.sub_network) for p in panels]
     for ours, want in zip(again, panels, strict=True):
         np.testing.assert_allclose(ours.colours, want.colours, atol=5.1e-5)  # four decimals
@@ -150,4 +142,4 @@ def test_panels_come_back_from_their_csv_and_a_broken_one_says_where(tmp_path):
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match=message):
-            read_panels(path)
+            components.read_panels(path)

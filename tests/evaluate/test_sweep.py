@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
+from adaperceiver_jax.evaluate import outcomes
 from adaperceiver_jax.evaluate.costs import Cost, measure
-from adaperceiver_jax.evaluate.outcomes import (
-    Grid,
-    digest,
-    grid_scores,
-    join,
-    make_grid,
-    passes,
-    score,
-)
 from adaperceiver_jax.evaluate.sweep import SweepFolder, collect, points, sweep, weights_digest
 from tests.small_models import model_and_params, random_images, run, tiny
 
@@ -28,13 +20,15 @@ def swept():
     model, params, images = tiny(batch=24, seed=1)
     labels = np.where(np.arange(24) < 21, np.random.default_rng(0).integers(0, 5, 24), -1)
     batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
-    parts = list(collect(model, params, batches, make_grid(model.config, [4, 6, 16], [8, 24])))
-    return model, params, images, labels, parts, points(model.config, join(parts))
+    parts = list(
+        collect(model, params, batches, outcomes.make_grid(model.config, [4, 6, 16], [8, 24]))
+    )
+    return model, params, images, labels, parts, points(model.config, outcomes.join(parts))
 
 
 def test_each_point_is_the_accuracy_of_its_sub_network_on_the_labelled_images(swept):
     model, params, images, labels, parts, found = swept
-    np.testing.assert_array_equal(join(parts).digests, digest(images[:21]))
+    np.testing.assert_array_equal(outcomes.join(parts).digests, outcomes.digest(images[:21]))
     assert [(p.num_tokens, p.width, p.depth) for p in found] == list(
         itertools.product([4, 6, 16], [8, 24], [1, 2, 3])
     )
@@ -63,12 +57,12 @@ def test_scores_are_those_of_separate_calls(mask, most, rope_scale):
         output_feat_dim=None, block_mask=mask, rope_scale=rope_scale,
     )  # fmt: skip
     images, labels = random_images(model.config, batch=4), np.array([0, 3, 6, 2])
-    grid = Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
-    found = jax.jit(lambda p, x: grid_scores(model, p, x, labels, grid))(params, images)
+    grid = outcomes.Grid((2, 3, 9, 12), (model.config.widths[0], model.config.full_width), (1, 3))
+    found = jax.jit(lambda p, x: outcomes.grid_scores(model, p, x, labels, grid))(params, images)
     for k, j, i in ((0, 1, 0), (1, 0, 1), (2, 0, 0), (2, 1, 1), (3, 1, 0)):
         t, w, l = grid.tokens[k], grid.widths[j], grid.depths[i]
         alone = run(model, params, images, num_tokens=t, width=w, depth=l).logits
-        right, top5, confidence, loss = score(alone, labels)
+        right, top5, confidence, loss = outcomes.score(alone, labels)
         np.testing.assert_array_equal(found.right[k, j, i], right)
         np.testing.assert_array_equal(found.top5[k, j, i], top5)
         np.testing.assert_allclose(found.confidence[k, j, i], confidence, rtol=1e-5)
@@ -88,13 +82,13 @@ def test_scores_are_those_of_separate_calls(mask, most, rope_scale):
 def test_trained_token_counts_share_a_pass_where_they_can(mask, most, rope_scale, count):
     fields = dict(block_mask=mask, max_latent_tokens=most, rope_scale=rope_scale)
     config = ap.AdaPerceiverConfig(token_granularities=(2, 5, 9), **fields)
-    assert len(passes(config, (2, 3, 9, 12))) == count
+    assert len(outcomes.passes(config, (2, 3, 9, 12))) == count
 
 
 def test_scores_are_their_definitions():
     logits = np.random.default_rng(0).normal(size=(3, 40, 9)).astype(np.float32)
     labels = np.random.default_rng(1).integers(0, 9, 40)
-    right, top5, confidence, loss = score(logits, labels)
+    right, top5, confidence, loss = outcomes.score(logits, labels)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     best = np.argsort(-logits, axis=-1)[..., :5]
     np.testing.assert_array_equal(right, best[..., 0] == labels)
@@ -103,7 +97,7 @@ def test_scores_are_their_definitions():
     np.testing.assert_allclose(loss, -np.log(probabilities[:, np.arange(40), labels]), rtol=1e-4)
     assert 0 < right.mean() < top5.mean() < 1
     bad = np.array([[np.nan, 1.0], [np.inf, 0.0], [2.0, 1.0]], np.float32)
-    right, top5, _, _ = score(bad, np.array([0, 0, 0]))
+    right, top5, _, _ = outcomes.score(bad, np.array([0, 0, 0]))
     assert right.tolist() == top5.tolist() == [False, False, True]
 
 
@@ -115,7 +109,7 @@ def test_a_grid_that_the_model_has_not_is_refused(swept):
         (dict(depths=[]), r"depths=\(\): name at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_grid(swept[0].config, **changes)
+            outcomes.make_grid(swept[0].config, **changes)
 
 
 def test_a_folder_gives_back_what_was_put_in(swept, tmp_path):

@@ -134,19 +134,6 @@ def test_causal_and_no_mask():
     np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), bool)))
 
 
-def test_attend_with_and_without_a_mask():
-    q, k, v = normal(2, 3, 2, 4), normal(2, 5, 2, 4), normal(5, 2, 2, 4).swapaxes(0, 1)
-    mask = np.random.default_rng(0).random((1, 1, 3, 5)) < 0.6
-    mask[..., 0] = True
-    for visible in (None, mask):
-        scores = np.einsum("bmhd,bnhd->bhmn", q, k) / 2
-        scores = scores if visible is None else np.where(visible, scores, -np.inf)
-        want = np.einsum("bhmn,bnhd->bmhd", reference.softmax(scores), v)
-        np.testing.assert_allclose(attend(q, k, v, visible), want, **CLOSE)
-        dropped = attend(q, k, v, visible, 0.0, jax.random.key(0))
-        np.testing.assert_allclose(dropped, want, **CLOSE)
-
-
 @pytest.mark.parametrize(
     ("kind", "implementation"),
     [("block", "cut"), ("block", "masked"), ("causal", "cut"), ("none", "masked")],

@@ -12,6 +12,7 @@ from adaperceiver_jax.models.attention import IMPLEMENTATIONS
 from adaperceiver_jax.models.latent_stream import run_blocks
 from adaperceiver_jax.models.rope import make_rope
 from adaperceiver_jax.models.write_head import WriteHead
+from tests.models.test_layers import filled
 from tests.small_models import TINY, model_and_params, random_images, run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -79,10 +80,7 @@ def test_a_folded_write_equals_an_unfolded_one(seed, bias, dtype, weights):
     def folded(head, visible):
         return head.write_one(output, head.fold(output, rope), z, visible)
 
-    shapes = jax.eval_shape(lambda key: head.init(key, None, method=plain), jax.random.key(0))
-    leaves, tree = jax.tree.flatten(shapes)
-    leaves = [jnp.asarray(rng.normal(0, 0.5, leaf.shape), weights) for leaf in leaves]
-    params = jax.tree.unflatten(tree, leaves)
+    params = {"params": jax.tree.map(lambda x: x.astype(weights), filled(head, None, method=plain))}
     write = jax.jit(functools.partial(head.apply, method=folded))
     exact = jax.jit(functools.partial(head.clone(dtype=jnp.float32).apply, method=plain))
     want = exact(params, None)
