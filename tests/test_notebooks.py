@@ -155,8 +155,8 @@ def tried(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, tmp_path, capsys):
-    written(tmp_path, "import sys\nprint(1)\nprint(2, file=sys.stderr)", "print(3)")
+def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, tmp_path):
+    written(tmp_path, "import sys\nprint(1)\nprint(2, file=sys.stderr)")
     with pytest.raises(SystemExit, match=r"cell 1 gave \['text'\], kept in it is \[\]; if that is"):
         tried()
     tried("--write")
@@ -166,18 +166,20 @@ def test_a_notebook_that_gives_what_is_kept_passes_and_another_does_not(tried, t
     left.mkdir(parents=True)
     tried()
     assert not left.exists()
-    assert re.search(r"tried: \d+ s, 0 cells with pictures", capsys.readouterr().out)
-    assert (tmp_path / "out" / "tried.ipynb").exists()
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_or_takes_too_long_is_said(tried, tmp_path, monkeypatch):
-    written(tmp_path, "raise ValueError('no such thing')")
-    with pytest.raises(SystemExit, match="ValueError: no such thing"):
-        tried()
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ValueError('no such thing')", "ValueError: no such thing"),
+        ("import time\ntime.sleep(60)", "takes more than 3 seconds"),
+    ],
+)
+def test_a_cell_that_fails_or_takes_too_long_is_said(tried, tmp_path, monkeypatch, source, said):
     monkeypatch.setattr(run, "SECONDS", 3)
-    written(tmp_path, "import time\ntime.sleep(60)")
-    with pytest.raises(SystemExit, match="takes more than 3 seconds"):
+    written(tmp_path, source)
+    with pytest.raises(SystemExit, match=said):
         tried()
 
 

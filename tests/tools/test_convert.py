@@ -21,6 +21,7 @@ def test_every_model_through_every_format_and_back(sources, name, tmp_path, said
     """hub -> orbax -> .pth -> .safetensors -> hub."""
     config = sources / name / "config.json"
     text = said(tool, sources / name, tmp_path / "orbax", "--to", "orbax")
+    assert "nothing missing, nothing left over" in text
     assert re.search(r"all \d+ tensors read back the same; in PyTorch the same outputs to", text)
     said(tool, tmp_path / "orbax", tmp_path / "w.pth")
     said(tool, tmp_path / "w.pth", tmp_path / "w.safetensors", "--model", config)
@@ -29,18 +30,6 @@ def test_every_model_through_every_format_and_back(sources, name, tmp_path, said
         assert (tmp_path / "hub" / file).read_bytes() == (sources / name / file).read_bytes()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"orbax", "w.pth", "w.safetensors", "hub"}
-
-
-def test_what_it_says(sources, tmp_path, said):
-    text = said(tool, sources / "classification", tmp_path / "new" / "hub")
-    assert "AdaPerceiver, 0.0 M parameters, width 24, depth 3" in text
-    assert "nothing missing, nothing left over" in text
-    groups = re.findall(r"^  (\S+) +(\d+) tensors +([\d,]+) parameters  float32$", text, re.M)
-    assert {"blocks", "read_head", "patch_embed.ffn"} <= {name for name, *_ in groups}
-    state = load_file(sources / "classification" / "model.safetensors")
-    assert sum(int(count) for _, count, _ in groups) == len(state)
-    total = sum(int(size.replace(",", "")) for _, _, size in groups)
-    assert total == sum(array.size for array in state.values())
 
 
 def test_a_sub_network_and_whether_the_reference_can_say_it(sources, tmp_path, said):

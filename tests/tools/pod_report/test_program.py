@@ -115,31 +115,20 @@ def test_gathers_take_the_links_of_the_axes_they_span_rings_or_rows(chip, sides,
     assert gather.seconds == pytest.approx(2**20 * (1 - 1 / chips) / (axis * links))
 
 
-@pytest.mark.parametrize(
-    ("sides", "mebibytes"),
-    [
-        ((16, 16, 1), 4),  # eight links, of twice as many
-        ((4, 4, 1), 2),  # rows of four: half of a ring's links, on both axes
-        ((8, 16, 1), 4),  # the ring of sixteen takes longer than the row of eight
-    ],
-)
-def test_exchanged_parts_go_a_quarter_around_each_axis(sides, mebibytes):
-    groups = f"replica_groups=[1,{math.prod(sides)}]<=[{math.prod(sides)}], dimensions={{0}}"
-    seconds = sent("all-to-all", groups, sides).seconds
-    assert seconds == pytest.approx(mebibytes * 2**20 / AXIS)
+def test_exchanged_parts_go_a_quarter_around_the_axis_where_that_takes_longest():
+    seconds = sent("all-to-all", "replica_groups=[1,128]<=[128]", (8, 16, 1)).seconds
+    assert seconds == pytest.approx(4 * 2**20 / AXIS)  # the ring of sixteen, not the row of eight
 
 
 @pytest.mark.parametrize(
     ("side", "to", "most"),
     [
         (16, lambda x, y: ((x + 8) % 16, (y - 3) % 16), 8),
-        (16, lambda x, y: (15 - x, y), 4),  # two pairs in the middle, and around
         (4, lambda x, y: (x, (y + 1) % 4), 1),  # back along the row, against the others
     ],
 )
 def test_a_permutation_takes_as_long_as_its_fullest_link(side, to, most):
-    places = itertools.product(range(side), repeat=2)
-    targets = (to(*place) for place in places)
+    targets = (to(*place) for place in itertools.product(range(side), repeat=2))
     pairs = ",".join(f"{{{n},{side * x + y}}}" for n, (x, y) in enumerate(targets))
     permuted = sent("collective-permute", f"source_target_pairs={{{pairs}}}", (side, side, 1))
     assert permuted.seconds == pytest.approx(most * 2**20 / (AXIS / 2))
