@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import io
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,9 @@ from adaperceiver_jax.evaluate.components import (
     whole_network,
 )
 from adaperceiver_jax.models.config import check_sub_network
-from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.tasks.weights import add_arguments, find_by_arguments
-from adaperceiver_jax.train.checkpoints import FOLDER
-from adaperceiver_jax.train.settings import from_config
-from adaperceiver_jax.train.workdir import CONFIG, MODEL
 from experiments.paper.shared import refusals
-from tools.predict import find_view, open_image
+from tools.predict import find_run_config, find_view, open_image
 
 THUMBNAIL = 128
 """Pixels, at most, of the longer side of an image that is kept in the CSV."""
@@ -133,10 +128,7 @@ def make_panels(figure: Figure, options: argparse.Namespace) -> list[Panel]:
 
 def open_images(model: Any, options: argparse.Namespace) -> tuple[list[str], list, np.ndarray]:
     """Names, pixels (H, W, 3) uint8 that the model is shown, and those normalised, (B, H, W, 3)."""
-    folder, run = Path(options.checkpoint), None
-    folder = folder.parent if folder.name == MODEL else folder  # left there by the run
-    if (folder / FOLDER).is_dir() and (folder / CONFIG).is_file():
-        run = from_config(RunConfig, json.loads((folder / CONFIG).read_text()))
+    run = find_run_config(options.checkpoint)
     task = "classify" if isinstance(model, ap.AdaPerceiver) else "segment"
     view = find_view(task, model, run, options)[1]
     if options.images:

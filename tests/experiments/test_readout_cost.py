@@ -1,11 +1,9 @@
-"""The two savings that training rests on, as FLOPs of the full-size model's programs: nothing is
-compiled or timed, so a change that loses one fails here and not on a pod (docs/readout_cost.md)."""
+"""What all readouts of a step cost, as FLOPs of the full-size model's programs: nothing is compiled
+or timed, so a change that loses the saving fails here and not on a pod (docs/readout_cost.md)."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,39 +48,3 @@ def test_a_once_for_all_step_costs_a_plain_step_and_little_more():
     readouts = step_flops(Classify(model=model, settings=LossSettings(widths=False)))
     all_of_it = step_flops(Classify(model=model))
     assert 1 < readouts / plain < all_of_it / plain < 1.006
-
-
-def folded(model: ap.AdaPerceiver) -> Callable[[Any, jax.Array], Any]:
-    """(params, latents (B, N, D)) -> logits (B, classes), as the model writes them."""
-
-    def write(model: Any, z: jax.Array) -> jax.Array:
-        return model.write_logits(z, model.fold(model.make_run(z.shape[1]).rope))
-
-    return lambda params, z: nn.apply(write, model)({"params": params}, z)
-
-
-def plain(model: ap.AdaPerceiver) -> Callable[[Any, jax.Array], Any]:
-    """The same, with keys and values of every latent."""
-
-    def write(model: Any, z: jax.Array) -> jax.Array:
-        head, token = model.write_head, model.output_latents()
-        output = jnp.broadcast_to(token, (len(z), *token.shape))
-        keys, values = head.keys_values(z, model.make_run(z.shape[1]).rope)
-        return model.output_adapter(head(output, head.queries(output), keys, values))[:, 0]
-
-    return lambda params, z: nn.apply(write, model)({"params": params}, z)
-
-
-def test_a_folded_readout_costs_a_fortieth_of_a_plain_one():
-    """4 N H D per sample instead of 4 N D^2; work that a batch shares is not counted. That they are
-    the same tests/models/test_properties.py says."""
-    model = ap.AdaPerceiver(CONFIG)
-
-    def a_sample(write: Callable) -> float:
-        size = (CONFIG.max_latent_tokens, CONFIG.embed_dim)
-        shapes = (jax.ShapeDtypeStruct((batch, *size), jnp.float32) for batch in (2, 3))
-        lowered = [jax.jit(write).lower(ap.param_shapes(model), shape) for shape in shapes]
-        two, three = (program.cost_analysis()["flops"] for program in lowered)
-        return three - two
-
-    assert 0 < a_sample(folded(model)) / a_sample(plain(model)) < 0.025

@@ -53,18 +53,14 @@ def read_csv(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def photo(seed, height=24, width=48):
-    """A smooth image of its own."""
-    few = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    return Image.fromarray(few).resize((width, height), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture
 def images(tmp_path):
-    """Three files of different sizes."""
+    """Three files of smooth images of different sizes."""
     paths = [tmp_path / f"{name}.png" for name in "abc"]
     for seed, path in enumerate(paths):
-        photo(seed, 24 + 6 * seed).save(path)
+        few = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+        size = 48, 24 + 6 * seed
+        Image.fromarray(few).resize(size, Image.Resampling.BICUBIC).save(path)
     return paths
 
 

@@ -1,7 +1,6 @@
 """tools/evaluate.py: a run's sub-networks over its validation images."""
 
 import pytest
-from PIL import Image
 
 from tests.tools.conftest import read_csv, write_run
 from tests.train import small
@@ -38,10 +37,8 @@ def test_a_line_a_sub_network_and_figures(runs, tmp_path, said):
     kinds = {row["num_tokens"]: row["tokens_are"] for row in found}
     assert kinds == {"2": "trained", "3": "interpolated", "4": "trained"}
     assert 0 < float(whole["encoder_gflops"]) != float(whole["head_gflops"]) > 0
-    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert drawn == ["segment_depth.png", "segment_tokens.png", "segment_width.png"]
-    for path in (tmp_path / "figures").iterdir():
-        assert Image.open(path).size[0] > 600
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {f"segment_{axis}.png" for axis in ("depth", "tokens", "width")}
 
 
 def test_depth_and_the_eigen_crop(runs, tmp_path, said):
@@ -56,8 +53,8 @@ def test_depth_and_the_eigen_crop(runs, tmp_path, said):
 
 
 def test_a_vit_is_one_line(runs, tmp_path, said):
-    run = runs[0] / "vit_nyuv2"
-    said(tool, run, "--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    files = ("--out", tmp_path / "a.csv", "--figures", tmp_path / "f")
+    said(tool, runs[0] / "vit_nyuv2", *files)
     (row,) = read_csv(tmp_path / "a.csv")
     assert (row["num_tokens"], row["tokens_are"]) == ("", "whole")
     assert float(row["rmse"]) > 0

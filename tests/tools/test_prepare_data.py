@@ -44,15 +44,16 @@ def opened(tmp_path):
 
 @pytest.fixture
 def stops_after(monkeypatch):
-    """Has the writing of files stop as by Ctrl-C when so many are written; lists those that are."""
+    """Has the writing of files stop as by Ctrl-C, one half done, when so many are written; lists
+    those that are."""
     write = prepare_data.write_shard
 
-    def stop(count, before=lambda shard: None):
+    def stop(count):
         written = []
 
         def writing(shard):
             if len(written) == count:
-                before(shard)
+                shard.path.with_name(f".{shard.path.name}.half").write_bytes(b"half")
                 raise KeyboardInterrupt
             written.append(shard.path)
             return write(shard)
@@ -80,11 +81,7 @@ def test_it_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, opened, sto
     """It writes again only what was changed since."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     prepare(opened, whole, per_shard=4)
-
-    def half(shard):
-        shard.path.with_name(f".{shard.path.name}.half").write_bytes(b"half")
-
-    written = stops_after(4, half)
+    written = stops_after(4)
     with pytest.raises(KeyboardInterrupt):
         prepare(opened, part, per_shard=4)
     with pytest.raises(ValueError, match="was begun with per_shard=4, this is 5"):
@@ -97,19 +94,15 @@ def test_it_goes_on_where_it_was_stopped_and_ends_the_same(tmp_path, opened, sto
     assert records(whole) == records(part)
 
 
-def test_a_folder_with_something_else_or_somebody_else_is_refused(tmp_path, opened, stops_after):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").write_text("x")
-    with pytest.raises(ValueError, match="full: is not empty; name a new folder"):
-        prepare(opened, tmp_path / "full")
-
-    def second(_):
-        with pytest.raises(ValueError, match="out: is being written by another process"):
-            prepare(opened, tmp_path / "out")
-
-    stops_after(0, second)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(opened, tmp_path / "out")
+def test_a_folder_with_something_else_or_somebody_else_is_refused(tmp_path, opened):
+    with (
+        prepare_data._alone(tmp_path),
+        pytest.raises(ValueError, match="is being written by another process"),
+    ):
+        prepare(opened, tmp_path)
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(ValueError, match="is not empty; name a new folder"):
+        prepare(opened, tmp_path)
 
 
 def test_what_cannot_be_decoded_or_read_is_left_out_and_named(tmp_path):
@@ -124,7 +117,7 @@ def test_what_cannot_be_decoded_or_read_is_left_out_and_named(tmp_path):
     assert "train/cat/cat_2.jpg: cannot be decoded" in cut
     assert "cat/gone.jpg" in gone
     again = open_source(f"array_record:{tmp_path / 'first'}")
-    labels = [int(again.train.source[i]["label"]) for i in range(len(again.train.source))]
+    labels = [int(sample["label"]) for sample in map(again.train.source.__getitem__, range(11))]
     assert np.bincount(labels).tolist() == [4, 3, 4]
     path = tmp_path / "first" / "train-00000-of-00003.array_record"
     data = bytearray(path.read_bytes())

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.tools.pod_report.test_collectives import found
+from tests.tools.pod_report.test_program import read
 from tools.pod_report.hlo import parse
 from tools.pod_report.loops import visits
 from tools.pod_report.matmuls import product
@@ -75,7 +75,7 @@ def test_products_that_a_tpu_sums_around_its_chips_are_reduced_once(uncached):
         out_shardings=weights.sharding,
     )
     text = step.lower(weights, shape(32768, 4096, "fsdp")).compile().as_text()
-    sent = found(text, layout(mesh))
+    sent = read(text, layout(mesh)).sent
     reduced = [c for c in sent if c.reduces]
     assert {c.kind for c in reduced} == {"collective-permute"}
     assert sum(c.times * c.numbers for c in reduced) == pytest.approx(4096**2)

@@ -1,4 +1,4 @@
-"""A compiled program, counted: work, time, donated memory."""
+"""A compiled program, counted: work, time, messages between chips, donated memory."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ import pytest
 from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.chips import CHIPS, Chip
 from tools.pod_report.collectives import Collective
+from tools.pod_report.hlo import Array
 from tools.pod_report.program import Memory, Program, read_program
 from tools.pod_report.topology import Layout
 
@@ -16,6 +17,10 @@ V5E = CHIPS["v5e"]
 AXIS = V5E.ici_bandwidth / 2
 """Bytes a second along one axis of its torus, if that closes in a ring."""
 MESH = Layout((("data", 4), ("fsdp", 4)), tuple((x, y, 0) for x in range(4) for y in range(4)))
+EIGHT = Layout((("data", 4), ("fsdp", 2)), tuple((x, y, 0) for x in range(4) for y in range(2)))
+ROWS = ((0, 1), (2, 3), (4, 5), (6, 7))
+COLUMNS = ((0, 2, 4, 6), (1, 3, 5, 7))
+ALL = (tuple(range(8)),)
 WAITS = ("%next = s32[]{:T(128)} add", "%next = s32[] negate")
 
 
@@ -72,16 +77,54 @@ def test_loops_count_every_round_and_products_that_wait_for_data_are_named():
     assert (read(text).waiting, read(text.replace(*WAITS)).waiting) == ((), ("twice",))
 
 
-def test_kernels_that_nobody_counts_are_named():
-    """Also one whose own description holds line ends and braces, as Pallas writes it."""
+def gathered(groups: str) -> Collective:
+    gather = f"all-gather(%x), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    text = entry("%x = f32[4,8]{1,0} parameter(0)", f"%g = f32[8,8]{{1,0}} {gather}")
+    (only,) = read(text, EIGHT).sent
+    return only
+
+
+@pytest.mark.parametrize(
+    ("text", "groups", "axes"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7}}", ROWS, "fsdp"),
+        ("[4,2]<=[8]", ROWS, "fsdp"),
+        ("[2,4]<=[4,2]T(1,0)", COLUMNS, "data"),
+        ("{}", ALL, "data+fsdp"),
+        ("mesh['axis_0'=4,'axis_1'=2,'axis_2'=1] {'axis_0','axis_2'}", COLUMNS, "data"),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", COLUMNS, "data"),
+        ("mesh['a'=4,'b'=2] {'a':(2)2}", ((0, 2), (1, 3), (4, 6), (5, 7)), "part of data"),
+    ],
+)
+def test_groups_are_read_however_they_are_written(text, groups, axes):
+    collective = gathered(text)
+    assert (collective.groups, collective.axes) == (groups, axes)
+
+
+def test_gathered_arrays_count_whole_and_reduced_ones_as_they_are():
+    collective = gathered("[4,2]<=[8]")
+    assert (collective.kind, collective.bytes, collective.dtype) == ("all-gather", 4 * 64, "f32")
     text = entry(
-        "%x = f32[8,128]{1,0} parameter(0)",
-        '%y = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", '
-        'frontend_attributes={kernel_metadata={\n"q": "{}"\n}}, metadata={op_name="attn/flash"}',
-        '%z = f32[8,128]{1,0} custom-call(%y), custom_call_target="ConcatBitcast"',
+        "%x = bf16[6]{0} parameter(0)",
+        "%y = f32[4]{0} parameter(1)",
+        "%zero = f32[] constant(0)",
+        "%padded = bf16[8]{0} pad(%x, %zero), padding=0_2",
+        "%r = (bf16[8]{0}, f32[4]{0}) all-reduce(%padded, %y), replica_groups=[1,8]<=[8]",
     )
-    assert read(text).opaque == ("tpu_custom_call attn/flash",)
-    assert read(LOOP).opaque == ()
+    (reduced,) = read(text, EIGHT).sent
+    assert (reduced.bytes, reduced.dtype, reduced.size) == (2 * 8 + 4 * 4, "bf16+f32", 8)
+    assert (reduced.numbers, reduced.filled) == (10, 2)  # two fill it up to equal parts
+    parts = {"all-gather": 7 / 8, "reduce-scatter": 7 / 8, "all-reduce": 7 / 4, "all-to-all": 1.0}
+    for kind, part in parts.items():  # what a ring of eight sends
+        assert Collective(kind, (Array("f32", (32,)),), ALL, 1, "").sent() == part * 4 * 32
+
+
+def test_in_a_loop_it_counts_every_round_or_says_that_it_waits_for_data():
+    reduction = "all-reduce(%x.1), replica_groups=[1,8]<=[8]"
+    text = LOOP.replace("add(%x.1, %x.1)", reduction)
+    assert [(c.times, c.waits) for c in read(text, EIGHT).sent] == [(21, False)]
+    sent = read(text.replace(*WAITS), EIGHT).sent
+    assert [(c.times, c.waits) for c in sent] == [(1, True)]
 
 
 def sent(kind: str, attributes: str, sides: tuple[int, ...], chip: str = "v5e") -> Collective:

@@ -9,11 +9,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adaperceiver_jax.train.sharding import held
-from tests.tools.pod_report.test_collectives import gathered
 from tests.tools.pod_report.test_program import MESH, read
 from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective
+from tools.pod_report.hlo import Array
 from tools.pod_report.pages import page, table
 from tools.pod_report.program import Memory, Work
 from tools.pod_report.report import Report, checks, replicated
@@ -21,23 +21,18 @@ from tools.pod_report.topology import GIB, Topology
 from tools.pod_report.traffic import Softmax
 
 pytestmark = pytest.mark.nightly(group="pods")
+ALL = (tuple(range(16)),)
 TRAINED = 8 * 1024 * 1024
 LOSS, OPTIMIZER = "jit(gradients)/transpose(jvp(Model))/reduce_sum", "jit(gradients)/ab,bc->ac"
 
 
 def reduced(numbers: int, where: str = LOSS) -> Collective:
-    text = entry(
-        f"%x = bf16[{numbers}]{{0}} parameter(0)",
-        f"%y = bf16[{numbers}]{{0}} all-reduce(%x), replica_groups=[1,16]<=[16], to_apply=%add, "
-        f'metadata={{op_name="{where}"}}',
-    )
-    (sent,) = read(text).sent
-    return sent
+    return Collective("all-reduce", (Array("bf16", (numbers,)),), ALL, 1, where)
 
 
-def sent_gather(what: str, size: int, where: str = LOSS) -> Collective:
-    found = gathered("[4,2]<=[8]")
-    return dataclasses.replace(found, times=size // 256, op_name=where, what=what, seconds=1e-3)
+def gathered(what: str, numbers: int, where: str = LOSS) -> Collective:
+    arrays = (Array("bf16", (numbers,)),)
+    return Collective("all-gather", arrays, ALL, 1, where, what=what, seconds=1e-3)
 
 
 @pytest.fixture
@@ -49,7 +44,7 @@ def lean() -> Report:
         softmaxes=2,
     )
     sent = (
-        sent_gather("params['w']", 2**22),
+        gathered("params['w']", 2**21),
         reduced(TRAINED),  # scattered over fsdp, and its part over data
         reduced(TRAINED // 4),
     )
@@ -86,7 +81,7 @@ def waiting(size: int) -> Collective:
 def test_a_lean_step_has_nothing_wrong(lean):
     assert wrong(lean) == []
     # The optimizer sends what it wants, and random numbers are drawn in loops that wait for data.
-    its = reduced(TRAINED, OPTIMIZER), sent_gather("", 2**22, OPTIMIZER), waiting(4)
+    its = reduced(TRAINED, OPTIMIZER), gathered("", 2**21, OPTIMIZER), waiting(4)
     assert wrong(change(lean, sent=(*lean.gradients.sent, *its))) == []
 
 
@@ -124,7 +119,7 @@ WHOLE = (("constants/head", 2**24),)
         (lambda r: change(r, memory=Memory(14 * GIB, 2 * GIB, 0, 0)), "it fits"),
         (lambda r: dataclasses.replace(r, replicated=WHOLE), "no large array is replicated"),
         (host, "nothing goes to the host"),
-        (lambda r: more(r, sent_gather("batch['image']", 2**22)), "gathers nothing but weights"),
+        (lambda r: more(r, gathered("batch['image']", 2**21)), "gathers nothing but weights"),
         (lambda r: more(r, reduced(TRAINED)), "gradients are reduced once"),
         (lambda r: change(r, sent=()), "gradients are reduced once"),
         (lambda r: change(r, kept=(("opt_state", 2.0**21),)), "donated memory is used again"),
