@@ -1,5 +1,6 @@
 """Dropout and stochastic depth: only in training, from the step's key, at the stated rate."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
-from tests.small_models import TINY, random_images, random_params, run, tiny
+from tests.models.test_dense import BACKBONE
+from tests.models.test_dense import MODELS as DENSE
+from tests.small_models import random_images, random_params, run, tiny
 
 RATES = ("attn_drop", "proj_drop", "drop_path", "head_drop")
 
@@ -80,18 +83,9 @@ def test_attention_dropout_keeps_the_expected_readout():
     assert np.abs(many.mean(axis=0) - want).max() < 0.2 * np.abs(want).max()
 
 
-BACKBONE = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None, "depth": 1}, output_feat_dim=6)
-NOISY = dict(backbone=BACKBONE, head_drop=0.5)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        ap.SegmentationModel(ap.SegmentationConfig(**NOISY, num_classes=3)),
-        ap.DepthModel(ap.DepthConfig(**NOISY, bins=4)),
-    ],
-)
+@pytest.mark.parametrize("model", DENSE)
 def test_head_dropout_of_dense_models(model):
+    model = model.clone(config=dataclasses.replace(model.config, head_drop=0.5))
     params, images = random_params(model), random_images(BACKBONE)
 
     def predict(seed, train):

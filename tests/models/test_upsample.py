@@ -8,12 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaperceiver_jax.models.upsample import (
-    by_bands,
-    from_bands,
-    resize_bilinear,
-    sample_bilinear,
-)
+from adaperceiver_jax.models.upsample import by_bands, from_bands, resize_bilinear, sample_bilinear
 from tests.models.test_dense import bilinear
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)

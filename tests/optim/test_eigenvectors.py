@@ -81,17 +81,14 @@ def observed(grads: dict) -> tuple[Soap, object]:
     return parts, state
 
 
-def test_host_and_program_agree_and_are_right_and_large_matrices_are_as_small_ones(monkeypatch):
+def test_host_and_program_agree_and_large_matrices_are_as_small_ones(monkeypatch):
+    """That they are right is shown in test_soap."""
     rng = np.random.default_rng(0)
     grads = {"blocks": {"w": rng.standard_normal((2, 4, 5)).astype(np.float32)}}
     parts, state = observed(grads)
     host, graph = parts.begin_refresh(state, grads).result(), jax.jit(parts.refresh)(state, grads)
     ours, theirs = host["2_of_4x5"][0], graph.eigenvectors["2_of_4x5"][0]
     np.testing.assert_allclose(abs(ours), abs(theirs), rtol=0, atol=1e-5)
-    for q, g in zip(np.float64(ours), np.float64(grads["blocks"]["w"]), strict=True):
-        turned = q.T @ g @ g.T @ q
-        np.testing.assert_allclose(turned, np.diag(np.diag(turned)), rtol=0, atol=1e-5)
-        assert (np.diff(np.diag(turned)) > 0).all()
     monkeypatch.setattr(eigenvectors, "LARGE", 5)  # the large ones are done one after another
     again = parts.begin_refresh(state, grads).result()
     jax.tree.map(np.testing.assert_array_equal, again, host)
@@ -109,15 +106,14 @@ def test_what_a_refresh_was_begun_with_may_be_gone_when_it_ends():
     np.testing.assert_array_equal(begun.result()["1_of_4x4"][0], want["1_of_4x4"][0])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_factor_that_is_not_finite_is_named(bad):
-    good = np.eye(4, 5, dtype=np.float32)
-    worse = np.stack([good, good])
-    worse[1, 2, 2] = bad
-    grads = {"head": {"w": good}, "blocks": {"ffn": {"w": worse}}}
-    parts, state = observed(grads)
-    with pytest.raises(FloatingPointError, match="blocks/ffn/w: a factor of its gradients"):
-        parts.begin_refresh(state, grads).result()
+def test_a_factor_that_is_not_finite_is_named():
+    for bad in (np.nan, np.inf):
+        blocks = np.stack([np.eye(4, 5, dtype=np.float32)] * 2)
+        blocks[1, 2, 2] = bad
+        grads = {"head": {"w": blocks[0]}, "blocks": {"ffn": {"w": blocks}}}
+        parts, state = observed(grads)
+        with pytest.raises(FloatingPointError, match="blocks/ffn/w: a factor of its gradients"):
+            parts.begin_refresh(state, grads).result()
 
 
 @pytest.mark.slow

@@ -103,8 +103,7 @@ def alone():
 
 
 @pytest.mark.parametrize(
-    "shape",
-    [(2, 4), *(pytest.param(shape, marks=NIGHTLY) for shape in ((8, 1), (1, 8)))],
+    "shape", [(2, 4), *(pytest.param(shape, marks=NIGHTLY) for shape in ((8, 1), (1, 8)))]
 )
 def test_directions_are_those_of_one_device(alone, shape):
     """To 2e-4: eigenvectors of factors that are nearly singular come from rounded sums."""

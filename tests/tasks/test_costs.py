@@ -15,7 +15,16 @@ from tests.tasks.test_dense import BACKBONE
 from tests.train.small import counted_flops
 
 pytestmark = pytest.mark.optimised
-CONFIG = ap.AdaPerceiverConfig(**TINY)
+SIZES = dict(
+    embed_dim=192,
+    depth=4,
+    image_size=32,
+    max_latent_tokens=64,
+    token_granularities=(16, 64),
+    ffn_ratio=4.0,
+    use_embed_ffn=False,
+)
+"""Large enough that products are most of the work."""
 HEADS = ("backbone/(write_head|output_latents|output_adapter)/.*", "head/.*")
 
 
@@ -41,17 +50,7 @@ READOUTS = ("(write_head|output_latents|output_adapter)(_feat)?/.*",)
 def test_a_step_costs_what_is_said_of_it(monkeypatch, patterns, depths, features):
     """By XLA's count; images have no gradient, and norms and softmaxes are not counted by us."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    config = CONFIG.replace(
-        embed_dim=192,
-        depth=4,
-        image_size=32,
-        max_latent_tokens=64,
-        token_granularities=(16, 64),
-        widths=(),
-        ffn_ratio=4.0,
-        use_embed_ffn=False,
-        output_feat_dim=features,
-    )
+    config = ap.AdaPerceiverConfig(**{**TINY, **SIZES, "widths": ()}, output_feat_dim=features)
     task = Known(
         model=ap.AdaPerceiver(config, unroll=4),
         settings=LossSettings(widths=False, depths=depths, features=features is not None),
@@ -65,10 +64,7 @@ def test_a_step_costs_what_is_said_of_it(monkeypatch, patterns, depths, features
 def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
     """A step costs the encoder's forward and three times what is trained, by XLA's count."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    backbone = BACKBONE.replace(
-        embed_dim=192, depth=4, max_latent_tokens=64, token_granularities=(16, 64), ffn_ratio=4.0
-    )
-    backbone = backbone.replace(image_size=32, output_feat_dim=32, use_embed_ffn=False)
+    backbone = BACKBONE.replace(**SIZES, output_feat_dim=32)
     config = ap.SegmentationConfig(backbone=backbone, num_classes=3)
     model = ap.SegmentationModel(config, unroll=4)
     task = Segment(model=model, image_size=(32, 32))
@@ -88,10 +84,8 @@ def test_the_frozen_encoder_runs_once_and_forward_only(monkeypatch):
 @pytest.mark.nightly(group="counts")
 def test_remat_keeps_products_and_little_else():
     """By XLA's count of temporary bytes, and of FLOPs, of which it takes a round of each loop."""
-    config = CONFIG.replace(
-        embed_dim=96, depth=6, max_latent_tokens=64, token_granularities=(64,), widths=()
-    )
-    config = config.replace(use_embed_ffn=False, image_size=32)
+    sizes = {**SIZES, "embed_dim": 96, "depth": 6, "token_granularities": (64,)}
+    config = ap.AdaPerceiverConfig(**{**TINY, **sizes, "widths": (), "ffn_ratio": 2.57})
     images = jnp.zeros((8, 32, 32, 3))
 
     def compiled(remat):

@@ -89,30 +89,27 @@ def timm_folder(tmp_path_factory):
     return folder
 
 
-def test_a_config_names_a_timm_checkpoint(timm_folder):
-    found, read = find_teacher(TeacherSettings(path=str(timm_folder)), VIT, 1.0)
-    assert found == dataclasses.replace(ap.timm_model(f"{DEIT}.fb_in1k").config, num_classes=7)
+def test_a_config_names_a_timm_checkpoint_whose_bare_name_is_its_hub_id(
+    timm_folder, tmp_path, monkeypatch
+):
+    asked = []
+    download = lambda name, **_: asked.append(name) or timm_folder  # noqa: E731
+    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    for name in (f"{DEIT}.fb_in1k", f"timm/{DEIT}.fb_in1k", str(timm_folder)):
+        found, read = find_teacher(TeacherSettings(path=name), VIT, 1.0)
+        assert found == dataclasses.replace(ap.timm_model(f"{DEIT}.fb_in1k").config, num_classes=7)
+    assert asked == [f"timm/{DEIT}.fb_in1k"] * 2
     assert same(jax.tree.map(jnp.asarray, read()), random_params(ap.ViT(found)))
 
 
-def test_a_bare_timm_name_is_its_hub_id(timm_folder, tmp_path, monkeypatch):
-    asked = []
-
-    def download(name, **_):
-        asked.append(name)
-        return timm_folder
-
-    monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
-    monkeypatch.chdir(tmp_path)
-    for name in (f"{DEIT}.fb_in1k", f"timm/{DEIT}.fb_in1k"):
-        find_teacher(TeacherSettings(path=name), VIT, 1.0)
-    assert asked == [f"timm/{DEIT}.fb_in1k"] * 2
-
-
-def test_a_finished_runs_folder_is_a_teacher(tmp_path):
+def test_a_finished_runs_folder_is_a_teacher_if_it_holds_a_vit(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     settings = TeacherSettings(path=str(tmp_path))
     with pytest.raises(ValueError, match="a run that has not left its model/ yet"):
+        find_teacher(settings, VIT, 1.0)
+    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path / "model")
+    with pytest.raises(ValueError, match="holds no ViT but: AdaPerceiver"):
         find_teacher(settings, VIT, 1.0)
     ap.save_pretrained(ap.ViT(VIT), random_params(ap.ViT(VIT)), tmp_path / "model")
     assert find_teacher(settings, VIT, 1.0)[0] == VIT
@@ -135,9 +132,3 @@ def test_a_teacher_that_saw_other_pixels_is_told_of(caplog):
     warn_of_other_pixels("timm/vit_huge_patch14_clip_224.laion2b_ft_in12k", ImageSettings())
     warn_of_other_pixels("some/folder", ImageSettings())
     assert caplog.text == ""
-
-
-def test_what_is_no_vit_is_refused(tmp_path):
-    ap.save_pretrained(MODEL, random_params(MODEL), tmp_path)
-    with pytest.raises(ValueError, match="holds no ViT but: AdaPerceiver"):
-        find_teacher(TeacherSettings(path=str(tmp_path)), VIT, 1.0)

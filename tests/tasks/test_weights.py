@@ -48,11 +48,8 @@ def test_a_runs_folder(run, item, step):
     found = find_run(workdir, item, step)
     assert found.model == model
     assert same(found.read(), weights[step or 5, item])
-
-
-def test_a_step_that_is_not_there(run):
     with pytest.raises(ValueError, match=r"has no checkpoint of step 3, but 2, 5"):
-        find_run(run[0], step=3).read()
+        find_run(workdir, item, step=3).read()
 
 
 def test_a_run_of_other_sizes_than_its_config_says(run, tmp_path):
