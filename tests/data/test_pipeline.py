@@ -51,15 +51,11 @@ def test_every_epoch_holds_each_sample_once_and_in_another_order():
     assert other != epochs[0]
 
 
-def test_the_order_does_not_depend_on_the_batch_size():
-    order = TrainOrder(Numbers(10), seed=1)
-    want = [int(order[i]["label"]) for i in range(24)]
-    for size in (1, 3, 8, 24):
-        assert flat(train_batches(order, size, 0, 24 // size)) == want
-
-
-def test_the_parts_of_all_processes_are_the_batch():
+def test_the_order_does_not_depend_on_the_batch_size_nor_on_the_number_of_processes():
     order = TrainOrder(Numbers(30), seed=1)
+    want = [int(order[i]["label"]) for i in range(72)]
+    for size in (1, 3, 8, 24):
+        assert flat(train_batches(order, size, 0, 72 // size)) == want
     whole = np.array(labels(train_batches(order, 12, 0, 5)))
     together = np.full_like(whole, -1)
     for index in range(4):

@@ -55,9 +55,6 @@ def test_an_image_is_a_function_of_seed_split_and_index_alone():
     said = "Scenes(count=10, size=33, split='train', seed=3, difficulty=0.7)"
     assert repr(again) == repr(first) == said
     assert equal(again[7], first[7])
-
-
-def test_the_splits_share_no_image_and_iterate_over_count_of_them():
     splits = (Scenes(200, 16), Scenes(200, 16, "validation"))
     assert len({sample["image"].tobytes() for split in splits for sample in split}) == 400
 

@@ -95,22 +95,19 @@ def test_sizes_from_one_pixel_to_many_are_resized_as_pillow_does():
 
 def test_crops_have_the_shares_and_proportions_asked_for():
     rng = np.random.default_rng(0)
-    areas, ratios, lefts = [], [], []
-    for _ in range(4000):
-        left, top, right, bottom = transforms.draw_crop(rng, 300, 300, (0.08, 1.0), (3 / 4, 4 / 3))
-        assert 0 <= left < right <= 300
-        assert 0 <= top < bottom <= 300
-        areas.append((right - left) * (bottom - top) / 90_000)
-        ratios.append((right - left) / (bottom - top))
-        lefts.append(left / max(300 - (right - left), 1))
-    assert 0.075 < min(areas) < 0.09
-    assert 0.95 < max(areas) <= 1
-    assert 0.73 < min(ratios) < 0.76
-    assert 1.32 < max(ratios) < 1.35
-    assert abs(np.mean(np.log(ratios))) < 0.02  # log-uniform
-    assert abs(np.mean(lefts) - 0.5) < 0.02
-    small = [area for area in areas if area < 0.5]
-    assert abs(np.mean(small) - 0.29) < 0.01  # uniform, where every shape fits
+    limits = (0.08, 1.0), (3 / 4, 4 / 3)
+    boxes = np.array([transforms.draw_crop(rng, 300, 300, *limits) for _ in range(4000)])
+    (left, top), (wide, tall) = boxes[:, :2].T, (boxes[:, 2:] - boxes[:, :2]).T
+    assert min(left.min(), top.min()) >= 0
+    assert boxes[:, 2:].max() <= 300
+    areas, ratios = wide * tall / 90_000, wide / tall
+    assert 0.075 < areas.min() < 0.09
+    assert 0.95 < areas.max() <= 1
+    assert 0.73 < ratios.min() < 0.76
+    assert 1.32 < ratios.max() < 1.35
+    assert abs(np.log(ratios).mean()) < 0.02  # log-uniform
+    assert abs((left / np.maximum(300 - wide, 1)).mean() - 0.5) < 0.02
+    assert abs(areas[areas < 0.5].mean() - 0.29) < 0.01  # uniform, where every shape fits
 
 
 def test_where_no_crop_fits_it_is_the_largest_in_the_middle():

@@ -78,11 +78,15 @@ def test_what_cannot_be_compared_is_refused(points, by, x, message, tmp_path):
 
 
 def test_all_sub_networks_and_one_trained_alone_share_a_picture(tmp_path, drawn):
+    """And leave the caller's pyplot alone: a notebook's backend would show what is drawn."""
+    before = plt.get_fignums(), matplotlib.get_backend()
     plot_accuracy_flops(POINTS, tmp_path / "a.png")
     plot_accuracy_flops(POINTS, tmp_path / "b.png", "title", Point(8, 6, 2, 0.3, 20.0))
     plain, more = ([c.get_label() for c in f.axes[0].collections] for f in drawn)
     assert plain.count("width 6") == plain.count("4 tokens") == 1
     assert more == [*plain, "trained for this budget alone"]
+    plot_tokens(POINTS, "gflops", "accuracy", tmp_path / "c.png")
+    assert (plt.get_fignums(), matplotlib.get_backend()) == before
 
 
 def test_a_panel_for_each_axis_with_the_others_at_three_places(tmp_path, drawn):
@@ -100,10 +104,3 @@ def test_a_panel_for_each_axis_with_the_others_at_three_places(tmp_path, drawn):
     assert [axes.get_xlabel() for axes in (tokens, width, depth)] == ["tokens", "width", "depth"]
     with pytest.raises(ValueError, match="points: not every pair of their tokens, widths and"):
         plot_axes(POINTS[:-1], tmp_path / "b.png")
-
-
-def test_figures_leave_the_callers_pyplot_alone(tmp_path):
-    """A notebook's backend would show what is drawn."""
-    before = plt.get_fignums(), matplotlib.get_backend()
-    plot_tokens(POINTS, "gflops", "accuracy", tmp_path / "a.png")
-    assert (plt.get_fignums(), matplotlib.get_backend()) == before

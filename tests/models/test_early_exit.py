@@ -55,16 +55,12 @@ def test_the_batch_leaves_together_by_its_mean(setup):
     np.testing.assert_allclose(out.logits, logits[want - 1], **CLOSE)
 
 
-def test_tau_zero_leaves_at_once_and_tau_one_never(setup):
+def test_tau_zero_leaves_at_once_and_tau_one_never_nor_in_a_sub_network(setup):
     model, params, images, logits, _ = setup
     assert set(ap.early_exit(model, params, images, 0.0).depth.tolist()) == {1}
     out = ap.early_exit(model, params, images, 1.0)
     assert set(out.depth.tolist()) == {5}
     np.testing.assert_allclose(out.logits, logits[-1], **CLOSE)
-
-
-def test_sub_networks_and_token_granularities_of_one_call(setup):
-    model, params, images, logits, _ = setup
     sub_network = dict(num_tokens=8, width=8, token_granularities=(3, 16))
     out = ap.early_exit(model, params, images, 1.0, **sub_network)
     want = run(model, params, images, **sub_network).logits

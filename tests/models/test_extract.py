@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import adaperceiver_jax as ap
+from tests.models.test_dense import BACKBONE, VIT
 from tests.small_models import TINY, model_and_params, random_images, random_params, run, tiny
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -46,9 +47,8 @@ def test_its_blocks_keep_their_rates_of_stochastic_depth():
 
 
 def test_a_dense_model_is_cut_through_its_backbone():
-    backbone = ap.AdaPerceiverConfig(**{**TINY, "num_classes": None}, output_feat_dim=6)
-    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=backbone, num_classes=5))
-    params, images = random_params(model), random_images(backbone)
+    model = ap.SegmentationModel(ap.SegmentationConfig(backbone=BACKBONE, num_classes=5))
+    params, images = random_params(model), random_images(BACKBONE)
     small, small_params = ap.extract(model, params, width=8, depth=2)
     ours = run(small, small_params, images).logits
     want = run(model, params, images, width=8, depth=2).logits
@@ -56,10 +56,7 @@ def test_a_dense_model_is_cut_through_its_backbone():
 
 
 def test_the_whole_of_a_model_is_itself_and_nothing_shares_memory():
-    vit = ap.ViTConfig(
-        embed_dim=12, depth=2, num_heads=2, num_classes=None, image_size=8, patch_size=4
-    )
-    on_vit = ap.DepthModel(ap.DepthConfig(backbone=vit, bins=4, class_token=True, mlp=True))
+    on_vit = ap.DepthModel(ap.DepthConfig(backbone=VIT, bins=4, class_token=True, mlp=True))
     for model, params in ((on_vit, random_params(on_vit)), model_and_params(0, depth=3)):
         whole, whole_params = ap.extract(model, params)
         assert whole.config == model.config

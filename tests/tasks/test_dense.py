@@ -63,22 +63,14 @@ def cross_entropy(logits, batch):
     return pixel_cross_entropy(logits, labels).sum(axis=(-3, -2, -1)) / (labels != 255).sum()
 
 
-def step(task, params, batch, parts=1):
-    return _step(task, params, {n: batch[n] for n in ("image", *task.inputs)}, parts)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _step(task, params, batch, parts):
+def step(task, params, batch, parts=1):
     samples, shared = task.draw(batch, jax.random.key(0), 1000)
     return loss_and_gradients(task, params, {}, {}, samples, shared, jax.random.key(1), parts)
 
 
-def losses(task, params, batch, number=1000):
-    return _losses(task, params, {n: batch[n] for n in ("image", *task.inputs)}, number)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(task, params, batch, number):
+def losses(task, params, batch, number=1000):
     """Without gradients, which take longest to compile."""
     samples, shared = task.draw(batch, jax.random.key(0), number)
     loss, parts = task.loss(params, {}, samples, shared, jax.random.key(1))

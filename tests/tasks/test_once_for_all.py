@@ -86,12 +86,9 @@ def test_depths_are_weighted_as_the_settings_say(schedule, want):
     assert float(parts["depth"]) == pytest.approx(want, rel=1e-6)
 
 
-def test_labels_are_smoothed_over_all_classes():
+def test_labels_are_smoothed_over_all_classes_and_samples_scored():
     soft = np.asarray(smoothed(jnp.array([2]), 5, 0.1))
     np.testing.assert_allclose(soft, [[0.02, 0.02, 0.92, 0.02, 0.02]], rtol=1e-6)
-
-
-def test_scores_of_a_sample():
     got = scores(jnp.array([[0.0, 1.0], [3.0, 0.0]]), jnp.array([1, 1]))
     np.testing.assert_array_equal(got["accuracy"], [1, 0])
     np.testing.assert_allclose(got["loss"], np.log1p(np.exp([-1.0, 3.0])), rtol=1e-6)
