@@ -180,19 +180,13 @@ def test_a_prepared_folder_with_another_file_in_it(tmp_path):
 # TFDS.
 
 
-def test_tfds_that_is_not_there_or_of_another_format(tmp_path):
-    said = refused(
-        "tfds:imagenet2012: is known, but not prepared", "tfds:imagenet2012", str(tmp_path)
-    )
+def test_tfds_that_is_not_there(tmp_path):
+    said = refused("imagenet2012: is known, but not prepared", "tfds:imagenet2012", str(tmp_path))
     assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in said
     refused("tfds:no_such_set: is not in", "tfds:no_such_set", str(tmp_path))
-    source = sets.as_tfds(tmp_path, name="photos_of_tf")
-    (about,) = tmp_path.rglob("dataset_info.json")
-    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
-    refused("as tfrecord, which needs TensorFlow.*tfds build photos_of_tf", source, str(tmp_path))
 
 
-def test_a_tfds_file_cut_short_or_gone_or_another(tmp_path):
+def test_a_tfds_file_cut_short_or_gone_or_another_or_of_another_format(tmp_path):
     source = sets.as_tfds(tmp_path, name="photos_cut")
     (path,) = tmp_path.rglob("*train*array_record*")
     (other,) = tmp_path.rglob("*validation*array_record*")
@@ -202,6 +196,9 @@ def test_a_tfds_file_cut_short_or_gone_or_another(tmp_path):
     refused(f"{path.name}: holds 6 records, not 12 as TFDS says", source, str(tmp_path))
     path.unlink()
     refused(f"{path.name}: there is no such file", source, str(tmp_path))
+    (about,) = tmp_path.rglob("dataset_info.json")
+    about.write_text(about.read_text().replace('"array_record"', '"tfrecord"'))
+    refused("as tfrecord, which needs TensorFlow.*tfds build photos_cut", source, str(tmp_path))
 
 
 def test_a_damaged_record_is_one_bad_image(tmp_path, caplog):

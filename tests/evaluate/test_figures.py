@@ -8,13 +8,6 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.evaluate import figures
-from adaperceiver_jax.evaluate.figures import (
-    along,
-    plot_accuracy_flops,
-    plot_axes,
-    plot_tokens,
-    plot_tradeoff,
-)
 from adaperceiver_jax.evaluate.points import DensePoint, Point
 
 POINTS = [
@@ -43,8 +36,8 @@ def lines(axes):
 
 
 def test_a_tradeoff_has_a_line_per_token_count_and_the_front_of_what_is_better(drawn, tmp_path):
-    plot_tradeoff(POINTS, "width", "latency_ms", "accuracy", tmp_path / "new" / "a.png")
-    plot_tradeoff(DENSE, "depth", "encoder_gflops", "rmse", tmp_path / "b.png")
+    figures.plot_tradeoff(POINTS, "width", "latency_ms", "accuracy", tmp_path / "new" / "a.png")
+    figures.plot_tradeoff(DENSE, "depth", "encoder_gflops", "rmse", tmp_path / "b.png")
     (accuracy,), (error,) = (figure.axes for figure in drawn)
     assert accuracy.get_xlabel() == "latency of a batch of 8 (ms)"
     assert set(lines(accuracy)) == {"Pareto front", "2 tokens", "4 tokens", "8 tokens"}
@@ -64,7 +57,7 @@ def test_a_tradeoff_has_a_line_per_token_count_and_the_front_of_what_is_better(d
     [
         (POINTS, "width", "params", "x='params': must be one of gflops, latency_ms$"),
         (DENSE, "width", "gflops", "x='gflops': must be one of encoder_gflops$"),
-        (along(POINTS, "width"), "depth", "gflops", "depth: the sweep holds only 2; sweep several"),
+        (figures.along(POINTS, "width"), "depth", "gflops", "depth: the sweep holds only 2;"),
         ([*POINTS, Point(16, 6, 2, 0.9, 9.0, latency_ms=1.0, batch=1)], "width", "latency_ms",
          r"batch: the sweep holds \[1, 8\]; must be one size"),
         ([dataclasses.replace(p, latency_ms=None) for p in POINTS], "width", "latency_ms",
@@ -74,25 +67,25 @@ def test_a_tradeoff_has_a_line_per_token_count_and_the_front_of_what_is_better(d
 def test_what_cannot_be_compared_is_refused(points, by, x, message, tmp_path):
     y = "rmse" if points is DENSE else "accuracy"
     with pytest.raises(ValueError, match=message):
-        plot_tradeoff(points, by, x, y, tmp_path / "a.png")
+        figures.plot_tradeoff(points, by, x, y, tmp_path / "a.png")
 
 
 def test_all_sub_networks_and_one_trained_alone_share_a_picture(tmp_path, drawn):
     """And leave the caller's pyplot alone: a notebook's backend would show what is drawn."""
     before = plt.get_fignums(), matplotlib.get_backend()
-    plot_accuracy_flops(POINTS, tmp_path / "a.png")
-    plot_accuracy_flops(POINTS, tmp_path / "b.png", "title", Point(8, 6, 2, 0.3, 20.0))
+    figures.plot_accuracy_flops(POINTS, tmp_path / "a.png")
+    figures.plot_accuracy_flops(POINTS, tmp_path / "b.png", "title", Point(8, 6, 2, 0.3, 20.0))
     plain, more = ([c.get_label() for c in f.axes[0].collections] for f in drawn)
     assert plain.count("width 6") == plain.count("4 tokens") == 1
     assert more == [*plain, "trained for this budget alone"]
-    plot_tokens(POINTS, "gflops", "accuracy", tmp_path / "c.png")
+    figures.plot_tokens(POINTS, "gflops", "accuracy", tmp_path / "c.png")
     assert (plt.get_fignums(), matplotlib.get_backend()) == before
 
 
 def test_a_panel_for_each_axis_with_the_others_at_three_places(tmp_path, drawn):
     some = [dataclasses.replace(p, tokens_are="interpolated") if p.num_tokens == 4 else p
             for p in POINTS]  # fmt: skip
-    plot_axes(some, tmp_path / "new" / "a.png")
+    figures.plot_axes(some, tmp_path / "new" / "a.png")
     assert (tmp_path / "new" / "a.png").stat().st_size > 10_000
     tokens, width, depth = drawn[0].axes
     assert set(lines(tokens)) == {"width 6, depth 2", "width 3, depth 1"}  # halfway of two: first
@@ -103,4 +96,4 @@ def test_a_panel_for_each_axis_with_the_others_at_three_places(tmp_path, drawn):
     assert hollow == {(4,)}
     assert [axes.get_xlabel() for axes in (tokens, width, depth)] == ["tokens", "width", "depth"]
     with pytest.raises(ValueError, match="points: not every pair of their tokens, widths and"):
-        plot_axes(POINTS[:-1], tmp_path / "b.png")
+        figures.plot_axes(POINTS[:-1], tmp_path / "b.png")

@@ -5,15 +5,13 @@ import jax
 import jax.numpy as jnp
 
 import adaperceiver_jax as ap
-from tests.small_models import TINY, random_images, random_params
+from tests.small_models import random_images, tiny
 
-CONFIG = ap.AdaPerceiverConfig(**TINY, output_feat_dim=6)
-MODEL = ap.AdaPerceiver(CONFIG)
+MODEL, PARAMS, _ = tiny(output_feat_dim=6)
+CONFIG = MODEL.config
 
 
 def test_widths_and_random_granularities_do_not_retrace_a_training_step():
-    params = random_params(MODEL)
-
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(params, images, key):
@@ -29,7 +27,7 @@ def test_widths_and_random_granularities_do_not_retrace_a_training_step():
 
         return jax.value_and_grad(loss)(params)[0]
 
-    losses = [step(params, random_images(CONFIG), jax.random.key(seed)) for seed in range(5)]
+    losses = [step(PARAMS, random_images(CONFIG), jax.random.key(seed)) for seed in range(5)]
     assert len({float(loss) for loss in losses}) == 5
     assert step._cache_size() == 1
 

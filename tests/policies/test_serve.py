@@ -132,8 +132,8 @@ def test_answers_depend_on_no_other_image_of_the_batch_nor_on_where_a_stream_is_
 
 @pytest.mark.slow
 def test_what_is_computed_beyond_what_the_images_take(setup, taus, monkeypatch):
-    """Nothing where nobody leaves a full batch; padding; little of a stream, or with few sizes much
-    more. No queue outgrows two batches."""
+    """Nothing where nobody leaves a full batch; padding; little of a stream, whose queues do not
+    outgrow two batches."""
     model, params, images = setup
 
     def served(count, policy, size, sizes):
@@ -145,9 +145,6 @@ def test_what_is_computed_beyond_what_the_images_take(setup, taus, monkeypatch):
     padded = served(1, Drawn(gflops=0), 64, ())
     full = ap.flops(model.config, batch_size=64).total / 1e9
     assert padded.computed_gflops == pytest.approx(64 * full, rel=1e-9)
-    early = Drawn(taus=(taus[1],), gflops=0)
-    few, many = (served(1, early, 64, sizes).computed_gflops for sizes in ((), None))
-    assert many < 0.8 * few
     lengths, put = [], Queue.put
 
     def counted(self, *arguments):

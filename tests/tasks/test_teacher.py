@@ -11,13 +11,9 @@ import pytest
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.convert import hub
+from adaperceiver_jax.tasks import make
 from adaperceiver_jax.tasks.distill import Distill
-from adaperceiver_jax.tasks.make import (
-    TeacherSettings,
-    find_teacher,
-    make_task,
-    warn_of_other_pixels,
-)
+from adaperceiver_jax.tasks.make import TeacherSettings, find_teacher
 from adaperceiver_jax.tasks.objective import ImageSettings
 from adaperceiver_jax.tasks.once_for_all import LossSettings
 from adaperceiver_jax.train.settings import MeshSettings
@@ -120,15 +116,15 @@ def test_a_teacher_that_does_not_fit_is_refused_before_its_weights_are_read(timm
     (tmp_path / "model.safetensors").write_bytes(b"never read")
     config = run_config("stage3_width", {"teacher.path": str(tmp_path)})
     with pytest.raises(ValueError, match="the teacher has 7 classes"):
-        make_task(config)
+        make.make_task(config)
 
 
 def test_a_teacher_that_saw_other_pixels_is_told_of(caplog):
     name = "timm/vit_large_patch14_clip_224.laion2b_ft_in12k"
-    warn_of_other_pixels(name, ImageSettings())
+    make.warn_of_other_pixels(name, ImageSettings())
     assert "was trained with mean (0.5, 0.5, 0.5)" in caplog.text
     caplog.clear()
-    warn_of_other_pixels(name, ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
-    warn_of_other_pixels("timm/vit_huge_patch14_clip_224.laion2b_ft_in12k", ImageSettings())
-    warn_of_other_pixels("some/folder", ImageSettings())
+    make.warn_of_other_pixels(name, ImageSettings(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    make.warn_of_other_pixels("timm/vit_huge_patch14_clip_224.laion2b_ft_in12k", ImageSettings())
+    make.warn_of_other_pixels("some/folder", ImageSettings())
     assert caplog.text == ""
