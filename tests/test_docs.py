@@ -124,7 +124,7 @@ def test_every_file_that_a_page_names_exists():
     made = ("docs/contributing.md",)  # names files that its reader would make
     count = 0
     for path, text in texts():
-        for name in re.findall(rf"`(?:python )?({places}/[\w./-]*\w)[/`:]", text):
+        for name in re.findall(rf"`(?:python )?({places}/[\w./-]*\w)[/`: ]", text):
             if path in made and not (ROOT / name).exists():
                 assert name.endswith(("npz.py", "stage4_more_tokens.py")), name
                 continue

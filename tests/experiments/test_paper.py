@@ -83,7 +83,7 @@ def test_figures_are_drawn_from_a_sweep(sweeps, tmp_path, capsys):
     assert colours(out) > 5
 
 
-def test_flops_need_no_latency_and_latency_must_be_there(sweeps, tmp_path):
+def test_flops_need_no_latency_where_there_is_a_choice(sweeps, tmp_path, capsys):
     out = tmp_path / "a.png"
     said = refusal(figures, "3", sweeps["unmeasured"], "--out", out)
     assert "unmeasured.csv: " in said
@@ -91,9 +91,6 @@ def test_flops_need_no_latency_and_latency_must_be_there(sweeps, tmp_path):
     assert not out.exists()
     figures.main(["3", str(sweeps["unmeasured"]), "--x", "gflops", "--out", str(out)])
     assert colours(out) > 5
-
-
-def test_an_x_axis_is_refused_where_there_is_no_choice(sweeps, capsys):
     with pytest.raises(SystemExit):
         figures.main(["4", str(sweeps["segment"]), "--x", "gflops"])
     assert "figure 4 takes no --x; figures 3, 9, 10 do" in capsys.readouterr().err

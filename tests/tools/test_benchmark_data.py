@@ -10,7 +10,6 @@ import pytest
 from adaperceiver_jax.tasks.make import RunConfig
 from adaperceiver_jax.train.settings import from_config
 from configs import finetune_in1k
-from tests.data import sets
 from tools.benchmark_data import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,17 +36,6 @@ def test_every_step_is_timed_and_the_whole():
     assert "4 made-up JPEGs of 500 x 375" in done.stdout
     done = run(images=0)
     assert (done.returncode, done.stderr) == (1, "ValueError: --images=0: must be at least 1\n")
-
-
-def test_a_config_says_which_images_and_which_steps(tmp_path, capsys):
-    config = finetune_in1k.get_config()
-    config.data.update(source=sets.as_folder(tmp_path), workers=0)
-    config.augment.update(rand_augment=0, jitter=(0.2, 0.2, 0.2, 0.1))
-    measure(from_config(RunConfig, config.to_dict()), made=0, **SMALL)
-    out = capsys.readouterr().out
-    assert "ClassFolders" in out
-    assert "colours changed" in out
-    assert "RandAugment" not in out
 
 
 def test_images_that_are_rendered_are_refused():

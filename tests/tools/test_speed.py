@@ -1,7 +1,5 @@
 """A program is what was asked for, a ceiling is the best measured."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,13 +35,8 @@ def test_of_a_dense_models_backbone_only_what_is_used_counts():
 
 
 def test_a_table_says_whether_memory_is_kept(monkeypatch):
-    for tunables, said in (
-        ("", ", JAX"),
-        ("glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0", ", GLIBC_TUNABLES set, JAX"),
-        ("glibc.malloc.arena_max=1", ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX"),
-    ):
-        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-        assert re.search(rf" cores of [^,]*{re.escape(said)} [\d.]+$", speed.described())
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
+    assert ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX" in speed.described()
 
 
 def test_a_ceiling_is_the_best_measured_and_a_floor_the_larger_of_two(monkeypatch):
