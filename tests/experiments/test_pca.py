@@ -13,7 +13,7 @@ from adaperceiver_jax.evaluate.components import Panel, SubNetwork, csv_text, re
 from adaperceiver_jax.tasks.make import RunConfig
 from experiments.paper import pca
 from tests.convert.test_names import MODELS
-from tests.small_models import random_params
+from tests.tools.conftest import Sources
 
 SIZES = {
     "15": (416, 624, 832),
@@ -52,11 +52,7 @@ def test_a_figure_is_drawn_from_a_csv_alone_with_the_change_between_sizes(tmp_pa
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A folder of each model."""
-    root = tmp_path_factory.mktemp("models")
-    for name in ("distillation", "classification", "vit"):
-        ap.save_pretrained(MODELS[name], random_params(MODELS[name]), root / name)
-    return root
+    return Sources(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.slow

@@ -100,10 +100,9 @@ def test_the_bar_is_of_our_forward_over_eager_pytorchs(
     work = programs.SideBySide(dict.fromkeys(seconds, int), flops=4.5, least_bytes=0.0)
     monkeypatch.setattr(run, "take_turns", lambda *_: Turns(wall, wall))
     monkeypatch.setattr(speed, "measure_ceiling", lambda dtype: speed.Ceiling(1.0, 1.0))
-    monkeypatch.setattr(ap, "init_params", lambda *_: {})
     monkeypatch.setattr(run, "torch_products", lambda dtype: 0.5)
-    monkeypatch.setattr(run, "forwards", lambda *_: work)
-    monkeypatch.setattr(run, "steps", lambda *_: work)
+    for name in ("forwards", "steps"):
+        monkeypatch.setattr(run, name, lambda *_: work)
     small = "model.depth=1,compute.dtype=bfloat16"
     assert run.main([*what, "--batch", "4", "--repeats", "2", "--config", small]) == status
     first, *_, ours, eager, compiled, _, _, said = capsys.readouterr().out.splitlines()

@@ -39,10 +39,9 @@ def test_a_row_a_sub_network_and_batch_whose_figures_hold_together(given, said):
         t, w, l, batch = (int(row[n]) for n in ("num_tokens", "width", "depth", "batch"))
         flops = ap.flops(MODEL.config, t, w, l, batch_size=batch).total * batch
         seconds = float(row["median_ms"]) / 1e3
-        assert float(row["gflops"]) == pytest.approx(flops / 1e9, rel=1e-5)
-        assert float(row["images_per_second"]) == pytest.approx(batch / seconds, rel=1e-4)
-        assert float(row["gflops_per_second"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
-        assert float(row["of_ceiling"]) == pytest.approx(flops / seconds / 1e9, rel=1e-4)
+        rates = ("gflops", "images_per_second", "gflops_per_second", "of_ceiling")
+        wanted = flops / 1e9, batch / seconds, flops / seconds / 1e9, flops / seconds / 1e9
+        assert [float(row[name]) for name in rates] == pytest.approx(wanted, rel=1e-4)
         assert min(float(row["compile_s"]), float(row["memory_mib"])) > 0
 
 

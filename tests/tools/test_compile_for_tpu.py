@@ -41,22 +41,17 @@ def test_mistakes_are_refused_before_anything_is_compiled(refused, config, topol
     assert said in refused(tool, "--config", config, "--topology", topology)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
+def test_a_mistake_in_a_config_is_said_in_one_line(refused, tmp_path):
+    path = tmp_path / "mine.py"
+    for text, said in (
         ("def get_config(arg=''):\n    return 1 / 0", "line 2: ZeroDivisionError: division by"),
         ("x = 1\ndef get_config(\n", "line 2: SyntaxError: '(' was never closed"),
-        ("def get_config(arg=''):\n    return 3", "mine.py: AttributeError: 'int' object has no"),
-    ],
-)
-def test_a_mistake_in_a_config_is_said_in_one_line(refused, tmp_path, text, said):
-    path = tmp_path / "mine.py"
-    path.write_text(text)
-    text = refused(tool, "--config", str(path), "--topology", "v5e:2x2")
-    last = text.strip().splitlines()[-1]
-    assert f"--config={path}: " in last
-    assert said in last
-    assert "Traceback" not in text
+        ("def get_config(arg=''):\n    return 3", "AttributeError: 'int' object has no"),
+    ):
+        path.write_text(text)
+        lines = refused(tool, "--config", path, "--topology", "v5e:2x2").strip().splitlines()
+        assert re.search(rf"--config={path}: .*{re.escape(said)}", lines[-1])
+        assert not any("Traceback" in line for line in lines)
 
 
 def test_the_batches_held_beside_a_program_are_those_that_the_loop_holds():

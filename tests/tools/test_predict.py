@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 
+import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -59,11 +60,6 @@ def assert_same_classes(text, probabilities):
     np.testing.assert_allclose(list(got.values()), 100 * probabilities[best], atol=0.06)
 
 
-def softmax(logits):
-    e = np.exp(np.asarray(logits, np.float64) - np.max(logits))
-    return e / e.sum()
-
-
 def test_a_row_an_image_and_budget(sources, images, said):
     budgets = ("--num-tokens", 4, 32, "--width", 8, "--depth", 1)
     text = said(tool, *images, "--checkpoint", sources / "classification", *budgets)
@@ -73,7 +69,7 @@ def test_a_row_an_image_and_budget(sources, images, said):
         assert (name, sizes) == (str(path), (str(tokens), "8", "1"))
         pixels = ap.Preprocessing(image_size=16)(Image.open(path))
         out = output("classification", pixels, num_tokens=tokens, width=8, depth=1)
-        assert_same_classes(rest, softmax(out.logits[0]))
+        assert_same_classes(rest, jax.nn.softmax(out.logits[0]))
     assert len({rest for *_, rest in table}) == len(table)
 
 
@@ -82,7 +78,7 @@ def test_a_vit_and_the_size_of_its_images(sources, images, said):
     ((_, sizes, rest),) = rows(text)
     assert sizes == ("-", "-", "-")
     pixels = ap.Preprocessing(image_size=32)(Image.open(images[0]))
-    assert_same_classes(rest, softmax(output("vit", pixels).logits[0]))
+    assert_same_classes(rest, jax.nn.softmax(output("vit", pixels).logits[0]))
 
 
 @pytest.mark.slow
@@ -94,7 +90,7 @@ def test_tau_says_where_each_image_left(sources, images, said):
         pixels = ap.Preprocessing(image_size=16)(Image.open(path))[None]
         out = ap.early_exit(model, params, pixels, tau, num_tokens=4)
         assert sizes == ("4", "24", str(out.depth[0]))
-        assert_same_classes(rest, softmax(out.logits[0]))
+        assert_same_classes(rest, jax.nn.softmax(out.logits[0]))
         depths.append(sizes[2])
     assert len({*depths}) > 1
 

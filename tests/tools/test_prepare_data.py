@@ -154,9 +154,8 @@ def test_classes_are_as_many_as_in_the_published_data_set(opened, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line_and_come_before_any_work(tmp_path, refused, arguments, message):
-    if arguments[0] == "PHOTOS":
-        arguments = [sets.as_folder(tmp_path / "photos"), *arguments[1:]]
-    said = refused(prepare_data, arguments[0], tmp_path / "out", *arguments[1:])
+    source = arguments[0].replace("PHOTOS", sets.as_folder(tmp_path / "photos"))
+    said = refused(prepare_data, source, tmp_path / "out", *arguments[1:])
     assert message in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()

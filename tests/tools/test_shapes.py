@@ -29,9 +29,8 @@ def test_batches_are_those_that_the_run_reads(name):
 
 
 def test_images_from_a_disk_come_with_a_count_of_those_that_did_not_decode():
-    config = run_config("scratch")
-    data = dataclasses.replace(config.data, source="folder:somewhere")
-    shapes = batch_shapes(dataclasses.replace(config, data=data), make_task(config))
+    config = run_config("scratch", {"data.source": "folder:somewhere"})
+    shapes = batch_shapes(config, make_task(config))
     assert (shapes["bad"].shape, shapes["bad"].dtype) == ((8,), np.int32)
 
 

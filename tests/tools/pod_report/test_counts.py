@@ -5,7 +5,7 @@ import pytest
 from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.hlo import parse
 from tools.pod_report.loops import trip_count
-from tools.pod_report.matmuls import Product, product
+from tools.pod_report.matmuls import product
 from tools.pod_report.traffic import hbm_bytes
 from tools.pod_report.values import argument
 
@@ -48,29 +48,16 @@ def test_an_array_in_a_loop_is_the_argument_unless_the_loop_changes_it():
         assert argument(module, module.entry, module.entry.root) == expected
 
 
-def convolution(left: str, right: str, out: str, attributes: str) -> Product:
-    module = parse(
-        entry(
-            f"%l = {left} parameter(0)",
-            f"%r = {right} parameter(1)",
-            f"%c = {out} convolution(%l, %r), {attributes}",
-        )
-    )
-    found = product(module.entry, module.entry.root)
-    assert found is not None
-    return found
-
-
-@pytest.mark.parametrize(
-    ("left", "right", "out", "attributes", "expected"),
-    [
-        (  # scores of 16 samples and 13 heads: a batch of 208
+def test_products_of_heads_and_of_a_padded_convolution_are_seen_in_their_disguise():
+    """Scores of 16 samples and 13 heads; 3 x 3 pixels, of which the edges have fewer."""
+    for left, right, out, attributes, expected in (
+        (
             *("bf16[16,64,13,32]{3,2,1,0}", "bf16[16,24,13,32]{3,2,1,0}"),
             "f32[16,13,64,24]{3,2,1,0}",
             "window={size=16x13 stride=15x12 lhs_dilate=16x13}, dim_labels=0b1f_0o1i->01bf",
             (16 * 13, 64, 32, 24),
         ),
-        (  # a convolution that is one: 3 x 3, its edges padded
+        (
             *("f32[2,5,5,3]{3,2,1,0}", "f32[3,3,3,7]{3,2,1,0}", "f32[2,5,5,7]{3,2,1,0}"),
             "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
             (1, 2 * 5 * 5, 3 * (13 / 5) ** 2, 7),
@@ -80,11 +67,13 @@ def convolution(left: str, right: str, out: str, attributes: str) -> Product:
             "window={size=1}, dim_labels=b0f_0io->b0f, feature_group_count=3",
             (3, 16, 2, 3),
         ),
-    ],
-)
-def test_a_product_is_seen_through_its_disguise(left, right, out, attributes, expected):
-    found = convolution(left, right, out, attributes)
-    assert (found.groups, found.rows, found.inner, found.columns) == pytest.approx(expected)
+    ):
+        operands = f"%l = {left} parameter(0)", f"%r = {right} parameter(1)"
+        entered = parse(entry(*operands, f"%c = {out} convolution(%l, %r), {attributes}")).entry
+        found = product(entered, entered.root)
+        assert found is not None
+        sizes = found.groups, found.rows, found.inner, found.columns
+        assert sizes == pytest.approx(expected)
 
 
 def moved(*lines: str, before: str = "") -> float:

@@ -14,7 +14,6 @@ from tests.tools.pod_report.texts import LOOP, entry
 from tools.pod_report.chips import CHIPS
 from tools.pod_report.collectives import Collective
 from tools.pod_report.hlo import Array
-from tools.pod_report.pages import page, table
 from tools.pod_report.program import Memory, Work
 from tools.pod_report.report import Report, checks, replicated
 from tools.pod_report.topology import GIB, Topology
@@ -147,14 +146,6 @@ def test_times_are_of_both_programs_with_what_is_sent_beside_or_after(lean):
     sent = [dataclasses.replace(s, seconds=1.0) for s in lean.gradients.sent]
     assert change(lean, sent=tuple(sent)).seconds == pytest.approx((3.02, 3.04))
     assert lean.mfu(0.04) == pytest.approx(7e11 / 0.04 / 197e12)
-
-
-def test_a_row_without_a_report_has_all_columns_and_a_page_names_what_is_wrong(lean):
-    lines = table([lean, ("configs/y.py", "v5e:2x2", "needs 40.4 GiB")]).splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-    spoiled = page(change(lean, spilled=SPILLED))
-    assert "- **no**: softmax stays on the chip" in spoiled
-    assert "1.00 GB: blocks/attn/exp (8, 8)" in spoiled
 
 
 def test_large_arrays_that_every_chip_holds_whole_are_listed_the_largest_first():
