@@ -28,7 +28,6 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
         (SCRATCH, "v9:2x2", "'v9:2x2': the chip must be one of v4, v5e, v5p, v6e"),
         (SCRATCH, "v5e:4x4x4", "v5e takes 2 sides up to 16x16, the first two even, or 1x1"),
         (SCRATCH, "v5e:3x3", "v5e takes 2 sides"),
-        (SCRATCH, "v5e:32x8", "v5e takes 2 sides"),
         (SCRATCH, "v5e:0x4", "v5e takes 2 sides"),
         (SCRATCH, "v5litepod-8", "is a slice; say v5e:2x4"),
         (SCRATCH, "v5p-128", "is a slice; say v5p:4x4x4"),  # named by cores, two per chip

@@ -146,7 +146,6 @@ def test_classes_are_as_many_as_in_the_published_data_set(opened, monkeypatch):
     ("arguments", "message"),
     [
         (["scenes"], "there is nothing to prepare"),
-        (["zip:x"], "must be 'scenes', or one of 'tfds:...'"),
         (["folder:no/where"], "no/where: there is no such folder"),
         (["folder:x", "--per-shard", "0"], "--per-shard=0: must be at least 1"),
         (["folder:x", "--workers", "-1"], "--workers=-1: must be at least 0"),

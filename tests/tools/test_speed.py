@@ -34,11 +34,6 @@ def test_of_a_dense_models_backbone_only_what_is_used_counts():
     assert program.least_bytes == 4 * touched < 4 * ap.count_params(params)
 
 
-def test_a_table_says_whether_memory_is_kept(monkeypatch):
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")
-    assert ", GLIBC_TUNABLES=glibc.malloc.arena_max=1, JAX" in speed.described()
-
-
 def test_a_ceiling_is_the_best_measured_and_a_floor_the_larger_of_two(monkeypatch):
     measured = speed.measure_ceiling(jnp.float32, sides=(64,), megabytes=1, tries=2)
     assert min(measured.flops, measured.bandwidth) > 1e6

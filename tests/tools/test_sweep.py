@@ -121,7 +121,6 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, said, monkeyp
         (("--out", "sweep.txt"), r"--out=sweep\.txt: must end in \.csv"),
         (("--set", "model.depth=2"), "--set model.depth: must be a key of data, images or"),
         (("--set", "data.none=2"), "there is no such key"),
-        (("--data", "folder:nowhere"), "nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused(folder, tmp_path, refused, more, message):
