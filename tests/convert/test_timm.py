@@ -47,16 +47,13 @@ def test_the_teacher():
     assert teacher.preprocessing.image_size == 224
 
 
-def test_every_name_gives_a_model():
+def test_every_name_gives_a_model_and_one_that_is_not_known_names_the_nearest():
     names = ap.timm_models()
     assert len(names) == len(set(names)) > 80
     for name in names:
         model = ap.timm_model(name)
         assert model.name == name
         assert model.preprocessing.image_size == model.config.image_size
-
-
-def test_a_name_that_is_not_known_names_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean .*vit_huge_patch14_clip_224\.laion2b"):
         ap.timm_model("vit_huge_patch14_clip_224.laion2b_ft_in21k")
     with pytest.raises(ValueError, match=r"'resnet50' is not a timm ViT known here"):

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("bird", "cat", "dog")
+SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ def photos(split, each=4):
 
 def as_folder(root: Path, some=photos, names=("train", "val")) -> str:
     """ROOT/train/class/name.jpg."""
-    for split, name in zip(("train", "validation"), names, strict=True):
+    for split, name in zip(SPLITS, names, strict=True):
         for photo in some(split):
             path = root / name / CLASSES[photo.label] / f"{photo.name}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,18 +58,22 @@ def add(tar, name, data):
     tar.addfile(info, io.BytesIO(data))
 
 
-def as_tars(root: Path, some=photos, shards=2) -> tuple[str, str]:
+def halves(every: list[Photo]) -> tuple[list[Photo], list[Photo]]:
+    """The photographs of two shards."""
+    return every[: len(every) // 2], every[len(every) // 2 :]
+
+
+def as_tars(root: Path, some=photos) -> tuple[str, str]:
     """ROOT/train-0.tar and so on, jpg + cls + json; the sources of both splits."""
     root.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "validation"):
-        every = some(split)
-        for i in range(shards):
+    for split in SPLITS:
+        for i, half in enumerate(halves(some(split))):
             with tarfile.open(root / f"{split}-{i}.tar", "w") as tar:
-                for photo in every[len(every) * i // shards : len(every) * (i + 1) // shards]:
+                for photo in half:
                     add(tar, f"{photo.name}.jpg", photo.data)
                     add(tar, f"{photo.name}.cls", str(photo.label).encode())
                     add(tar, f"{photo.name}.json", b"{}")
-    return tuple(f"wds:{root}/{s}-{{0..{shards - 1}}}.tar" for s in ("train", "validation"))
+    return tuple(f"wds:{root}/{split}-{{0..1}}.tar" for split in SPLITS)
 
 
 def as_tfds(root: Path, some=photos, name="small_photos") -> str:
@@ -90,10 +95,7 @@ def as_tfds(root: Path, some=photos, name="small_photos") -> str:
     return f"tfds:{name}"
 
 
-SPLITS = ("train", "validation")
-
-
-def write_tfds(root, name, features, examples, file_format="array_record"):
+def write_tfds(root, name, features, examples):
     """A builder made for these examples writes them, in their order."""
     import tensorflow_datasets as tfds
 
@@ -120,7 +122,7 @@ def write_tfds(root, name, features, examples, file_format="array_record"):
             "_generate_examples": generate,
         },
     )
-    kind(data_dir=str(root), file_format=file_format).download_and_prepare()
+    kind(data_dir=str(root), file_format="array_record").download_and_prepare()
 
 
 def as_array_records(root: Path, some=photos) -> str:
@@ -131,10 +133,9 @@ def as_array_records(root: Path, some=photos) -> str:
 
     root.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        every = some(split)
-        for i in range(2):
+        for i, half in enumerate(halves(some(split))):
             writer = ArrayRecordWriter(str(root / f"{split}-{i}.array_record"), "group_size:1")
-            for photo in every[len(every) * i // 2 : len(every) * (i + 1) // 2]:
+            for photo in half:
                 name = photo.name.encode()
                 writer.write(example({"image": photo.data, "label": photo.label, "name": name}))
             writer.close()

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.random import key
 
 from adaperceiver_jax.data.mixing import MixingSettings, cutmix, erase, mix, mixup
 
@@ -21,10 +22,6 @@ def halves(count, size):
     """Black images, the first half of one class and their partners of another."""
     labels = np.repeat([1.0, 0.0], count // 2)[:, None].astype(np.float32)
     return np.zeros((count, size, size, 1), np.float32), labels
-
-
-def key(n: int) -> jax.Array:
-    return jax.random.key(n)
 
 
 # Alphas and probabilities are traced: a program takes long to compile.

@@ -59,7 +59,7 @@ def largest_array(function, *arguments) -> int:
     return max(math.prod(map(int, shape.split(","))) for shape in shapes)
 
 
-def test_no_more_than_bands_is_ever_in_memory():
+def test_no_more_than_bands_is_ever_in_memory_and_they_need_whole_factors():
     """Neither forward nor backward; the whole is 14 times the largest array there is."""
     maps, size = jnp.zeros((2, 32, 32, 20)), (512, 512)
     whole = 2 * 512 * 512 * 20
@@ -72,8 +72,5 @@ def test_no_more_than_bands_is_ever_in_memory():
 
     assert largest_array(jax.grad(banded), maps) < whole / 14
     assert largest_array(jax.grad(at_once), maps) >= whole
-
-
-def test_bands_need_whole_factors():
     with pytest.raises(ValueError, match="height=13, width=20: must be multiples of the maps' 3 x"):
         by_bands(lambda m: m, MAPS, 13, 20)
