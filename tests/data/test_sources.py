@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from adaperceiver_jax.data import webdataset
-from adaperceiver_jax.data.augment import Preparation
+from adaperceiver_jax.data.augment import AugmentSettings, Preparation
+from adaperceiver_jax.data.pipeline import TrainOrder, train_batches
 from adaperceiver_jax.data.sources import open_source, open_split
 from tests.data import sets
 from tools.prepare_data import prepare
@@ -42,8 +43,15 @@ def opened(tmp_path_factory):
     memory.rm("/bucket", recursive=True)
 
 
+def batches(source):
+    """The bytes of some batches for training."""
+    prepare = Preparation(size=(16, 16), augment=AugmentSettings(rand_augment=2)).train
+    made = train_batches(TrainOrder(source, 7, prepare), 5, 0, 6)
+    return [{name: x.tobytes() for name, x in batch.items()} for batch in made]
+
+
 @pytest.mark.parametrize("kind", FORMATS)
-def test_every_format_gives_the_same_images_labels_and_order(opened, kind):
+def test_every_format_gives_the_same_images_labels_order_and_batches(opened, kind):
     for name in sets.SPLITS:
         split = getattr(opened[kind], name)
         assert split.fields == ("image", "label")
@@ -51,6 +59,7 @@ def test_every_format_gives_the_same_images_labels_and_order(opened, kind):
             assert (sample["image"], sample["label"]) == (photo.data, photo.label)
             assert photo.name in sample["name"]
         assert split.num_classes == (3 if kind in ("folder", "prepared", "tfds") else None)
+    assert batches(opened[kind].train.source) == batches(opened["folder"].train.source)
     assert opened["wds"].train.smallest_num_classes == 3
     assert opened["prepared"].train.classes == opened["folder"].train.classes == sets.CLASSES
 
