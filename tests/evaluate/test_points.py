@@ -51,9 +51,6 @@ def test_a_csv_gives_back_its_points(file):
     assert found[0].throughput == 8000.0
     assert last.throughput is None
     assert found[0].sub_network == dict(num_tokens=8, width=24, depth=1)
-
-
-def test_a_dense_csv_gives_back_its_points(file):
     assert csv_text(DENSE) == DENSE_CSV
     assert read_dense_points(file(DENSE_CSV)) == DENSE
 

@@ -81,15 +81,9 @@ def test_kernels_are_seen_as_pytorch_has_them():
 
 
 def test_merging():
-    for shape, merged in {
-        (): (1,),
-        (1, 1): (1,),
-        (1, 7): (7,),
-        (4, 2): (8,),
-        (3, 3): (3, 3),
-        (2, 3, 1, 2, 2): (6, 4),
-        (2, 9, 2): (2, 9, 2),
-    }.items():
+    flat = {(): (1,), (1, 1): (1,), (1, 7): (7,), (4, 2): (8,)}
+    deep = {(3, 3): (3, 3), (2, 3, 1, 2, 2): (6, 4), (2, 9, 2): (2, 9, 2)}
+    for shape, merged in (flat | deep).items():
         layout = layout_of((), shape, 8)
         assert layout.merged == merged
         x = jnp.arange(float(np.prod(shape, dtype=int))).reshape(shape)
@@ -193,11 +187,9 @@ def test_bfloat16_gradients_are_summed_in_float32():
 def test_blocks_of_one_size_are_one_stack_wherever_they_are_from():
     shapes = {"blocks": {"w": (3, 6, 8), "b": (3, 6)}, "v": (6, 16), "u": {"kernel": (6, 8)}}
     state = jax.eval_shape(Soap(max_preconditioner_dim=8).init, normal(shapes, 0))
-    assert {name: x.shape for name, x in state.first.items()} == {
-        "3_of_6": (3, 6),
-        "5_of_6x8": (5, 6, 8),  # three blocks, and the two that a long axis is cut into
-        "1_of_8x6": (1, 8, 6),
-    }
+    stacks = {name: x.shape for name, x in state.first.items()}
+    # Five of 6 x 8: three blocks, and the two that a long axis is cut into.
+    assert stacks == {"3_of_6": (3, 6), "5_of_6x8": (5, 6, 8), "1_of_8x6": (1, 8, 6)}
 
 
 def test_programs_do_not_grow_with_the_stack_and_multiply_in_full_precision():
