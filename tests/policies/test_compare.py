@@ -177,8 +177,8 @@ FIGURE = [
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
     """rows -> the axes of their picture."""
+    kept: list = []
     monkeypatch.setattr(figure, "finish", lambda found, path: kept.append(found))
-    kept = []
     return lambda rows: figure.plot(rows, tmp_path / "policies.png") or kept.pop().axes
 
 
