@@ -4,7 +4,7 @@ python main.py --config=configs/ade20k.py --workdir=runs/ade20k \
     --config.init_from=runs/features --config.data.dir=DIR
 python main.py --config=configs/ade20k.py:runlocal --workdir=/tmp/ade20k   # two minutes
 
-Not run at full size: v5e-16, 0.10 to 0.12 hours of steps, reckoned (docs/pods.md); no mIoU. A step
+Not run at full size: v5e-16, 0.10 to 0.12 hours of steps, estimated (docs/pods.md); no mIoU. A step
 takes 9.3 of one v5e chip's 16 GiB (docs/dense_memory.md). Evaluation, another head, all else:
 docs/dense.md.
 """

@@ -5,7 +5,7 @@ python main.py --config=configs/features.py --workdir=runs/features \
 python main.py --config=configs/features.py:runlocal --workdir=/tmp/features   # a minute
 
 The second stream of output tokens, its write head and its adapter start fresh.
-Not run at full size: v5e-256, 1.8 to 2.2 hours of steps, reckoned (docs/pods.md); no accuracy.
+Not run at full size: v5e-256, 1.8 to 2.2 hours of steps, estimated (docs/pods.md); no accuracy.
 """
 
 from configs import common

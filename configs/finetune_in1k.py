@@ -6,7 +6,7 @@ python main.py --config=configs/finetune_in1k.py:runlocal --workdir=/tmp/in1k   
 
 The adapter starts fresh, since the classes are others (were they as many, it would be loaded).
 Everything else is frozen.
-Not run at full size: v5e-256, 0.09 to 0.12 hours of steps, reckoned (docs/pods.md).
+Not run at full size: v5e-256, 0.09 to 0.12 hours of steps, estimated (docs/pods.md).
 The paper: 82.6% with 32 tokens to 85.4% with 256.
 """
 

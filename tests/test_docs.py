@@ -12,11 +12,13 @@ from PIL import Image
 
 import adaperceiver_jax as ap
 from adaperceiver_jax.evaluate.points import csv_text
-from adaperceiver_jax.tasks.make import RunConfig
-from adaperceiver_jax.train.settings import check_key
+from adaperceiver_jax.tasks.make import RunConfig, read_config
+from adaperceiver_jax.train.settings import check_key, make_plan
 from tests.test_commands import PAGES, blocks, texts
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGES = {"imagenet12k": 12_129_687, "imagenet2012": 1_281_167}
+"""To train on, as published."""
 SHELL = r'python -c "(.*?)"'
 PAPERS = "pjajal/adaperceiver-v1-in1k-ft"
 
@@ -149,3 +151,30 @@ def test_links_lead_somewhere():
             assert target.exists(), (path, link)
             if anchor:
                 assert anchor in anchors(target), (path, link, anchor)
+
+
+def rows_of(page: str, start: str) -> dict[str, list[str]]:
+    """A table's rows, by their first cell, of the table that begins with `start`."""
+    table = (ROOT / page).read_text().partition(start)[2].partition("\n\n")[0]
+    cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()[2:])
+    return {first: rest for first, *rest in cells}
+
+
+def test_hours_are_steps_times_what_a_step_takes():
+    """docs/pods.md: of the config's own length and its row of steps; the README and the config's
+    head: the same hours."""
+    steps_of = rows_of("docs/pods.md", "| config | topology |")
+    readme = rows_of("README.md", "| config | what is trained |")
+    for name, (chips, _, steps, milliseconds, hours) in rows_of(
+        "docs/pods.md", "| config | slice |"
+    ).items():
+        plain = name.partition(":")[0]
+        config = read_config(f"configs/{name if ':' in name else name + ':'}".replace(":", ".py:"))
+        count = make_plan(config, IMAGES.get(config.data.source.partition(":")[2], 1)).last
+        assert steps == f"{count:,}", name
+        assert milliseconds == steps_of[name][6], name
+        low, high = (count * float(ms) / 3.6e6 for ms in milliseconds.split(" to "))
+        said = " to ".join(f"{h:.1f}" if h >= 1 else f"{h:.2f}" for h in (low, high))
+        assert hours == said, name
+        assert readme[f"`{plain}`"][2] == f"{chips}: {said}", name
+        assert f"{chips}, {said} hours" in (ROOT / f"configs/{plain}.py").read_text(), name
