@@ -3,7 +3,7 @@
 python main.py --config=configs/stage1_tokens.py --workdir=runs/stage1 --config.data.dir=DIR
 python main.py --config=configs/stage1_tokens.py:runlocal --workdir=/tmp/stage1   # a minute
 
-Not run at full size: v5e-256, 2.7 to 3.5 hours of steps, estimated (docs/pods.md); no accuracy.
+Not run at full size: v5e-256, 2.6 to 3.5 hours of steps, estimated (docs/pods.md); no accuracy.
 """
 
 from configs import common

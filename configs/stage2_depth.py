@@ -4,7 +4,7 @@ python main.py --config=configs/stage2_depth.py --workdir=runs/stage2 \
     --config.init_from=runs/stage1 --config.data.dir=DIR
 python main.py --config=configs/stage2_depth.py:runlocal --workdir=/tmp/stage2   # a minute
 
-Not run at full size: v5e-256, 3.8 to 4.9 hours of steps, estimated (docs/pods.md); no accuracy.
+Not run at full size: v5e-256, 3.7 to 4.9 hours of steps, estimated (docs/pods.md); no accuracy.
 """
 
 from configs import common

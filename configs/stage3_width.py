@@ -5,7 +5,7 @@ python main.py --config=configs/stage3_width.py --workdir=runs/stage3 \
 python main.py --config=configs/stage3_width.py:runlocal --workdir=/tmp/stage3   # a minute
 
 The paper trains widths by drawing one a sample; --config.loss.width_loss=1 adds their own loss.
-Not run at full size: v5e-256, 1.2 to 1.5 hours of steps, estimated (docs/pods.md); no accuracy.
+Not run at full size: v5e-256, 1.1 to 1.5 hours of steps, estimated (docs/pods.md); no accuracy.
 """
 
 from configs import common
