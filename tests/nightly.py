@@ -13,7 +13,8 @@ which run for every change: a fault there that only a nightly test would show is
 
 When a group passes, and none of its tests was skipped, a digest of its files is written to
 tests/nightly.json, which is committed with the change. A group is out of date when the digest of
-its files is not the one written there.
+its files is not the one written there. It knows nothing of the versions that are installed, but for
+their ranges in setup.py.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ PACKAGE = "adaperceiver_jax"
 TESTS: dict[str, tuple[str, ...]] = {
     "pods": (
         *("tools/pod_report/*.py", "docs/pods.md", "configs/*.py"),
-        *(f"{PACKAGE}/{room}/*.py" for room in ("models", "optim", "tasks")),
+        *(f"{PACKAGE}/{room}/*.py" for room in ("losses", "models", "optim", "tasks")),
+        *(f"{PACKAGE}/{name}.py" for name in ("data/mixing", "evaluate/flops")),
     ),
     "processes": (
-        *("main.py", "tests/train/killed.py", f"{PACKAGE}/train/*.py", f"{PACKAGE}/optim/*.py"),
+        *("main.py", "tests/train/killed.py", "configs/*.py"),
+        *(f"{PACKAGE}/{room}/*.py" for room in ("optim", "train")),
         *(f"{PACKAGE}/{name}.py" for name in ("data/pipeline", "data/loading", "convert/hub")),
         *(f"{PACKAGE}/tasks/{name}.py" for name in ("segment", "dense_sweep")),
     ),
@@ -47,13 +50,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "counts": (f"{PACKAGE}/models/*.py", f"{PACKAGE}/tasks/*.py"),
     "experiments": (),
     "tools": (
-        *("main.py", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "tools/*.py"),
+        *("main.py", "pyproject.toml", "MANIFEST.in", "README.md", "tools/*.py"),
         *("configs/*.py", "experiments/colab/*.py"),
         *(f"{PACKAGE}/{room}/*.py" for room in ("evaluate", "convert", "policies", "tasks")),
     ),
     "contributing": (
         *("docs/contributing.md", "configs/*.py", "main.py", f"{PACKAGE}/models/dense*.py"),
         *(f"{PACKAGE}/{room}/*.py" for room in ("tasks", "policies", "data")),
+        *(f"{PACKAGE}/{name}.py" for name in ("convert/names", "evaluate/flops", "train/loop")),
     ),
 }
 """Groups of tests, and patterns of the files that they cover beside what they import."""
@@ -73,7 +77,8 @@ def covered(group: str) -> list[Path]:
     mark = f'nightly(group="{group}")'
     files = {path for path in ROOT.glob("tests/**/*.py") if mark in path.read_text()}
     shared = {folder / "conftest.py" for path in files for folder in path.parents}
-    found = closure({*files, *(path for path in shared if path.is_file())}, outside)
+    first = {*files, *(path for path in shared if path.is_file()), ROOT / "setup.py"}
+    found = closure(first, outside)
     found |= {path for pattern in TESTS[group] for path in ROOT.glob(pattern) if path.is_file()}
     return sorted(found - {Path(__file__)})
 
@@ -154,11 +159,11 @@ def run(group: str) -> bool:
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         options = ["-q", "-rs", "-n", "auto", "--dist", "loadfile", f"--junit-xml={report.name}"]
         command = [sys.executable, "-m", "pytest", *options, "-m", chosen]
-        passed = subprocess.run(command, cwd=ROOT).returncode == 0
-        if passed and (skipped := ElementTree.parse(report.name).findall(".//skipped")):
+        fine = subprocess.run(command, cwd=ROOT).returncode == 0
+        if fine and (skipped := ElementTree.parse(report.name).findall(".//skipped")):
             print(f"{group}: {len(skipped)} tests were skipped, so it has not passed")
             return False
-    return passed
+    return fine
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

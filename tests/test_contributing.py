@@ -24,7 +24,6 @@ from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "contributing.md"
-pytestmark = pytest.mark.optimised
 SHORT = "length=2 steps,evaluation.every=100%,batch_size=8,data.validation_count=8"
 
 

@@ -1,5 +1,6 @@
 """Data sets that are not what they should be: named, and told what to do."""
 
+import json
 import shutil
 import tarfile
 
@@ -184,6 +185,23 @@ def test_tfds_that_is_not_there(tmp_path):
     said = refused("imagenet2012: is known, but not prepared", "tfds:imagenet2012", str(tmp_path))
     assert f"tfds build imagenet2012 --file_format=array_record --data_dir={tmp_path}" in said
     refused("tfds:no_such_set: is not in", "tfds:no_such_set", str(tmp_path))
+
+
+def test_sets_without_validation_images_say_so_and_may_hold_some_out(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {"label": tfds.features.ClassLabel(num_classes=3), "image": tfds.features.Text()}
+    examples = {"train": [{"label": 1, "image": "x"}] * 4}
+    sets.write_tfds(tmp_path, "train_alone", lambda: features, examples)
+    made = tmp_path / "made"
+    prepare(open_source(sets.as_folder(tmp_path / "photos")), made)
+    about = json.loads((made / "dataset.json").read_text())
+    del about["splits"]["validation"]
+    (made / "dataset.json").write_text(json.dumps(about))
+    for name in ("tfds:train_alone", f"array_record:{made}", f"array_record:{made}/train-*"):
+        refused("says of no images that they are for validation", name, str(tmp_path))
+        held = open_source(name, str(tmp_path), "25%")
+        assert len(held.train.source) == 3 * len(held.validation.source)
 
 
 def test_a_tfds_file_cut_short_or_gone_or_another_or_of_another_format(tmp_path):

@@ -43,6 +43,17 @@ def test_a_shape_has_the_area_of_the_unit_disc_and_its_stated_reach(name):
     np.testing.assert_allclose(np.quantile(near, [0.1, 0.5, 0.9]), 1.0, atol=0.02)
 
 
+def test_the_subject_is_the_largest_and_hidden_only_by_small_things(described):
+    for scene in described:
+        *others, subject = scene.things
+        assert subject.shape == scene.label
+        assert len({thing.shape for thing in scene.things}) == len(scene.things)
+        nearer = [thing for thing in others if thing.distance < subject.distance]
+        assert len(nearer) <= 2
+        assert all(thing.scale <= 0.68 * subject.scale for thing in others)
+        assert all(thing.scale <= 0.33 * subject.scale for thing in nearer)
+
+
 def test_an_image_is_a_function_of_seed_split_and_index_alone():
     for size in (16, 33):
         first, second = Scenes(10, size, "train", seed=3), Scenes(4000, size, "train", seed=3)

@@ -123,7 +123,11 @@ def test_where_no_crop_fits_it_is_the_largest_in_the_middle():
 def test_rand_augment_draws_each_operation_and_sign_as_often(monkeypatch):
     seen = {name: [] for name in OPERATIONS}
     for name, operation in OPERATIONS.items():
-        kept = lambda image, amount, signs=seen[name]: signs.append(amount >= 0) or image  # noqa: E731
+
+        def kept(image, amount, signs=seen[name]):
+            signs.append(amount >= 0)
+            return image
+
         monkeypatch.setitem(OPERATIONS, name, dataclasses.replace(operation, apply=kept))
     rng = np.random.default_rng(1)
     for _ in range(3500):

@@ -12,7 +12,6 @@ from adaperceiver_jax.tasks.classify import Classify, Teacher
 from adaperceiver_jax.tasks.distill import Distill
 from adaperceiver_jax.tasks.once_for_all import LossSettings, Targets, scores, smoothed
 from tests.small_models import TINY, random_images, random_params, run
-from tests.train.small import programs_of
 
 CONFIG = ap.AdaPerceiverConfig(**TINY)
 MODEL = ap.AdaPerceiver(CONFIG)
@@ -34,20 +33,6 @@ def test_each_sample_draws_one_of_the_trained_widths_and_each_depth_a_granularit
     for width in CONFIG.widths:  # a third of 1280, and 6 sigma
         assert abs((widths == width).mean() - 1 / 3) < 0.08
     assert len({row.tobytes() for row in widths}) == 20
-
-
-def test_each_step_draws_anew_and_the_same_step_the_same():
-    programs = programs_of(Classify(model=MODEL), jax.device_count())
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, programs.state.params)
-    params = jax.device_put(random_params(MODEL), shardings)
-    batch = {name: values[:8] for name, values in BATCH.items()}
-
-    def loss(step: int) -> float:
-        given_away = programs.init(jax.random.key(0)).opt_state
-        _, _, metrics = programs.gradients(params, given_away, jnp.int32(step), {}, batch)
-        return float(metrics["loss"])
-
-    assert loss(0) == loss(0) != loss(1)
 
 
 @pytest.mark.parametrize(("widths", "depths"), [(False, False), (False, True), (True, False)])

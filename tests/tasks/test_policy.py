@@ -116,6 +116,7 @@ def test_noise_draws_from_the_softmax():
     many = {"image": np.zeros((20_000, 1, 1, 3), np.uint8), "label": np.zeros(20_000, np.int32)}
     samples, _ = jax.jit(task.draw)(many, KEY, 0)
     logits = np.array([0.3, -0.5, 1.0, 0.0])
+    assert len({float(noise.ravel()[0]) for noise in samples["noise"]}) == len(samples["noise"])
     drawn = (logits + np.asarray(samples["noise"][0])).argmax(-1)
     share, want = np.bincount(drawn, minlength=4) / 20_000, np.exp(log_softmax(logits))
     assert (np.abs(share - want) < 5 * np.sqrt(want * (1 - want) / 20_000)).all()

@@ -89,7 +89,11 @@ def test_a_config_names_a_timm_checkpoint_whose_bare_name_is_its_hub_id(
     timm_folder, tmp_path, monkeypatch
 ):
     asked = []
-    download = lambda name, **_: asked.append(name) or timm_folder  # noqa: E731
+
+    def download(name, **_):
+        asked.append(name)
+        return timm_folder
+
     monkeypatch.setattr(hub.huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
     for name in (f"{DEIT}.fb_in1k", f"timm/{DEIT}.fb_in1k", str(timm_folder)):

@@ -46,12 +46,6 @@ def test_programs_take_the_shapes(name):
     assert {x.sharding.mesh.size for x in jax.tree.leaves((step.gradients, step.apply))} == {4}
 
 
-@pytest.mark.parametrize("key", ["batch_size", "evaluation.batch_size"])
-def test_a_batch_that_does_not_split_is_refused(key):
-    with pytest.raises(ValueError, match=rf"config\.{key}=9: cannot be split over 2 devices"):
-        make_step(run_config("scratch", {key: 9}), jax.devices()[:2])
-
-
 def test_a_teacher_of_timms_is_not_fetched(monkeypatch):
     def fetched(*_):
         raise AssertionError("was looked for")
