@@ -24,14 +24,7 @@ from adaperceiver_jax.train.settings import ProfileSettings
 from adaperceiver_jax.train.step import loss_and_gradients
 from tests.small_models import random_params
 from tests.small_models import run as apply
-from tests.train.small import (
-    PLAIN,
-    assert_same,
-    rows,
-    run,
-    run_config,
-    saved_steps,
-)
+from tests.train.small import PLAIN, assert_same, rows, run, run_config, saved_steps
 
 KEEP = {
     **PLAIN,
